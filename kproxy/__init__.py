@@ -1,3 +1,37 @@
-"""kproxy: a kube-proxy and cluster DNS for Linux nodes that explains itself."""
+"""kproxy: a kube-proxy and cluster DNS for Linux nodes that explains itself. The map of the program; read this first.
+
+One pipeline, and state flows one way through it:
+
+    API streams ─▶ watch.reflector ─▶ events ─▶ model.snapshot.fold ─▶ Snapshot
+    node addresses ─▶ watch.addresses ──┘                                 │
+         ┌────────────────────────────────────────────────────────────────┤
+         ▼                                                                ▼
+    model.resolve ─▶ DesiredState                                  dns.compile ─▶ Zone
+         ▼                                                                ▼
+    backends.iptables: compile ─▶ Ruleset ─▶ plan ─▶ apply ─▶ kernel   dns.channel ─▶ dns.worker ─▶ answers
+
+    processes     supervisor (`kproxy run`) ─┬─ controller     app.py: watch, model, rules, status pages
+                                             └─ dns workers    dns/worker.py: one per core, fed over a Unix socket
+
+    model/        what Services mean: names objects events snapshot topology resolve desired diff        pure
+    watch/        client reflector decode (API), addresses (netlink), manifests (files)
+    sync/         pacer (pure: when may the next sync run), loop (fold → resolve → compile → plan → apply → report)
+    backends/     base.py: what a data plane offers; iptables/: names ruleset compile plan (pure) apply
+    dns/          names zone compile answer wire cache (pure), forward server worker channel node
+    explain/      walks a ruleset like the kernel would and says why (pure)
+    config/       KproxyConfiguration, KubeProxyConfiguration v1alpha1, flags
+    telemetry/    logs, status pages, metrics
+    lab/          three nodes in network namespaces, an embedded API server, pods that answer
+    cli/          one file per command; exit codes 0 ok, 1 findings, 2 usage, 3 not supported here
+    app.py        the only wiring: builds everything, owns the task group
+    supervisor.py the parent process; process.py what every process does first
+
+Below the purity line (model, names/ruleset/compile/plan of a backend, zone/compile/answer/wire/cache of dns, sync.pacer, explain) there
+is no I/O, no clock, no logging and no await; `tests/unit/test_architecture.py` reads the syntax trees and fails on a forbidden import.
+
+To follow one change: `watch/reflector.py` emits `Applied(Service)`; `sync/loop.py` folds it, `model/resolve.py` decides who gets which
+traffic, `backends/iptables/compile.py` writes that as chains, `plan.py` finds what differs from the kernel, `apply.py` runs the
+difference; meanwhile `dns/compile.py` made a new zone and `dns/channel.py` sent the workers what is new.
+"""
 
 __version__ = "0.1.0"

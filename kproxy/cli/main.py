@@ -1,0 +1,75 @@
+"""`kproxy` and `kubectl kproxy`: finds the sub-command, runs it, turns errors into one line and an exit code.
+
+Sub-commands are imported only when asked for: `kproxy version` must not pay for aiohttp, and the supervisor must not pay for anything.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from kproxy.errors import ExitCode, KproxyError
+
+_COMMANDS = {
+    "run": "be this node's service proxy and DNS",
+    "lab": "a three-node cluster network in namespaces, to learn on and to test with",
+    "render": "the iptables rules for manifests, without cluster or root",
+    "resolve": "the DNS answer for manifests, without cluster or root",
+    "trace": "where a packet goes, chain by chain, and why",
+    "cleanup": "remove all service rules of kproxy and kube-proxy from this node",
+    "version": "what this is and what it runs on",
+}
+
+
+class _Lazy(click.Group):
+    """Knows its sub-commands by name; loads one when it is run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"kproxy.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def cli() -> None:
+    """A kube-proxy and cluster DNS for Linux nodes that explains itself.
+
+    \b
+    Examples:
+      kproxy lab up                                   three nodes on this machine, in seconds
+      kproxy lab check                                the study notes, line by line, with real packets
+      kproxy render --node node-1 my-service.yaml     the rules that node would get
+      kproxy run --config /etc/kproxy/config.yaml     the daemon
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line and ends the process."""
+    try:
+        code = cli.main(args=argv, prog_name="kproxy", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else ExitCode.OK)
+    except KproxyError as error:
+        click.echo(f"kproxy: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(ExitCode.USAGE)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("kproxy: interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # `kproxy render … | head`
+        sys.stderr.close()
+        sys.exit(ExitCode.OK)

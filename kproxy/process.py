@@ -1,0 +1,28 @@
+"""What every process of kproxy does first: a name that `ps` and `top` show, and an end when its parent ends.
+
+In: a name of at most 15 octets (the kernel's limit for `comm`). Effects only; no imports beyond the standard library, because the
+supervisor and the workers pay for every module in resident memory on every node.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+
+
+def settle(name: str, *, parent_pid: int | None) -> None:
+    """Names this process and asks the kernel for SIGTERM when the parent dies.
+
+    A SIGKILLed supervisor must not leave workers that answer for ever beside their successors. `parent_pid` is the parent as the
+    parent itself knew it: when it died before the request was made, no signal would come, so that is looked at as well. None: no tie.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
+    if parent_pid is not None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent_pid:
+            raise SystemExit(0)

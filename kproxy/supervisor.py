@@ -1,0 +1,162 @@
+"""The parent of all processes of a node: starts them, starts them again, passes signals on, and knows nothing else.
+
+    kproxy run                      reads flags and configuration, then becomes this module by exec, with the child list as JSON
+      ├─ controller                 watch, model, rules
+      └─ dns worker × cores         answers
+
+What comes in: a list of children, `[{"name": …, "argv": […]}, …]`. What goes out: processes, and one line on stderr for each start and
+end. It keeps no state that matters, imports next to nothing, opens no file and talks to nobody, so there is nothing in it that can fail
+while the children run; they are children of this process and not of the controller, so that a controller that crashes, hangs or is
+killed takes no query and no connection with it.
+
+A child that ends is started again after a pause that doubles from 0.1 s to 30 s and falls back after a minute of health. Exit code 2
+(configuration) or 3 (this machine cannot) in the first life of a child is for the person at the terminal: everything stops with that
+code instead of a restart loop that hides it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+
+from kproxy.process import settle
+
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 30.0
+_HEALTHY_AFTER_S = 60.0
+_GRACE_S = 10.0  # between passing SIGTERM on and SIGKILL; a DaemonSet grants 30 s
+_SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
+_FINAL_CODES = (2, 3)
+
+
+@dataclass(slots=True)
+class Child:
+    """One process to keep alive. `pid` is 0 while it is not running; `due` is when it may start (monotonic seconds)."""
+
+    name: str
+    argv: list[str]
+    pid: int = 0
+    started: float = 0.0
+    due: float = 0.0
+    pause_s: float = _FIRST_PAUSE_S
+    lives: int = 0
+
+
+@dataclass(slots=True)
+class Family:
+    """All children, and how the family ends."""
+
+    children: list[Child]
+    stopping: bool = False
+    exit_code: int = 0
+    killed_at: float = field(default=float("inf"))
+
+    @property
+    def running(self) -> list[Child]:
+        return [child for child in self.children if child.pid]
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"kproxy supervisor: {text}\n")
+    sys.stderr.flush()
+
+
+def _start(child: Child, now: float) -> None:
+    # The children's signal mask is emptied: this process blocks what it waits for, and a mask survives exec.
+    child.pid = os.posix_spawn(child.argv[0], child.argv, dict(os.environ), setsigmask=[])
+    child.started = now
+    child.lives += 1
+    _say(f"{child.name} started, pid {child.pid}")
+
+
+def _reap(family: Family, now: float) -> None:
+    while family.running:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        for child in family.children:
+            if child.pid == pid:
+                _ended(family, child, os.waitstatus_to_exitcode(status), now)
+
+
+def _ended(family: Family, child: Child, code: int, now: float) -> None:
+    child.pid = 0
+    what = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+    if family.stopping:
+        _say(f"{child.name} ended ({what})")
+        return
+    if code in _FINAL_CODES and child.lives == 1:
+        _say(f"{child.name} cannot run ({what}): stopping")
+        family.exit_code = code
+        _stop(family, signal.SIGTERM, now)
+        return
+    if now - child.started > _HEALTHY_AFTER_S:
+        child.pause_s = _FIRST_PAUSE_S
+    child.due = now + child.pause_s
+    _say(f"{child.name} ended ({what}), starting again in {child.pause_s:g} s")
+    child.pause_s = min(child.pause_s * 2, _LONGEST_PAUSE_S)
+
+
+def _signal(family: Family, number: int) -> None:
+    for child in family.running:
+        os.kill(child.pid, number)
+
+
+def _stop(family: Family, number: int, now: float) -> None:
+    if family.stopping:  # a second request: now
+        _signal(family, signal.SIGKILL)
+        return
+    family.stopping = True
+    family.killed_at = now + _GRACE_S
+    _signal(family, number)
+
+
+def _next_wake(family: Family, now: float) -> float:
+    """Seconds until something is due; an hour when nothing is."""
+    if family.stopping:
+        return max(0.0, family.killed_at - now)
+    return max(0.0, min((c.due - now for c in family.children if not c.pid), default=3600.0))
+
+
+def supervise(family: Family) -> int:
+    """Runs until told to stop and all children have ended; returns the exit code."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    while True:
+        now = time.monotonic()
+        if family.stopping:
+            if not family.running:
+                return family.exit_code
+            if now >= family.killed_at:
+                _signal(family, signal.SIGKILL)
+                family.killed_at = now + 1.0
+        else:
+            for child in family.children:
+                if not child.pid and child.due <= now:
+                    _start(child, now)
+        info = signal.sigtimedwait(_SIGNALS, _next_wake(family, now))
+        now = time.monotonic()
+        if info is not None and info.si_signo in (signal.SIGTERM, signal.SIGINT):
+            _stop(family, signal.SIGTERM, now)
+        elif info is not None and info.si_signo in (signal.SIGHUP, signal.SIGUSR1):
+            _signal(family, info.si_signo)
+        _reap(family, now)
+
+
+def command_line(children: list[tuple[str, list[str]]]) -> list[str]:
+    """The argument vector that runs this module over `children`, for `os.execv`."""
+    listed = json.dumps([{"name": name, "argv": argv} for name, argv in children])
+    return [sys.executable, "-m", "kproxy.supervisor", listed]
+
+
+def main(argv: list[str]) -> int:
+    """Entry point: the child list is the only argument."""
+    settle("kproxy", parent_pid=None)
+    return supervise(Family([Child(item["name"], item["argv"]) for item in json.loads(argv[0])]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

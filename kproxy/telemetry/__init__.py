@@ -1,0 +1,1 @@
+"""What kproxy tells about itself: logs, status pages, metrics. Nothing here decides anything."""
