@@ -49,11 +49,16 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """Where one class of traffic to a ServicePort goes. All policy is already decided."""
+    """Where one class of traffic to a ServicePort goes. All policy is already decided.
+
+    local_only says which set `endpoints` is (policy Local or Cluster), for data planes that name their chains by it (KUBE-SVL-, KUBE-SVC-).
+    Two routes of one ServicePort with equal `local_only` have equal endpoints.
+    """
 
     endpoints: tuple[Endpoint, ...] = ()  # sorted by `text`
-    when_empty: Verdict = Verdict.REJECT
+    when_empty: Verdict = Verdict.REJECT  # REJECT whenever there are endpoints, so that equal routes compare equal
     masquerade: Masquerade = Masquerade.NEVER
+    local_only: bool = False
 
 
 class VirtualIPKind(Enum):
@@ -94,7 +99,9 @@ class ServicePort:
     """One port of one Service as this node must serve it, for one IP family.
 
     internal: to the cluster IP. external: to the other virtual IPs and the node port, from outside. short_circuit: the same
-    destinations from pods (when a local detector can tell) and from this node. With policy Cluster the last two are equal.
+    destinations from pods (when a local detector can tell) and from this node; its OFF_CLUSTER_SOURCES means that pods keep their
+    source and the node's own packets are masqueraded. With policy Cluster the last two are equal; without any destination but the cluster
+    IP both are `Route()`.
     reachable: every endpoint some route names, sorted; data planes make one chain or element for each.
     """
 
@@ -139,7 +146,8 @@ class LocalDetector:
 class NodePortAddresses:
     """On which of the node's addresses node ports answer.
 
-    everywhere: on every local address; `addresses` is then empty. loopback: whether 127.0.0.0/8 counts as one of them.
+    everywhere: on every local address; `addresses` is then empty. loopback: whether 127.0.0.0/8 counts as one of them (IPv4 only, and
+    only with `localhostNodePorts`; ::1 never does).
     """
 
     everywhere: bool = True
@@ -153,6 +161,7 @@ class FamilyState:
 
     family: Family
     service_ports: Mapping[ServicePortName, ServicePort] = field(default_factory=dict)
+    node_ip: str = ""  # this node's own address: bindAddress, else the Node's first, else loopback
     local_detector: LocalDetector | None = None
     node_port_addresses: NodePortAddresses = NodePortAddresses()
     untracked_dns: tuple[str, ...] = ()  # addresses whose port 53 this node answers itself, without conntrack
