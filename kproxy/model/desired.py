@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from kproxy.model.names import Family, ServicePortName
+from kproxy.model.names import Family, NamespacedName, ServicePortName
+from kproxy.model.objects import EndpointSlice, Problem, Service
 
 
 class Verdict(Enum):
@@ -51,8 +52,8 @@ class Endpoint:
 class Route:
     """Where one class of traffic to a ServicePort goes. All policy is already decided.
 
-    local_only says which set `endpoints` is (policy Local or Cluster), for data planes that name their chains by it (KUBE-SVL-, KUBE-SVC-).
-    Two routes of one ServicePort with equal `local_only` have equal endpoints.
+    local_only says which set `endpoints` is (policy Local or Cluster), for data planes that name their chains by it (KUBE-SVL-,
+    KUBE-SVC-). Two routes of one ServicePort with equal `local_only` have equal endpoints.
     """
 
     endpoints: tuple[Endpoint, ...] = ()  # sorted by `text`
@@ -160,11 +161,44 @@ class FamilyState:
     """The wanted state for one IP family."""
 
     family: Family
-    service_ports: Mapping[ServicePortName, ServicePort] = field(default_factory=dict)
+    service_ports: Mapping[ServicePortName, ServicePort] = field(
+        default_factory=dict
+    )  # iterates in order of `sort_key`
     node_ip: str = ""  # this node's own address: bindAddress, else the Node's first, else loopback
     local_detector: LocalDetector | None = None
     node_port_addresses: NodePortAddresses = NodePortAddresses()
     untracked_dns: tuple[str, ...] = ()  # addresses whose port 53 this node answers itself, without conntrack
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What of the node bears on a ServicePort. While these are equal, an unchanged Service resolves to what it was before."""
+
+    name: str
+    zone: str
+    node_ips: tuple[str, str]  # IPv4, IPv6; loopback when the node has none
+    detects: tuple[bool, bool]  # IPv4, IPv6: whether a local detector exists
+    masquerade_all: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceMemo:
+    """What one Service resolved to, and the objects (by identity) that it was resolved from."""
+
+    service: Service
+    slices: tuple[EndpointSlice, ...]
+    service_ports: tuple[ServicePort, ...]  # of both families
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveMemo:
+    """What the next `resolve` may take over. No part of the meaning of a DesiredState, hence not compared."""
+
+    facts: NodeFacts
+    services: Mapping[NamespacedName, Service]  # the snapshot's own map, for the case that nothing changed
+    slices_of: Mapping[NamespacedName, tuple[EndpointSlice, ...]]
+    resolved: Mapping[NamespacedName, ServiceMemo]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +207,7 @@ class DesiredState:
 
     ipv4: FamilyState = FamilyState(family=Family.IPV4)
     ipv6: FamilyState = FamilyState(family=Family.IPV6)
+    memo: ResolveMemo | None = field(default=None, compare=False, repr=False)  # how `resolve` skips what did not change
 
     def of(self, family: Family) -> FamilyState:
         """The state for `family`."""

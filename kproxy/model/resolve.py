@@ -1,0 +1,290 @@
+"""`resolve`: from what the API says to what this node must do. The only place that knows what Services mean.
+
+In: a Snapshot, the node's settings, and the DesiredState before. Out: the DesiredState now, in which "reject", "drop" and "masquerade"
+are fields; and the Problems met on the way. No packet facility, no clock, no I/O. A bad object costs its own ports and gives a
+Problem, never an exception: every other Service still works.
+
+How one Service port is decided (kube-proxy 1.36; the order matters):
+1. The Service counts at all: proxied (neither hand-over label), not ExternalName, and a cluster IP of the family (else the whole
+   Service is skipped in this family, node port included).
+2. `topology.usable` gives the Cluster set, the Local set, and whether anything could answer.
+3. Internal traffic (to the cluster IP) takes the Local set under internalTrafficPolicy Local, else the Cluster set.
+4. External traffic (external and load-balancer IPs, node port) takes the Local set under externalTrafficPolicy Local, which counts
+   only for Services reachable from outside by their spec. Pods and the node itself are then short-circuited to the Cluster set: they
+   need no load balancer to find a node that has endpoints.
+5. An empty set is REJECT if nothing could answer anywhere, and DROP if only the Local set is empty: a load balancer that has
+   not noticed yet retries elsewhere.
+
+Work is proportional to what changed: a Service whose object and slices are the very ones of last time (`is`) keeps its ServicePorts, and
+a recomputed ServicePort that equals the old one is the old one. What that needs travels in `DesiredState.memo`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kproxy.model.addresses import contains, of_family, special_class
+from kproxy.model.desired import (
+    ClientIPAffinity,
+    DesiredState,
+    Endpoint,
+    FamilyState,
+    Masquerade,
+    NodeFacts,
+    NodeSettings,
+    ResolveMemo,
+    Route,
+    ServiceMemo,
+    ServicePort,
+    SourceRanges,
+    Verdict,
+    VirtualIP,
+    VirtualIPKind,
+)
+from kproxy.model.endpoints import candidates_of
+from kproxy.model.names import Family, NamespacedName, Protocol, ServicePortName
+from kproxy.model.node import local_detector, node_facts, node_ip, node_port_addresses, untracked_dns
+from kproxy.model.objects import EndpointSlice, PortSpec, Problem, Service, TrafficPolicy
+from kproxy.model.snapshot import Snapshot
+from kproxy.model.topology import Place, Usable, usable
+
+_FAMILIES = (Family.IPV4, Family.IPV6)
+_NOTHING = Usable()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """The wanted state, and what was wrong with the objects it comes from (sorted)."""
+
+    desired: DesiredState
+    problems: tuple[Problem, ...] = ()
+
+
+def resolve(snapshot: Snapshot, settings: NodeSettings, previous: DesiredState | None = None) -> DesiredState:
+    """The wanted state of the node. Equal inputs give equal results, whatever `previous` is; it only saves work."""
+    return resolve_with_problems(snapshot, settings, previous).desired
+
+
+def resolve_with_problems(snapshot: Snapshot, settings: NodeSettings, previous: DesiredState | None = None) -> Resolved:
+    """`resolve`, together with the Problems of all Services and slices."""
+    facts = node_facts(snapshot, settings)
+    memo = _remember(snapshot, facts, previous.memo if previous is not None else None)
+    states = {family: _family_state(family, snapshot, settings, memo, previous) for family in _FAMILIES}
+    problems = sorted({problem for known in memo.resolved.values() for problem in known.problems})
+    desired = DesiredState(ipv4=states[Family.IPV4], ipv6=states[Family.IPV6], memo=memo)
+    return Resolved(desired=desired, problems=tuple(problems))
+
+
+def _remember(snapshot: Snapshot, facts: NodeFacts, old: ResolveMemo | None) -> ResolveMemo:
+    same_node = old is not None and old.facts == facts
+    if old is not None and same_node and old.services is snapshot.services and old.slices_of is snapshot.slices_of:
+        return old
+    before: Mapping[NamespacedName, ServiceMemo] = old.resolved if old is not None else {}
+    resolved: dict[NamespacedName, ServiceMemo] = {}
+    for name, service in snapshot.services.items():
+        slices = snapshot.slices_of.get(name, ())
+        known = before.get(name)
+        if known is None or not same_node or known.service is not service or known.slices is not slices:
+            known = _resolve_service(service, slices, facts, known)
+        resolved[name] = known
+    return ResolveMemo(facts, snapshot.services, snapshot.slices_of, resolved)
+
+
+def _family_state(
+    family: Family, snapshot: Snapshot, settings: NodeSettings, memo: ResolveMemo, previous: DesiredState | None
+) -> FamilyState:
+    before = previous.of(family) if previous is not None else None
+    state = FamilyState(
+        family=family,
+        service_ports=_service_ports(family, memo, before, previous.memo if previous is not None else None),
+        node_ip=node_ip(snapshot, settings, family),
+        local_detector=local_detector(snapshot, settings, family),
+        node_port_addresses=node_port_addresses(snapshot, settings, family),
+        untracked_dns=untracked_dns(settings, family),
+    )
+    if before is not None and before.service_ports is state.service_ports and before == state:
+        return before
+    return state
+
+
+def _service_ports(
+    family: Family, memo: ResolveMemo, before: FamilyState | None, old: ResolveMemo | None
+) -> Mapping[ServicePortName, ServicePort]:
+    """All ServicePorts of a family, in order of their sort key; the old mapping itself when nothing changed."""
+    if before is None or old is None:
+        every = [p for known in memo.resolved.values() for p in known.service_ports if p.family is family]
+        return {p.name: p for p in sorted(every, key=lambda p: p.name.sort_key)}
+    gone, new = _changes(family, memo.resolved, old.resolved)
+    if not gone and not new:
+        return before.service_ports
+    ports = dict(before.service_ports)
+    for name in gone:
+        ports.pop(name, None)
+    needs_order = any(name not in ports for name in new)
+    ports.update(new)
+    return dict(sorted(ports.items(), key=lambda item: item[0].sort_key)) if needs_order else ports
+
+
+def _changes(
+    family: Family, now: Mapping[NamespacedName, ServiceMemo], old: Mapping[NamespacedName, ServiceMemo]
+) -> tuple[set[ServicePortName], dict[ServicePortName, ServicePort]]:
+    """Names that vanished, and ServicePorts that are new or other objects than before."""
+    gone: set[ServicePortName] = set()
+    new: dict[ServicePortName, ServicePort] = {}
+    if now is old:
+        return gone, new
+    for name, known in now.items():
+        was = old.get(name)
+        if was is known:
+            continue
+        old_ports = {p.name: p for p in was.service_ports if p.family is family} if was is not None else {}
+        ports = {p.name: p for p in known.service_ports if p.family is family}
+        gone |= old_ports.keys() - ports.keys()
+        new.update({n: p for n, p in ports.items() if old_ports.get(n) is not p})
+    if len(old) > len(now) or any(name not in now for name in old):
+        for name in old.keys() - now.keys():
+            gone |= {p.name for p in old[name].service_ports if p.family is family}
+    return gone, new
+
+
+# One Service
+
+
+def _resolve_service(
+    service: Service, slices: tuple[EndpointSlice, ...], facts: NodeFacts, before: ServiceMemo | None
+) -> ServiceMemo:
+    problems: list[Problem] = []
+    ports: list[ServicePort] = []
+    if _is_served(service):
+        for family in _FAMILIES:
+            ports += _ports_of_family(service, slices, family, facts, problems)
+    old = {(p.family, p.name): p for p in before.service_ports} if before is not None else {}
+    kept = tuple(was if (was := old.get((p.family, p.name))) == p and was is not None else p for p in ports)
+    return ServiceMemo(service, slices, kept, tuple(problems))
+
+
+def _is_served(service: Service) -> bool:
+    """An ExternalName may still bear the cluster IP of the Service it was before; `type` decides."""
+    return service.proxied and not service.headless and service.type != "ExternalName" and bool(service.cluster_ips)
+
+
+def _ports_of_family(
+    service: Service, slices: tuple[EndpointSlice, ...], family: Family, facts: NodeFacts, problems: list[Problem]
+) -> list[ServicePort]:
+    virtual_ips = _virtual_ips(service, family, problems)
+    if not virtual_ips or virtual_ips[0].kind is not VirtualIPKind.CLUSTER:
+        return []
+    candidates, refused = candidates_of(slices, family, facts.name)
+    problems += refused
+    place = Place(facts.name, facts.zone)
+    ranges = _source_ranges(service, virtual_ips, family, facts)
+    seen: set[tuple[str, Protocol]] = set()
+    ports: list[ServicePort] = []
+    for port in service.ports:
+        key = (port.name, port.protocol)
+        if key in seen:
+            problems.append(
+                _problem(service, f"spec.ports: {port.name!r} {port.protocol.value} twice; the first is used")
+            )
+            continue
+        seen.add(key)
+        found = usable(candidates[key], place) if key in candidates else _NOTHING
+        ports.append(_service_port(service, port, family, virtual_ips, found, ranges, facts))
+    return ports
+
+
+def _service_port(
+    service: Service,
+    port: PortSpec,
+    family: Family,
+    virtual_ips: tuple[VirtualIP, ...],
+    found: Usable,
+    ranges: SourceRanges | None,
+    facts: NodeFacts,
+) -> ServicePort:
+    detects = facts.detects[0 if family is Family.IPV4 else 1]
+    local_internally = service.internal_policy is TrafficPolicy.LOCAL
+    off_cluster = Masquerade.OFF_CLUSTER_SOURCES if detects else Masquerade.NEVER
+    internal = _route(found, local_internally, Masquerade.ALWAYS if facts.masquerade_all else off_cluster)
+    external = short_circuit = Route()
+    if port.node_port or len(virtual_ips) > 1:
+        if _external_policy_is_local(service):
+            external = _route(found, True, Masquerade.NEVER)
+            short_circuit = _route(found, False, Masquerade.OFF_CLUSTER_SOURCES)
+        else:
+            # The endpoint may be on another node, and the reply has to come back through this one: always masqueraded.
+            external = short_circuit = _route(found, False, Masquerade.ALWAYS)
+    return ServicePort(
+        name=ServicePortName(service.name, port.name, port.protocol),
+        family=family,
+        port=port.port,
+        virtual_ips=virtual_ips,
+        node_port=port.node_port or None,
+        internal=internal,
+        external=external,
+        short_circuit=short_circuit,
+        reachable=_union(internal, external, short_circuit),
+        source_ranges=ranges,
+        affinity=None if service.affinity_timeout_s is None else ClientIPAffinity(timeout_s=service.affinity_timeout_s),
+        health_check_node_port=_health_check_node_port(service),
+    )
+
+
+def _route(found: Usable, local_only: bool, masquerade: Masquerade) -> Route:
+    endpoints = found.local if local_only else found.cluster
+    dropped = not endpoints and found.any_anywhere
+    verdict = Verdict.DROP if dropped else Verdict.REJECT
+    return Route(endpoints=endpoints, when_empty=verdict, masquerade=masquerade, local_only=local_only)
+
+
+def _union(*routes: Route) -> tuple[Endpoint, ...]:
+    longest = max((route.endpoints for route in routes), key=len)
+    known = set(longest)
+    extra = {e for route in routes if route.endpoints is not longest for e in route.endpoints if e not in known}
+    return tuple(sorted(known | extra, key=lambda e: e.text)) if extra else longest
+
+
+def _external_policy_is_local(service: Service) -> bool:
+    """externalTrafficPolicy counts only where the spec, not the status, makes the Service reachable from outside."""
+    reachable = service.type in ("LoadBalancer", "NodePort") or bool(service.external_ips)
+    return reachable and service.external_policy is TrafficPolicy.LOCAL
+
+
+def _health_check_node_port(service: Service) -> int | None:
+    wanted = service.type == "LoadBalancer" and service.external_policy is TrafficPolicy.LOCAL
+    return service.health_check_node_port or None if wanted else None
+
+
+def _virtual_ips(service: Service, family: Family, problems: list[Problem]) -> tuple[VirtualIP, ...]:
+    """The addresses of `family`, cluster IP first. Those of the other family are passed over without a word, as they are normal."""
+    found: list[VirtualIP] = []
+    for kind, path, addresses in (
+        (VirtualIPKind.CLUSTER, "spec.clusterIPs", of_family(service.cluster_ips, family)[:1]),
+        (VirtualIPKind.EXTERNAL, "spec.externalIPs", sorted(set(of_family(service.external_ips, family)))),
+        (
+            VirtualIPKind.LOAD_BALANCER,
+            "status.loadBalancer.ingress[].ip",
+            sorted(set(of_family(service.load_balancer_ips, family))),
+        ),
+    ):
+        for address in addresses:
+            if reason := special_class(address, link_local=False):
+                problems.append(_problem(service, f"{path}: {address} ({reason}) cannot be a virtual IP; ignored"))
+            else:
+                found.append(VirtualIP(address=address, kind=kind))
+    return tuple(found)
+
+
+def _source_ranges(
+    service: Service, virtual_ips: tuple[VirtualIP, ...], family: Family, facts: NodeFacts
+) -> SourceRanges | None:
+    networks = tuple(sorted(set(of_family(service.source_ranges, family))))
+    if not networks or all(v.kind is not VirtualIPKind.LOAD_BALANCER for v in virtual_ips):
+        return None
+    own = facts.node_ips[0 if family is Family.IPV4 else 1]
+    return SourceRanges(networks=networks, allow_own_virtual_ip=any(contains(n, own) for n in networks))
+
+
+def _problem(service: Service, reason: str) -> Problem:
+    return Problem("Service", str(service.name), reason)
