@@ -1,0 +1,195 @@
+"""Two tasks between the watch and the kernel: one owns the snapshot, one writes rules.
+
+    emit(event) ─▶ [pending] ─▶ keep_snapshot: fold ─▶ Snapshot ─┬─▶ zone ─▶ DNS workers   at once
+                                                                 └─▶ keep_rules: resolve ─▶ compile ─▶ plan ─▶ apply   when the pacer allows
+
+The snapshot is a value behind one reference: `keep_snapshot` replaces it, `keep_rules` reads it, nobody locks. What must not happen here:
+a decision about a Service (model/resolve.py), a word of iptables (backends), a write before the API has been heard (rules wait for
+Services, EndpointSlices and the Node; the zone for Services, EndpointSlices and Namespaces. Pods of this node only improve DNS answers
+and hold nobody up).
+
+A failed sync observes the kernel afresh and plans again from what is really there. Rules are never removed because a sync failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kproxy.backends.base import ApplyReport, Backend
+from kproxy.errors import ApplyError
+from kproxy.model.desired import DesiredState, NodeSettings
+from kproxy.model.diff import summarize
+from kproxy.model.events import Event
+from kproxy.model.objects import Kind, Problem
+from kproxy.model.resolve import Resolved, resolve_with_problems
+from kproxy.model.snapshot import Snapshot, fold
+from kproxy.sync.pacer import Pacer
+from kproxy.sync.status import SyncStatus
+from kproxy.telemetry.logs import fields
+
+log = logging.getLogger("kproxy.sync")
+
+RULES_NEED = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE})
+ZONE_NEEDS = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NAMESPACE})
+
+
+@dataclass(slots=True)
+class _Kernel:
+    """What was last written, and what it was made from. `applied` is None when the kernel has to be observed first."""
+
+    applied: Any = None
+    resolved: Resolved | None = None
+    quarantined: tuple[Problem, ...] = ()
+
+
+class SyncLoop:
+    """The controller's heart: give it events, run its two tasks in a task group."""
+
+    def __init__(
+        self,
+        backend: Backend[Any, Any],
+        settings: NodeSettings,
+        pacer: Pacer,
+        publish_zone: Callable[[Snapshot], Awaitable[None]],
+    ) -> None:
+        self.snapshot = Snapshot()
+        self.desired = DesiredState()
+        self.status = SyncStatus()
+        self._backend = backend
+        self._settings = settings
+        self._pacer = pacer
+        self._publish_zone = publish_zone
+        self._pending: list[Event] = []
+        self._events = asyncio.Event()
+        self._rules = asyncio.Event()
+        self._kernel = _Kernel()
+
+    def emit(self, event: Event) -> None:
+        """Takes one event; called by reflectors and the netlink watch, never blocks."""
+        self._pending.append(event)
+        self._events.set()
+
+    def use(self, settings: NodeSettings) -> None:
+        """Changes what is known about this node (DNS addresses held or given back); the next sync obeys it."""
+        if settings != self._settings:
+            self._settings = settings
+            self._queue()
+
+    @property
+    def settings(self) -> NodeSettings:
+        """What the next sync will use."""
+        return self._settings
+
+    def _queue(self) -> None:
+        now = time.monotonic()
+        since = self.status.queued_since if self.status.queued_since is not None else now
+        self.status = replace(self.status, queued_since=since, last_queued=time.time())
+        self._rules.set()
+
+    async def keep_snapshot(self) -> None:
+        """Folds events as they come and publishes the zone; runs for ever."""
+        while True:
+            await self._events.wait()
+            self._events.clear()
+            events, self._pending = self._pending, []
+            before = self.snapshot
+            self.snapshot = fold(before, events)
+            if self.snapshot is before:
+                continue
+            _log_problems(before, self.snapshot)
+            self.status = replace(
+                self.status,
+                synced=self.snapshot.synced,
+                services=len(self.snapshot.services),
+                slices=len(self.snapshot.slices),
+                problems=self._problems(),
+            )
+            if self.snapshot.synced >= RULES_NEED:
+                self._queue()
+            if self.snapshot.synced >= ZONE_NEEDS:
+                await self._publish_zone(self.snapshot)
+                if not self.status.dns_published:
+                    self.status = replace(self.status, dns_published=True)
+
+    async def keep_rules(self) -> None:
+        """Brings the kernel to the wanted state whenever it changed and the pacer allows; runs for ever."""
+        self.status = replace(self.status, writer=True)
+        while True:
+            await self._rules.wait()
+            await asyncio.sleep(max(0.0, self._pacer.next_run(time.monotonic()) - time.monotonic()))
+            await self.sync()
+
+    async def sync(self) -> None:
+        """One sync now, from the present snapshot."""
+        self._rules.clear()
+        started = time.monotonic()
+        queued_since = self.status.queued_since
+        self.status = replace(self.status, queued_since=None)
+        try:
+            report = await self._sync_once()
+        except ApplyError as error:
+            self._kernel.applied = None
+            self._pacer = self._pacer.failed(started, time.monotonic())
+            self.status = replace(
+                self.status,
+                failures=self.status.failures + 1,
+                last_error=str(error),
+                queued_since=queued_since or started,
+            )
+            log.error("Sync failed", extra=fields(error=error, detail=error.detail, retry_s=self._pacer.pause_s))
+            self._rules.set()
+            return
+        ended = time.monotonic()
+        self._pacer = self._pacer.succeeded(started, ended)
+        self._succeeded(report, ended - started)
+
+    async def _sync_once(self) -> ApplyReport:
+        kernel = self._kernel
+        if kernel.applied is None:
+            kernel.applied = await self._backend.observe()
+        resolved = resolve_with_problems(self.snapshot, self._settings, kernel.resolved)
+        changes = summarize(self.desired, resolved.desired)
+        wanted = self._backend.compile(resolved.desired)
+        report = await self._backend.apply(self._backend.plan(kernel.applied, wanted))
+        # What the kernel refused is not in it: the next sync has to find that out by looking.
+        kernel.applied = wanted if not report.problems else None
+        kernel.resolved, kernel.quarantined = resolved, report.problems
+        self.desired = resolved.desired
+        if changes or report.batches:
+            log.info(
+                "Synced", extra=fields(changed=changes or "nothing", batches=report.batches, rules=report.rules_written)
+            )
+        return report
+
+    def _succeeded(self, report: ApplyReport, duration_s: float) -> None:
+        for problem in report.problems:
+            log.warning("The kernel refused a Service port", extra=fields(problem=problem))
+        self.status = replace(
+            self.status,
+            syncs=self.status.syncs + 1,
+            last_success=time.time(),
+            last_duration_s=duration_s,
+            last_error="",
+            service_ports=len(self.desired.ipv4.service_ports) + len(self.desired.ipv6.service_ports),
+            problems=self._problems(),
+        )
+
+    def _problems(self) -> tuple[Problem, ...]:
+        found = [problem for problems in self.snapshot.problems.values() for problem in problems]
+        if self._kernel.resolved is not None:
+            found.extend(self._kernel.resolved.problems)
+        return tuple(sorted([*found, *self._kernel.quarantined]))
+
+
+def _log_problems(before: Snapshot, after: Snapshot) -> None:
+    if before.problems is after.problems:
+        return
+    for key, problems in after.problems.items():
+        if before.problems.get(key) != problems:
+            for problem in problems:
+                log.warning("Bad object", extra=fields(problem=problem))

@@ -1,0 +1,32 @@
+"""When the next sync may run: idle nodes at once, busy ones coalesced, failing ones later and later."""
+
+from __future__ import annotations
+
+import pytest
+
+from kproxy.sync.pacer import Pacer
+
+
+def test_an_idle_node_syncs_at_once() -> None:
+    assert Pacer().next_run(now=100.0) == 100.0
+    assert Pacer().succeeded(100.0, 100.1).next_run(now=110.0) == 110.0
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "pause_s"),
+    [(0.01, 0.02), (0.1, 0.2), (0.4, 0.8), (3.0, 1.0)],
+    ids=["quick", "noticeable", "slow", "slower than the minimum period"],
+)
+def test_the_pause_follows_the_duration_up_to_the_minimum_period(duration_s: float, pause_s: float) -> None:
+    pacer = Pacer(min_period_s=1.0).succeeded(100.0, 100.0 + duration_s)
+    assert pacer.next_run(now=100.0 + duration_s) == pytest.approx(100.0 + duration_s + pause_s)
+
+
+def test_failures_double_the_pause_up_to_the_limit_and_success_forgets_them() -> None:
+    pacer = Pacer(max_retry_s=5.0)
+    pauses = []
+    for n in range(7):
+        pacer = pacer.failed(float(n), float(n))
+        pauses.append(pacer.pause_s)
+    assert pauses == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    assert pacer.succeeded(10.0, 10.0).pause_s == 0.0

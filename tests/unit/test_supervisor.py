@@ -1,0 +1,100 @@
+"""The supervisor with real children: small Python programs that live, die and refuse to run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+Supervise = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def supervise() -> Iterator[Supervise]:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(**children: str) -> subprocess.Popen[bytes]:
+        listed = json.dumps([{"name": name, "argv": [sys.executable, "-c", code]} for name, code in children.items()])
+        process = subprocess.Popen([sys.executable, "-m", "kproxy.supervisor", listed], stderr=subprocess.DEVNULL)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        for _ in range(2):  # the second one does not wait for stubborn children
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                time.sleep(0.05)
+        process.wait(timeout=10)
+
+
+def _wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _beating(path: Path) -> str:
+    """A child that writes its pid to `path`, one a line, and then waits."""
+    return f"import os, time; open({str(path)!r}, 'a').write(f'{{os.getpid()}}\\n'); time.sleep(60)"
+
+
+def _pids(path: Path) -> list[int]:
+    return [int(line) for line in path.read_text(encoding="ascii").split()] if path.exists() else []
+
+
+def test_a_killed_child_is_started_again_and_its_sibling_is_left_alone(supervise: Supervise, tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    supervise(first=_beating(a), second=_beating(b))
+    _wait_for(lambda: len(_pids(a)) == 1 and len(_pids(b)) == 1, "both children start")
+    os.kill(_pids(a)[0], signal.SIGKILL)
+    _wait_for(lambda: len(_pids(a)) == 2, "the killed child starts again")
+    assert len(_pids(b)) == 1
+    assert _alive(_pids(b)[0])
+
+
+def test_sigterm_ends_everything_with_code_zero(supervise: Supervise, tmp_path: Path) -> None:
+    a = tmp_path / "a"
+    process = supervise(first=_beating(a))
+    _wait_for(lambda: len(_pids(a)) == 1, "the child starts")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 0
+    assert not _alive(_pids(a)[0])
+
+
+@pytest.mark.parametrize("code", [2, 3], ids=["configuration", "not supported here"])
+def test_a_child_that_cannot_run_stops_everything_with_its_code(
+    supervise: Supervise, tmp_path: Path, code: int
+) -> None:
+    a = tmp_path / "a"
+    process = supervise(bad=f"raise SystemExit({code})", good=_beating(a))
+    assert process.wait(timeout=10) == code
+    _wait_for(lambda: all(not _alive(pid) for pid in _pids(a)), "the sibling ends as well")
+
+
+def test_a_second_sigterm_does_not_wait_for_a_stubborn_child(supervise: Supervise, tmp_path: Path) -> None:
+    a = tmp_path / "a"
+    stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + _beating(a)
+    process = supervise(first=stubborn)
+    _wait_for(lambda: len(_pids(a)) == 1, "the child starts")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=5) == 0
+    _wait_for(lambda: not _alive(_pids(a)[0]), "the child is killed")
