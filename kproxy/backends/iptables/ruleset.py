@@ -1,0 +1,167 @@
+"""The rules of a node as a value: family → table → chain → rules; its text for `iptables-restore`, and the way back.
+
+In: what the compiler wants, or what `iptables-save` printed. Out: text that `iptables-restore --noflush` takes: a chain that is declared is
+emptied and filled anew, a chain that is not declared is left alone, so the text may be about any part of a table.
+
+Built-in chains (`PREROUTING` …) are never declared, for that would empty them of other people's rules. They appear with *our* rules
+only, from the top down; `render` writes them as inserts in reverse, so that they end up above what is there.
+
+What must not happen here: knowing what a rule is for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from kproxy.backends.iptables.rules import Rule
+from kproxy.model.desired import ServicePort
+from kproxy.model.names import Family, ServicePortName
+
+Chain = tuple[Rule, ...]
+
+TABLES = ("mangle", "raw", "filter", "nat")  # the order in which text is written
+BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
+
+
+class RulesetSyntaxError(ValueError):
+    """Text that neither iptables-save nor iptables-restore would know; the message names the line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A chain of a table: chain names repeat between tables (`KUBE-SERVICES` is in nat and in filter)."""
+
+    table: str
+    chain: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fragment:
+    """What one ServicePort adds: chains of its own, and entries in the chains that dispatch to them.
+
+    chains: all in nat. entries: rules in dispatch chains, among which order does not matter.
+    """
+
+    service_port: ServicePort
+    chains: Mapping[str, Chain]
+    entries: Mapping[Place, tuple[Rule, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyRuleset:
+    """All rules of one family.
+
+    tables: table → chain → rules, built-in chains with our rules only. fragments: who owns what, for rulesets that were compiled; it
+    tells the plan what belongs together and is no part of equality.
+    """
+
+    family: Family
+    tables: Mapping[str, Mapping[str, Chain]] = field(default_factory=dict)
+    fragments: Mapping[ServicePortName, Fragment] = field(default_factory=dict, compare=False, repr=False)
+
+    def chain(self, table: str, name: str) -> Chain | None:
+        """The rules of a chain, None when there is no such chain."""
+        return self.tables.get(table, {}).get(name)
+
+    def places(self) -> Iterator[Place]:
+        """Every chain of every table."""
+        for table, chains in self.tables.items():
+            for chain in chains:
+                yield Place(table, chain)
+
+    @property
+    def rule_count(self) -> int:
+        """How many rules there are."""
+        return sum(len(chain) for chains in self.tables.values() for chain in chains.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ruleset:
+    """The rules of a node, both families."""
+
+    ipv4: FamilyRuleset = FamilyRuleset(family=Family.IPV4)
+    ipv6: FamilyRuleset = FamilyRuleset(family=Family.IPV6)
+
+    def of(self, family: Family) -> FamilyRuleset:
+        """The rules of `family`."""
+        return self.ipv4 if family is Family.IPV4 else self.ipv6
+
+
+def declaration(chain: str) -> str:
+    """The line that makes a chain, or empties it."""
+    return f":{chain} - [0:0]"
+
+
+def render(ruleset: FamilyRuleset) -> str:
+    """`ruleset` as input of `iptables-restore --noflush`; tables in the order of TABLES, chains by name."""
+    lines: list[str] = []
+    known = [table for table in TABLES if table in ruleset.tables]
+    for table in [*known, *sorted(set(ruleset.tables) - set(TABLES))]:
+        lines.extend(render_table(table, ruleset.tables[table]))
+    return "\n".join([*lines, ""]) if lines else ""
+
+
+def render_table(table: str, chains: Mapping[str, Chain]) -> Iterable[str]:
+    """The lines of one table, from `*table` to `COMMIT`."""
+    own = sorted(chain for chain in chains if chain not in BUILT_IN)
+    lines = [f"*{table}", *(declaration(chain) for chain in own)]
+    for chain in sorted(set(chains) & BUILT_IN):
+        lines.extend([f"-I {chain} {rule.text}" for rule in reversed(chains[chain])])
+    for chain in own:
+        lines.extend([f"-A {chain} {rule.text}".rstrip() for rule in chains[chain]])
+    lines.append("COMMIT")
+    return lines
+
+
+_RULE = re.compile(r"(?:\[\d+:\d+\] )?-([AI]) (\S+)(?: (.*))?$")
+_CHAIN = re.compile(r":(\S+) (\S+)(?: \[\d+:\d+\])?$")
+
+
+def parse(text: str, family: Family) -> FamilyRuleset:
+    """The rules that `text` describes, starting from nothing: what `iptables-save` printed, or restore input that only adds.
+
+    Foreign chains and rules are read like all others. Raises RulesetSyntaxError.
+    """
+    tables: dict[str, dict[str, list[Rule]]] = {}
+    chains: dict[str, list[Rule]] | None = None
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line or line[0] == "#":
+            continue
+        if line[0] == "*":
+            chains = tables.setdefault(line[1:].strip(), {})
+        elif line == "COMMIT":
+            chains = None
+        elif chains is None:
+            raise RulesetSyntaxError(f"line {number}: {line!r} stands outside of any table")
+        elif line[0] == ":":
+            found = _CHAIN.match(line)
+            if found is None:
+                raise RulesetSyntaxError(f"line {number}: {line!r} declares no chain")
+            if found[1] not in BUILT_IN:
+                chains[found[1]] = []
+        else:
+            _add(chains, line, number)
+    return FamilyRuleset(
+        family=family,
+        tables={table: {name: tuple(rules) for name, rules in chains.items()} for table, chains in tables.items()},
+    )
+
+
+def _add(chains: dict[str, list[Rule]], line: str, number: int) -> None:
+    found = _RULE.match(line)
+    if found is None:
+        raise RulesetSyntaxError(f"line {number}: {line!r} adds no rule")
+    operation, name, text = found[1], found[2], found[3] or ""
+    chain = chains.get(name)
+    if chain is None:
+        if name not in BUILT_IN:
+            raise RulesetSyntaxError(f"line {number}: chain {name} is not declared")
+        chain = chains[name] = []
+    if operation == "A":
+        chain.append(Rule(text))
+        return
+    head, _, rest = text.partition(" ")
+    position, text = (int(head), rest) if head.isdigit() else (1, text)
+    chain.insert(position - 1, Rule(text))
