@@ -379,7 +379,8 @@ def text_of(matches: Iterable[Match], target: Target | None) -> str:
 def comparable(text: str) -> str:
     """One spelling for all rules that mean the same: what to compare when two texts differ. The text itself if it cannot be parsed.
 
-    A bare `-m tcp` is left out: it asks for nothing that `-p tcp` does not, and not all versions print it back. So are masks that hide nothing.
+    A bare `-m tcp` is left out: it asks for nothing that `-p tcp` does not, and not all versions print it back. So are masks that hide
+    nothing.
     """
     try:
         parts = parse_rule(text)

@@ -38,28 +38,40 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fragment:
-    """What one ServicePort adds: chains of its own, and entries in the chains that dispatch to them.
+class Entry:
+    """A rule in a dispatch chain. key: what it catches; of two entries with one key in one place only the first can ever match."""
 
-    chains: all in nat. entries: rules in dispatch chains, among which order does not matter.
+    place: Place
+    key: str
+    rule: Rule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fragment:
+    """What one ServicePort adds: chains of its own (all in nat), and entries in the chains that dispatch to them.
+
+    cluster_key: the key of its cluster IP, which nobody else's external address may take.
     """
 
     service_port: ServicePort
     chains: Mapping[str, Chain]
-    entries: Mapping[Place, tuple[Rule, ...]]
+    entries: tuple[Entry, ...]
+    cluster_key: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyRuleset:
     """All rules of one family.
 
-    tables: table → chain → rules, built-in chains with our rules only. fragments: who owns what, for rulesets that were compiled; it
-    tells the plan what belongs together and is no part of equality.
+    tables: table → chain → rules, built-in chains with our rules only. For rulesets that were compiled, and no part of equality:
+    fragments: who owns what, so that the plan keeps together what belongs together; context: what fragments depend on besides their
+    ServicePort.
     """
 
     family: Family
     tables: Mapping[str, Mapping[str, Chain]] = field(default_factory=dict)
     fragments: Mapping[ServicePortName, Fragment] = field(default_factory=dict, compare=False, repr=False)
+    context: object = field(default=None, compare=False, repr=False)
 
     def chain(self, table: str, name: str) -> Chain | None:
         """The rules of a chain, None when there is no such chain."""

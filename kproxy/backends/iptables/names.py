@@ -1,0 +1,77 @@
+"""Names of chains: kube-proxy's own, so that it and kproxy can replace each other without a gap.
+
+A chain name may have 28 characters (XT_EXTENSION_MAXNAMELEN is 29 with the final zero). The hashed names are a prefix of at most 9 and
+16 characters of base32; the fixed ones are spelled out below. `tests/unit/backends/test_names.py` proves both.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+
+from kproxy.model.desired import Endpoint
+from kproxy.model.names import ServicePortName
+
+CHAIN_NAME_LIMIT = 28
+
+SERVICES = "KUBE-SERVICES"
+EXTERNAL_SERVICES = "KUBE-EXTERNAL-SERVICES"
+NODE_PORTS = "KUBE-NODEPORTS"
+POSTROUTING = "KUBE-POSTROUTING"
+MARK_MASQ = "KUBE-MARK-MASQ"
+FORWARD = "KUBE-FORWARD"
+PROXY_FIREWALL = "KUBE-PROXY-FIREWALL"
+KUBELET_FIREWALL = "KUBE-FIREWALL"  # shared with the kubelet, which makes the same rule; never deleted
+CANARY = "KUBE-PROXY-CANARY"
+KUBELET_CANARIES = ("KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT")  # the kubelet's, in mangle: they tell the variant
+DNS_PREROUTING = "KPROXY-DNS-PREROUTING"  # kproxy's own, in raw
+DNS_OUTPUT = "KPROXY-DNS-OUTPUT"
+
+CLUSTER_PREFIX = "KUBE-SVC-"
+LOCAL_PREFIX = "KUBE-SVL-"
+EXTERNAL_PREFIX = "KUBE-EXT-"
+FIREWALL_PREFIX = "KUBE-FW-"
+ENDPOINT_PREFIX = "KUBE-SEP-"
+HASHED_PREFIXES = (CLUSTER_PREFIX, LOCAL_PREFIX, EXTERNAL_PREFIX, FIREWALL_PREFIX, ENDPOINT_PREFIX)
+
+# table → the chains that kproxy (or kube-proxy) makes there under a fixed name, and may take away again
+FIXED_CHAINS: dict[str, frozenset[str]] = {
+    "mangle": frozenset({CANARY}),
+    "raw": frozenset({DNS_PREROUTING, DNS_OUTPUT}),
+    "filter": frozenset({SERVICES, EXTERNAL_SERVICES, NODE_PORTS, FORWARD, PROXY_FIREWALL, CANARY}),
+    "nat": frozenset({SERVICES, NODE_PORTS, POSTROUTING, MARK_MASQ, CANARY}),
+}
+# Chains that lead to ServicePorts: their entries exclude each other, so the order among them has no meaning.
+DISPATCH_CHAINS: dict[str, frozenset[str]] = {
+    "filter": frozenset({SERVICES, EXTERNAL_SERVICES, NODE_PORTS, PROXY_FIREWALL}),
+    "nat": frozenset({SERVICES, NODE_PORTS}),
+}
+
+
+def _hash(text: str) -> str:
+    return base64.b32encode(hashlib.sha256(text.encode()).digest()[:10]).decode()
+
+
+def service_hash(name: ServicePortName) -> str:
+    """The 16 characters that all chains of a ServicePort end in."""
+    return _hash(f"{name}{name.protocol.lower}")
+
+
+def endpoint_chain(name: ServicePortName, endpoint: Endpoint) -> str:
+    """The chain of one endpoint of one ServicePort. An endpoint shared by two Services has two."""
+    return ENDPOINT_PREFIX + _hash(f"{name}{name.protocol.lower}{endpoint.text}")
+
+
+def is_hashed(chain: str) -> bool:
+    """Whether `chain` (of table nat) belongs to a ServicePort, kproxy's or kube-proxy's."""
+    return chain.startswith(HASHED_PREFIXES)
+
+
+def is_removable(table: str, chain: str) -> bool:
+    """Whether kproxy may empty and delete this chain when nothing wants it."""
+    return chain in FIXED_CHAINS.get(table, ()) or (table == "nat" and is_hashed(chain))
+
+
+def is_known(table: str, chain: str) -> bool:
+    """Whether kproxy writes this chain at all: the removable ones, and the one shared with the kubelet."""
+    return is_removable(table, chain) or (table == "filter" and chain == KUBELET_FIREWALL)

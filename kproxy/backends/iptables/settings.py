@@ -1,0 +1,22 @@
+"""What configuration and this kernel say about the iptables data plane, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IptablesSettings:
+    """Settings of the compiler. The defaults are kube-proxy's."""
+
+    masquerade_bit: int = (
+        14  # `iptables.masqueradeBit`, 0-31: the packet mark's bit that means "masquerade on the way out"
+    )
+    random_fully: bool = True  # MASQUERADE picks random ports; needs iptables 1.6.2 (apply.py asks the tool)
+    conntrack_tcp_be_liberal: bool = False  # the sysctl is on: INVALID packets are then not dropped
+    max_endpoints_with_comments: int = 1000  # in all Services of a family; above it, per-endpoint comments are left out
+
+    @property
+    def masquerade_mark(self) -> int:
+        """The mark as a number, 0x4000 by default."""
+        return 1 << self.masquerade_bit
