@@ -4,8 +4,9 @@
 | health, 0.0.0.0:10256     | /healthz /livez /readyz /statusz |
 | metrics, 127.0.0.1:10249  | /metrics /proxyMode /healthz /statusz |
 
-Bodies and codes of /healthz and /livez are kube-proxy's; /readyz is ours: 200 only after the first complete sync of rules and zone. Liveness never depends on the API server: a node whose API is away still routes, and must not be restarted for it.
-What must not happen here: changing anything. A port that is taken is reported and tried again; it never stops the data plane.
+Bodies and codes of /healthz and /livez are kube-proxy's; /readyz is ours: 200 only after the first complete sync of rules and zone.
+Liveness never depends on the API server: a node whose API is away still routes, and must not be restarted for it. What must not happen
+here: changing anything. A port that is taken is reported and tried again; it never stops the data plane.
 """
 
 from __future__ import annotations

@@ -1,0 +1,68 @@
+"""Metrics in Prometheus' text form, under kube-proxy's names where kube-proxy has the same thing.
+
+Counting is plain integers wherever it happens (sync status, reflector statistics, DNS workers); this module turns them into an exposition
+when somebody asks, and into nothing when nobody does. Nothing in here is on a hot path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from kproxy import __version__
+from kproxy.sync.status import SyncStatus
+
+
+class _Once(Collector):
+    """A collector over metrics that are already there."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._metrics
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value=value)
+
+
+def _dns(counters: Mapping[str, int], workers: int) -> Iterator[Metric]:
+    yield _gauge("kproxy_dns_workers", "DNS workers connected to the controller", workers)
+    for name, value in sorted(counters.items()):
+        yield _counter(f"kproxy_dns_{name}", f"DNS workers' counter {name}, all workers together", value)
+
+
+def exposition(status: SyncStatus, *, dns_counters: Mapping[str, int], dns_workers: int) -> bytes:
+    """All metrics as text."""
+    build = GaugeMetricFamily("kproxy_build_info", "version of this program", labels=["version"])
+    build.add_metric([__version__], 1)
+    problems = GaugeMetricFamily("kproxy_problems", "objects or parts of objects that are not served", labels=["kind"])
+    kinds: dict[str, int] = {}
+    for problem in status.problems:
+        kinds[problem.kind] = kinds.get(problem.kind, 0) + 1
+    for kind, count in sorted(kinds.items()):
+        problems.add_metric([kind], count)
+    prefix = "kubeproxy_sync_proxy_rules_"
+    metrics: list[Metric] = [
+        build,
+        problems,
+        _gauge(f"{prefix}last_timestamp_seconds", "Unix time of the last successful sync", status.last_success),
+        _gauge(f"{prefix}last_queued_timestamp_seconds", "Unix time a sync was last asked for", status.last_queued),
+        _gauge("kproxy_sync_last_duration_seconds", "how long the last sync took", status.last_duration_s),
+        _counter("kproxy_syncs", "syncs that went well", status.syncs),
+        _counter("kproxy_sync_failures", "syncs the kernel's tools refused", status.failures),
+        _gauge("kproxy_service_ports", "Service ports in the kernel, both families", status.service_ports),
+        _gauge("kproxy_writer", "1 while this instance writes the rules of the node", int(status.writer)),
+        *_dns(dns_counters, dns_workers),
+    ]
+    registry = CollectorRegistry()
+    registry.register(_Once(metrics))
+    return bytes(generate_latest(registry))

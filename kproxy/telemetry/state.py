@@ -1,0 +1,56 @@
+"""What `/statusz` and the health pages say, made from the sync loop's state. No I/O; `now` values are arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kproxy import __version__
+from kproxy.model.snapshot import Snapshot
+from kproxy.sync.loop import RULES_NEED, ZONE_NEEDS
+from kproxy.sync.status import SyncStatus
+from kproxy.telemetry.http import Health
+
+
+def health_of(status: SyncStatus, snapshot: Snapshot, node_name: str, *, now: float, sync_period_s: float) -> Health:
+    """kube-proxy's rules: the data path is healthy while no change has waited longer than 2 × syncPeriod. `now` is monotonic."""
+    node = snapshot.node(node_name)
+    missing = (RULES_NEED | ZONE_NEEDS) - status.synced
+    if missing:
+        waiting = "the first list of " + ", ".join(sorted(kind.value for kind in missing))
+    elif not status.writer:
+        waiting = "another kproxy that writes the rules of this node"
+    elif not status.syncs:
+        waiting = f"the first sync of rules{': ' + status.last_error if status.last_error else ''}"
+    else:
+        waiting = "" if status.dns_published else "the first zone"
+    return Health(
+        data_path=status.healthy(now, 2 * sync_period_s),
+        node_eligible=node is not None and not node.deleting and not node.leaving,
+        ready=not waiting,
+        waiting_for=waiting,
+        last_updated=status.last_success,
+    )
+
+
+def status_of(
+    status: SyncStatus, *, node_name: str, mode: str, evidence: str, server: str, dns: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of `/statusz`, in the order people read it."""
+    return {
+        "program": f"kproxy {__version__}",
+        "node": node_name,
+        "mode": mode,
+        "evidence": evidence,
+        "api server": server,
+        "writes rules": status.writer,
+        "synced kinds": ", ".join(sorted(kind.value for kind in status.synced)),
+        "services": status.services,
+        "endpoint slices": status.slices,
+        "service ports": status.service_ports,
+        "syncs": status.syncs,
+        "failed syncs": status.failures,
+        "last error": status.last_error,
+        **dns,
+        "problems": [str(problem) for problem in status.problems],
+    }
