@@ -60,7 +60,7 @@ def first(items: Sequence[A] | None, limit: int, path: str, notes: Notes) -> Seq
     if not items:
         return ()
     if len(items) > limit:
-        notes.add(path, f"has {len(items)} entries; only the first {limit} are used")
+        notes.add(path, f"has {len(items)} entries; only the first {limit} are used", error=False)
         return items[:limit]
     return items
 
@@ -84,7 +84,7 @@ def address_of(text: str, path: str, notes: Notes, *, routable: bool = True) -> 
         return ""
     why = why_not_routable(address) if routable else ""
     if why:
-        notes.add(path, f"{address} {why}; it is ignored")
+        notes.add(path, f"{address} {why}; it is ignored", error=False)
         return ""
     return address
 

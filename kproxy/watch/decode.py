@@ -143,7 +143,7 @@ def decode(kind: Kind, raw: Raw) -> Decoded:
 
 
 def decode_noting(kind: Kind, raw: Raw, notes: Notes) -> Decoded:
-    """As `decode`, leaving in `notes` what was found, errors of form apart from errors of meaning; for readers of files."""
+    """As `decode`, leaving in `notes` what was found, with field paths; for readers of files."""
     reader = _READERS[kind]
     found = _read(reader, raw, notes)
     meta = getattr(found, "metadata", None) or Meta()
@@ -173,7 +173,7 @@ def _read(reader: _Reader, raw: Raw, notes: Notes) -> msgspec.Struct:
             parsed = msgspec.json.decode(raw)
         return wire.salvage(reader.struct, parsed, "", notes)
     except _BAD_JSON as error:
-        notes.add("the object", f"is not JSON that can be read ({error})", defect=True)
+        notes.add_type("the object", f"is not JSON that can be read ({error})")
         return reader.struct()
 
 

@@ -128,9 +128,9 @@ def _source_ranges(spec: ServiceSpec, notes: Notes) -> tuple[str, ...]:
             found[canonical_network(text)] = None
         except BadText as error:
             notes.add(f"{path}[{index}]", f"{error}; it is ignored")
-    unreadable = any(broken.startswith(path) for broken in notes.broken)
+    unreadable = any(broken.startswith(path) for broken in notes.unreadable)
     if not found and (ranges or unreadable):
-        notes.add(path, "has no range that can be read; nobody is let in")
+        notes.add(path, "has no range that can be read; nobody is let in", error=False)
         return NOBODY
     return tuple(found)
 

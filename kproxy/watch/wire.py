@@ -26,30 +26,37 @@ MAX_NOTES = 16  # per object: a hostile object must not fill the state page
 
 
 class Notes:
-    """Collects what is wrong with one object. `defects` are errors of form: wrong JSON types, which the API server would never store."""
+    """Collects what is wrong with one object, under field paths.
+
+    remarks: everything, in words. errors: those among them that the API server would have refused (a file with one is wrong).
+    unreadable: paths whose value is of the wrong JSON type, so that nothing at all is known about it.
+    """
 
     def __init__(self) -> None:
         self.remarks: list[str] = []
-        self.defects: list[str] = []
+        self.errors: list[tuple[str, str]] = []  # path, reason
+        self.unreadable: set[str] = set()
         self.unsaid = 0
-        self.broken: set[str] = set()  # paths of fields whose value could not even be read
 
     @property
     def count(self) -> int:
         """How many notes there were, those not kept included."""
         return len(self.remarks) + self.unsaid
 
-    def add(self, path: str, reason: str, *, defect: bool = False) -> None:
-        """Notes that the value at `path` is unusable for `reason`."""
-        if defect and len(self.broken) < MAX_NOTES:
-            self.broken.add(path)
+    def add(self, path: str, reason: str, *, error: bool = True) -> None:
+        """Notes that the value at `path` is unusable, and why."""
         if len(self.remarks) >= MAX_NOTES:
             self.unsaid += 1
             return
-        text = f"{path}: {reason}"
-        self.remarks.append(text)
-        if defect:
-            self.defects.append(text)
+        self.remarks.append(f"{path}: {reason}")
+        if error:
+            self.errors.append((path, reason))
+
+    def add_type(self, path: str, reason: str) -> None:
+        """Notes that the value at `path` has the wrong JSON type."""
+        if len(self.unreadable) < MAX_NOTES:
+            self.unreadable.add(path)
+        self.add(path, reason)
 
 
 class Labels(Struct):
@@ -296,7 +303,7 @@ def salvage(kind: type[T], raw: object, path: str, notes: Notes) -> T:
     where nobody meant it to go.
     """
     if not isinstance(raw, Mapping):
-        notes.add(path or ".", f"is {_name(raw)}, not an object", defect=True)
+        notes.add_type(path or ".", f"is {_name(raw)}, not an object")
         return kind()
     values: dict[str, Any] = {}
     for item in msgspec.structs.fields(kind):
@@ -322,13 +329,13 @@ def _salvage_value(wanted: Any, value: object, path: str, notes: Notes) -> Any:
         return _salvage_texts(value, path, notes)
     if type(value) is wanted:
         return value
-    notes.add(path, f"is {_name(value)} {shown(value)}, not {_NAMES[wanted]}", defect=True)
+    notes.add_type(path, f"is {_name(value)} {shown(value)}, not {_NAMES[wanted]}")
     return None
 
 
 def _salvage_list(wanted: Any, value: object, path: str, notes: Notes) -> list[Any] | None:
     if not isinstance(value, list):
-        notes.add(path, f"is {_name(value)}, not a list", defect=True)
+        notes.add_type(path, f"is {_name(value)}, not a list")
         return None
     kept = []
     for index, item in enumerate(value[:MAX_ITEMS]):
@@ -342,11 +349,11 @@ def _salvage_list(wanted: Any, value: object, path: str, notes: Notes) -> list[A
 
 def _salvage_texts(value: object, path: str, notes: Notes) -> dict[str, str] | None:
     if not isinstance(value, Mapping):
-        notes.add(path, f"is {_name(value)}, not an object", defect=True)
+        notes.add_type(path, f"is {_name(value)}, not an object")
         return None
     kept = {key: text for key, text in value.items() if isinstance(key, str) and isinstance(text, str)}
     if len(kept) < len(value):
-        notes.add(path, "has entries that are not text; they are ignored", defect=True)
+        notes.add_type(path, "has entries that are not text; they are ignored")
     return kept
 
 
