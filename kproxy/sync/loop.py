@@ -152,7 +152,9 @@ class SyncLoop:
         kernel = self._kernel
         if kernel.applied is None:
             kernel.applied = await self._backend.observe()
-        resolved = resolve_with_problems(self.snapshot, self._settings, kernel.resolved and kernel.resolved.desired)
+        resolved = resolve_with_problems(
+            self.snapshot, self._settings, kernel.resolved.desired if kernel.resolved else None
+        )
         changes = summarize(self.desired, resolved.desired)
         wanted = self._backend.compile(resolved.desired)
         report = await self._backend.apply(self._backend.plan(kernel.applied, wanted))
