@@ -209,5 +209,5 @@ def test_random_changes_converge_in_bad_weather() -> None:
             assert loop.status.failures > 0
             await _until(lambda: loop.status.queued_since is None)
 
-    for seed in range(3):
+    for seed in range(10):
         asyncio.run(scenario(seed))
