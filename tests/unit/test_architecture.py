@@ -21,6 +21,8 @@ PURE = (
     "kproxy.backends.base",
     "kproxy.backends.*.names",
     "kproxy.backends.*.ruleset",
+    "kproxy.backends.*.rules",
+    "kproxy.backends.*.matches",
     "kproxy.backends.*.compile*",
     "kproxy.backends.*.plan*",
     "kproxy.dns.names",
@@ -28,6 +30,7 @@ PURE = (
     "kproxy.dns.zone",
     "kproxy.dns.compile*",
     "kproxy.dns.answer*",
+    "kproxy.dns.lookup",
     "kproxy.dns.wire",
     "kproxy.dns.cache",
     "kproxy.sync.pacer",
@@ -47,7 +50,8 @@ THIRD_PARTY = {
     "prometheus_client": ("kproxy.telemetry.metrics",),
     "uvloop": ("kproxy.app", "kproxy.dns.worker", "kproxy.lab.*", "kproxy.lab.api.*"),
     "yaml": ("kproxy.watch.manifests*", "kproxy.config.*", "kproxy.cli.*", "kproxy.lab.*"),
-    "click": ("kproxy.cli.*", "kproxy.config.flags"),
+    "multidict": ("kproxy.lab.*",),  # part of aiohttp: its headers and queries
+    "click": ("kproxy.cli.*", "kproxy.config.flags", "kproxy.lab.api.__main__"),
     "rich": ("kproxy.cli.*", "kproxy.lab.*"),
     "msgspec": ("kproxy.watch.*", "kproxy.dns.*", "kproxy.config.*", "kproxy.lab.*", "kproxy.cli.*", "kproxy.app"),
 }
