@@ -1,0 +1,91 @@
+"""`python -m kproxy.lab.api`: the lab's API server as a process of its own.
+
+It speaks plain HTTP without any check of who asks, so it belongs on a loopback address or on the lab's own network. It prints `ready` when
+it listens and ends on SIGTERM or SIGINT.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import random
+import signal
+import socket
+import sys
+import time
+
+import click
+from aiohttp import web
+
+from kproxy.lab.api.cluster import Cluster, Settings
+from kproxy.lab.api.http import Surface
+
+
+def listener(where: str) -> socket.socket:
+    """A listening socket for `HOST:PORT` or `[V6]:PORT`."""
+    host, _, port = where.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((host, int(port)))
+    return sock
+
+
+async def serve(cluster: Cluster, sockets: list[socket.socket]) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    surface = Surface(cluster)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, surface.stopping.set)
+    # Cancelled handlers: a watch whose client is gone must not wait for the next event to find out.
+    runner = web.AppRunner(surface.application(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    for sock in sockets:
+        await web.SockSite(runner, sock, backlog=1024).start()
+    print("ready", flush=True)
+    await surface.stopping.wait()
+    cluster.store.wake_all()
+    await runner.cleanup()
+
+
+@click.command()
+@click.option(
+    "--listen", "listen", multiple=True, metavar="HOST:PORT", help="Address to listen on; may be given more than once."
+)
+@click.option("--listen-fd", "listen_fds", multiple=True, type=int, metavar="N", help="Inherited listening socket.")
+@click.option(
+    "--service-cidr", default="10.96.0.0/16", show_default=True, help="Range(s) of cluster IPs, comma-separated."
+)
+@click.option(
+    "--advertise", default="192.168.200.1:6443", show_default=True, help="Endpoint of the Service `kubernetes`."
+)
+@click.option("--history", default=10_000, show_default=True, help="Changes remembered per resource, for watches.")
+def main(listen: tuple[str, ...], listen_fds: tuple[int, ...], service_cidr: str, advertise: str, history: int) -> None:
+    """An in-memory Kubernetes API server for the lab: no credentials, loopback and lab networks only."""
+    host, _, port = advertise.rpartition(":")
+    settings = Settings(
+        service_networks=tuple(ipaddress.ip_network(part) for part in service_cidr.split(",")),
+        advertise_address=host.strip("[]"),
+        advertise_port=int(port),
+        # Above every number an earlier run handed out, so that its clients are told to list again.
+        first_revision=int(time.time()),
+        history=history,
+    )
+    sockets = [listener(where) for where in listen] + [socket.socket(fileno=number) for number in listen_fds]
+    if not sockets:
+        raise click.UsageError("give --listen or --listen-fd")
+    cluster = Cluster(settings, clock=time.time, randomness=random.SystemRandom())
+    try:
+        import uvloop
+
+        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    except ImportError:
+        runner = asyncio.Runner()
+    with runner:
+        runner.run(serve(cluster, sockets))
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Everything behind the HTTP surface, wired together: store, rules, pools, controllers, and the objects every cluster is born with.
+
+What comes in: `Settings`. What comes out: a `Cluster` whose registry serves requests and whose controllers follow every change. Tests build
+one with a clock and a seed of their own and call `cluster.controllers.settle()` instead of waiting.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from kproxy.lab.api import kinds
+from kproxy.lab.api.allocators import AddressAllocator, Network, PortAllocator
+from kproxy.lab.api.objects.catalogue import strategies
+from kproxy.lab.api.objects.service_pools import ServicePools
+from kproxy.lab.api.registry import Registry
+from kproxy.lab.api.store import Store
+
+NODE_PORTS = (30_000, 32_767)
+NAMESPACES = ("default", "kube-node-lease", "kube-public", "kube-system")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the lab says about its cluster."""
+
+    service_networks: tuple[Network, ...] = field(default_factory=lambda: (ipaddress.ip_network("10.96.0.0/16"),))
+    advertise_address: str = "192.168.200.1"  # where the Service `kubernetes` leads
+    advertise_port: int = 6443
+    first_revision: int = 1
+    history: int = 10_000
+
+
+class Cluster:
+    """One cluster in memory."""
+
+    def __init__(self, settings: Settings, *, clock: Callable[[], float], randomness: random.Random) -> None:
+        self.settings = settings
+        choose = randomness.randrange
+        ranges = [AddressAllocator(network, choose) for network in settings.service_networks]
+        pools = ServicePools(ranges, PortAllocator(*NODE_PORTS, choose))
+        self.store = Store(first_revision=settings.first_revision, history=settings.history)
+        self.registry = Registry(self.store, strategies(pools), clock=clock, randomness=randomness)
+        self._found()
+
+    def _found(self) -> None:
+        """Make the objects every cluster has."""
+        create = self.registry.create
+        for name in NAMESPACES:
+            create(kinds.NAMESPACES, "", {"metadata": {"name": name}})
+        self._found_kubernetes_service()
+
+    def _found_kubernetes_service(self) -> None:
+        settings = self.settings
+        first = str(settings.service_networks[0].network_address + 1)
+        labels = {"component": "apiserver", "provider": "kubernetes"}
+        spec = {
+            "clusterIP": first,
+            "clusterIPs": [first],
+            "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": settings.advertise_port}],
+        }
+        service = {"metadata": {"name": "kubernetes", "labels": labels}, "spec": spec}
+        self.registry.create(kinds.SERVICES, "default", service)
+        mirror = "endpointslice.kubernetes.io/skip-mirror"
+        endpoints = {
+            "metadata": {"name": "kubernetes", "labels": {mirror: "true"}},
+            "subsets": [
+                {
+                    "addresses": [{"ip": settings.advertise_address}],
+                    "ports": [{"name": "https", "port": settings.advertise_port, "protocol": "TCP"}],
+                }
+            ],
+        }
+        self.registry.create(kinds.ENDPOINTS, "default", endpoints)
+        family = ipaddress.ip_address(settings.advertise_address).version
+        endpoint_slice = {
+            "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+            "addressType": f"IPv{family}",
+            "endpoints": [{"addresses": [settings.advertise_address], "conditions": {"ready": True}}],
+            "ports": [{"name": "https", "port": settings.advertise_port, "protocol": "TCP"}],
+        }
+        self.registry.create(kinds.ENDPOINT_SLICES, "default", endpoint_slice)

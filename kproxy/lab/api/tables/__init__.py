@@ -1,0 +1,1 @@
+"""Tables: the columns that `kubectl get` prints, one module per family of kinds."""
