@@ -1,0 +1,47 @@
+"""What each node's kproxy is told: a configuration file and a kubeconfig in the node's own /run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import yaml
+
+from kproxy.lab import addressing, kubeconfigs
+from kproxy.lab.addressing import LabNode
+
+NODE_FILES = Path("/run/kproxy-node")  # as the node's processes see it
+
+
+def kproxy_config(node: LabNode, variant: str) -> str:
+    """The configuration of kproxy on `node`; `variant` is auto, legacy or nft."""
+    config = {
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "hostnameOverride": node.name,
+        "clientConnection": {"kubeconfig": str(NODE_FILES / "kubeconfig")},
+        "mode": "iptables",
+        "clusterCIDR": addressing.POD_CIDR,
+        "detectLocalMode": "ClusterCIDR",
+        "healthzBindAddress": "0.0.0.0:10256",
+        "metricsBindAddress": "0.0.0.0:10249",
+    }
+    return yaml.safe_dump(config, sort_keys=False)
+
+
+def kproxy_command(node: LabNode, variant: str) -> tuple[str, ...]:
+    """The command line that runs kproxy on `node`, entering it first."""
+    return (
+        sys.executable, "-m", "kproxy.lab.enter", node.name, "--",
+        sys.executable, "-m", "kproxy", "run", "--config", str(NODE_FILES / "config.yaml"), "--run-dir", "/run/kproxy",
+    )  # fmt: skip
+
+
+def write(node: LabNode, run: Path, *, variant: str, server: str, token: str, authority: str) -> None:
+    """Writes both files below `run`, the directory that the node sees as /run."""
+    directory = run / NODE_FILES.name
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.yaml").write_text(kproxy_config(node, variant))
+    secret = directory / "kubeconfig"
+    secret.touch(mode=0o600)
+    secret.write_text(kubeconfigs.kubeconfig(server, token=token, authority=authority))
