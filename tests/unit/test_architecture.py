@@ -28,6 +28,8 @@ PURE = (
     "kproxy.dns.names",
     "kproxy.dns.settings",
     "kproxy.dns.zone",
+    "kproxy.dns.lookup",
+    "kproxy.dns.upstream",
     "kproxy.dns.compile*",
     "kproxy.dns.answer*",
     "kproxy.dns.lookup",

@@ -1,0 +1,322 @@
+"""One query in, one reply out: the whole of what this server says about its own zones, as a pure function.
+
+In: a zone, the bytes of a query, and whether they came by UDP or TCP. Out: the reply's bytes; or a `Forward`, when somebody else has to be
+asked; or None for silence. It never raises, whatever the bytes. What must not happen here: sockets, time, caching.
+
+Which negative answer is given matters more to clients than anything else here: NXDOMAIN only when neither the name nor anything below it
+exists, NODATA otherwise, always with the zone's SOA and AA. Before the objects are listed it is SERVFAIL, never NXDOMAIN, and nothing of
+the zone is ever forwarded.
+
+Names in answers: owners are the question itself; the zone part of SRV targets and of the SOA keeps the question's case, service and
+namespace come out in lower case (both as CoreDNS does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kproxy.dns import names, wire
+from kproxy.dns.lookup import Place, PlaceKind, find_apex, locate, owners_of
+from kproxy.dns.wire import OWNER, Query, Rcode, Transport, Type
+from kproxy.dns.zone import Apex, RecordKind, ServiceRecords, Tree, Zone
+
+VERSION = b"\x051.1.0"  # of the DNS-Based Service Discovery specification, as a TXT string
+VERSION_TTL = 28800  # seconds; the specification's own example and CoreDNS's value
+CHAIN = 10  # CNAMEs followed inside the zone
+NOT_READY = 14  # extended error, RFC 8914
+
+_SVC = b"\x03svc"
+_LOCALHOST, _INVALID, _ONION, _LOCAL = b"\x09localhost\0", b"\x07invalid\0", b"\x05onion\0", b"\x05local\0"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished reply. owner: the key of the one Service it is made from, b"" when it depends on more than that (or on an absence)."""
+
+    reply: bytes
+    owner: bytes = b""
+    query: Query | None = None
+    rcode: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """The reply needs `name` and `qtype` asked upstream. prefix: CNAME records that lead from the question to `name`."""
+
+    query: Query
+    name: bytes  # lower-case wire form
+    qtype: int
+    prefix: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Records of a name that exists; `answer` empty means NODATA."""
+
+    answer: Sequence[bytes] = ()
+    additional: Sequence[bytes] = ()
+    owner: bytes = b""
+
+
+def answer(zone: Zone, query: bytes, transport: Transport) -> bytes | Forward | None:
+    """The reply to the bytes of a query; see the module's text."""
+    outcome = respond(zone, query, transport)
+    return outcome.reply if isinstance(outcome, Outcome) else outcome
+
+
+def respond(zone: Zone, data: bytes, transport: Transport) -> Outcome | Forward | None:
+    """As `answer`, with what the worker's cache must know beside the bytes."""
+    query = wire.parse_query(data)
+    if query is None:
+        return None
+    if isinstance(query, bytes):
+        return Outcome(query, rcode=query[3] & 15)
+    size = wire.limit(query, transport)
+    if query.qclass != 1 or query.qtype in (Type.AXFR, Type.IXFR, Type.TKEY, Type.TSIG, Type.OPT):
+        return _refusal(query, size)
+    found = find_apex(zone, query.lowered)
+    if found is None:
+        return _elsewhere(zone, query, size)
+    apex, start = found
+    place = locate(zone, apex, query.lowered, start)
+    if place.kind is PlaceKind.MISSING and apex.fallthrough:
+        return _elsewhere(zone, query, size)
+    if place.kind in (PlaceKind.MISSING, PlaceKind.UNKNOWN):
+        rcode = Rcode.NXDOMAIN if place.kind is PlaceKind.MISSING else Rcode.SERVFAIL
+        return _negative(zone, query, size, start, rcode)
+    records = _records(zone, apex, start, place, query)
+    if isinstance(records, Forward):
+        return records
+    if not records.answer:
+        return _negative(zone, query, size, start, Rcode.NOERROR)
+    reply = wire.build(query, answer=records.answer, additional=records.additional, size=size)
+    return Outcome(reply, records.owner, query)
+
+
+def _refusal(query: Query, size: int) -> Outcome:
+    reply = wire.build(query, rcode=Rcode.REFUSED, authoritative=False, size=size)
+    return Outcome(reply, b"", query, Rcode.REFUSED)
+
+
+def _negative(zone: Zone, query: Query, size: int, start: int, rcode: Rcode) -> Outcome:
+    reply = wire.build(
+        query,
+        rcode=rcode,
+        authority=(soa(zone, start),),
+        size=size,
+        extended_error=NOT_READY if rcode is Rcode.SERVFAIL else None,
+    )
+    return Outcome(reply, b"", query, rcode)
+
+
+def soa(zone: Zone, start: int) -> bytes:
+    """The SOA of the apex that begins at `start` in the question; its names are pointers there, so they have the question's case."""
+    here = wire.pointer(wire.HEADER + start)
+    ttl = zone.settings.ttl
+    times = b"".join(v.to_bytes(4, "big") for v in (zone.serial, 7200, 1800, 86400, ttl))
+    return wire.record(here, Type.SOA, min(ttl, 300), b"\x02ns\x03dns" + here + b"\x0ahostmaster" + here + times)
+
+
+def _elsewhere(zone: Zone, query: Query, size: int) -> Outcome | Forward:
+    """A name that is not in our zones: the few special names are answered here (RFC 6761, 7686, 6762), the rest upstream."""
+    lowered, qtype = query.lowered, query.qtype
+    if names.is_below(lowered, _LOCALHOST):
+        loopback = {Type.A: b"\x7f\0\0\1", Type.AAAA: b"\0" * 15 + b"\1"}.get(Type(qtype)) if qtype in (1, 28) else None
+        records = (wire.record(OWNER, qtype, zone.settings.ttl, loopback),) if loopback else ()
+        return Outcome(wire.build(query, answer=records, size=size), b"", query)
+    for suffix in (_INVALID, _ONION, _LOCAL):
+        if names.is_below(lowered, suffix) and not (suffix is _LOCAL and zone.settings.forward_dot_local):
+            start = len(lowered) - len(suffix)
+            return _negative(zone, query, size, start, Rcode.NXDOMAIN)
+    if qtype == Type.ANY:  # RFC 8482: never everything, least of all for somebody else's spoofed address
+        hinfo = wire.record(OWNER, Type.HINFO, zone.settings.ttl, b"\x07RFC8482\0")
+        return Outcome(wire.build(query, authoritative=False, answer=(hinfo,), size=size), b"", query)
+    return Forward(query, lowered, qtype)
+
+
+def _records(zone: Zone, apex: Apex, start: int, place: Place, query: Query) -> _Found | Forward:
+    """The records of an existing name for the type asked."""
+    ttl, qtype = zone.settings.ttl, query.qtype
+    match place.kind:
+        case PlaceKind.APEX:
+            return _apex(zone, apex, start, query)
+        case PlaceKind.VERSION if qtype == Type.TXT:
+            return _Found((wire.record(OWNER, Type.TXT, VERSION_TTL, VERSION),))
+        case PlaceKind.SERVER:
+            return _Found(_addresses(OWNER, qtype, ttl, _own(zone)))
+        case PlaceKind.POD:
+            return _Found(_addresses(OWNER, qtype, ttl, (place.address,)))
+        case PlaceKind.ADDRESS if qtype == Type.PTR:
+            suffix = _SVC + names.encode(zone.settings.zone).lower()
+            targets = [owner + suffix for owner in owners_of(zone, place.address)]
+            return _Found([wire.record(OWNER, Type.PTR, ttl, t) for t in targets if len(t) <= names.MAX_NAME])
+        case PlaceKind.ADDRESS if start == 0:
+            return _apex(zone, apex, start, query)
+        case PlaceKind.SERVICE | PlaceKind.PORT | PlaceKind.ENDPOINT:
+            service = place.service
+            assert service is not None
+            if service.kind is RecordKind.EXTERNAL:
+                return _external(zone, query, service)
+            if qtype == Type.SRV:
+                return _srv(zone, start, place, query)
+            return _Found(_addresses(OWNER, qtype, ttl, _hosts(place, service)), owner=service.key)
+    return _Found()
+
+
+def _addresses(owner: bytes, qtype: int, ttl: int, packed: Sequence[bytes]) -> list[bytes]:
+    """A or AAAA records, one per different address; nothing for other types."""
+    size = 4 if qtype == Type.A else 16 if qtype == Type.AAAA else 0
+    return [wire.record(owner, qtype, ttl, address) for address in dict.fromkeys(packed) if len(address) == size]
+
+
+def _hosts(place: Place, service: ServiceRecords) -> Sequence[bytes]:
+    """The addresses of a Service, of one of its ports (the Service's own: CoreDNS's quirk 1), or of an endpoint."""
+    if place.kind is PlaceKind.ENDPOINT:
+        return [member.address for group in place.groups for member in group.members]
+    if service.kind is RecordKind.CLUSTER:
+        return service.addresses
+    groups = service.groups
+    if place.port is not None:
+        groups = tuple(g for g in groups if any((p.name, p.protocol) == place.port for p in g.ports))
+    return [member.address for group in groups for member in group.members]
+
+
+def _srv(zone: Zone, start: int, place: Place, query: Query) -> _Found:
+    """SRV records with their targets' addresses. Targets are not compressed (RFC 2782), the additional owners point at them.
+
+    Weight: 100 divided by the number of (address, port) pairs, at least 1, counted before equal records are merged.
+    """
+    assert place.service is not None
+    ttl = zone.settings.ttl
+    pairs = _pairs(place, place.service)
+    weight = max(1, 100 // len(pairs)) if pairs else 0
+    suffix = _SVC + query.name[start:]  # the zone in the question's case
+    at = wire.HEADER + len(query.question)
+    answer: dict[tuple[bytes, int], bytes] = {}
+    offsets: dict[bytes, int] = {}
+    additional: dict[tuple[bytes, bytes], bytes] = {}
+    for relative, number, address in pairs:
+        target = relative + suffix
+        if len(target) > names.MAX_NAME:
+            continue
+        if (relative, number) not in answer:
+            rdata = b"\0\0" + weight.to_bytes(2, "big") + number.to_bytes(2, "big") + target
+            item = wire.record(OWNER, Type.SRV, ttl, rdata)
+            answer[(relative, number)] = item
+            offsets.setdefault(relative, at + len(item) - len(target))
+            at += len(item)
+        if (relative, address) not in additional:
+            offset = offsets[relative]
+            owner = wire.pointer(offset) if offset < 0x4000 else target
+            kind = Type.A if len(address) == 4 else Type.AAAA
+            additional[(relative, address)] = wire.record(owner, kind, ttl, address)
+    return _Found(list(answer.values()), list(additional.values()), place.service.key)
+
+
+def _pairs(place: Place, service: ServiceRecords) -> list[tuple[bytes, int, bytes]]:
+    """(target's labels, port number, address) of every SRV record before merging."""
+
+    def wanted(port: tuple[bytes, bytes]) -> bool:
+        return place.port is None or place.port == port
+
+    if place.kind is not PlaceKind.ENDPOINT and service.kind is RecordKind.CLUSTER:
+        return [
+            (service.key, port.number, address)
+            for address in service.addresses
+            for port in service.ports
+            if wanted((port.name, port.protocol))
+        ]
+    return [
+        (bytes((len(member.label),)) + member.label + service.key, port.number, member.address)
+        for group in (place.groups if place.kind is PlaceKind.ENDPOINT else service.groups)
+        for member in group.members
+        for port in group.ports
+        if wanted((port.name, port.protocol))
+    ]
+
+
+def _external(zone: Zone, query: Query, service: ServiceRecords) -> _Found | Forward:
+    """A CNAME, and for A and AAAA the records of where it leads: inside the zone at once, outside by way of upstream."""
+    ttl, qtype = zone.settings.ttl, query.qtype
+    owner, chain = OWNER, []
+    for _ in range(CHAIN):
+        chain.append(wire.record(owner, Type.CNAME, ttl, service.target))
+        if qtype == Type.CNAME:
+            return _Found(chain, owner=service.key)
+        if qtype not in (Type.A, Type.AAAA):
+            return _Found()
+        owner = service.target
+        target = owner.lower()
+        found = find_apex(zone, target)
+        if found is None:
+            return Forward(query, target, qtype, tuple(chain))
+        apex, start = found
+        place = locate(zone, apex, target, start)
+        if place.service is not None and place.service.kind is RecordKind.EXTERNAL:
+            service = place.service
+            continue
+        # A name inside the zone without such an address: NODATA without the CNAME (CoreDNS's quirk 12, which clients have met for years).
+        records = _inner(zone, place, owner, qtype)
+        return _Found([*chain, *records]) if records else _Found()
+    return _Found()
+
+
+def _inner(zone: Zone, place: Place, owner: bytes, qtype: int) -> list[bytes]:
+    ttl = zone.settings.ttl
+    if place.kind is PlaceKind.SERVER:
+        return _addresses(owner, qtype, ttl, _own(zone))
+    if place.kind is PlaceKind.POD:
+        return _addresses(owner, qtype, ttl, (place.address,))
+    if place.service is not None:
+        return _addresses(owner, qtype, ttl, _hosts(place, place.service))
+    return []
+
+
+def _own(zone: Zone) -> list[bytes]:
+    return [names.pack(text) for text in zone.settings.own_addresses]
+
+
+def _apex(zone: Zone, apex: Apex, start: int, query: Query) -> _Found:
+    if query.qtype == Type.SOA:
+        return _Found((soa(zone, start),))
+    if query.qtype != Type.NS:
+        return _Found()
+    ttl = zone.settings.ttl
+    here = query.name[start:] if apex.tree is Tree.FORWARD else names.encode(zone.settings.zone).lower()
+    answer, additional = [], []
+    for labels, addresses in name_servers(zone):
+        target = labels + here
+        answer.append(wire.record(OWNER, Type.NS, ttl, target))
+        for address in addresses:
+            additional.append(wire.record(target, Type.A if len(address) == 4 else Type.AAAA, ttl, address))
+    return _Found(answer, additional)
+
+
+def name_servers(zone: Zone) -> list[tuple[bytes, Sequence[bytes]]]:
+    """Labels in front of the zone, and glue, of each of its name servers: the Services through which this server is reached.
+
+    A Service whose cluster IP is one of our own addresses settles it. Failing that, the configured one; failing that, every Service with
+    one of our addresses behind it (CoreDNS's way, which on the host's network would also name other daemons' Services); at last ns.dns.
+    """
+    own = _own(zone)
+    services = sorted({key for address in own for key in zone.owners.get(address, ())})
+    behind = [zone.services[key] for key in services if zone.services[key].namespace in zone.namespaces]
+    found = [service for service in behind if any(address in service.addresses for address in own)]
+    if not found:
+        namespace, name = zone.settings.service.encode().lower().split(b"/")
+        key = bytes((len(name),)) + name + bytes((len(namespace),)) + namespace
+        configured = zone.services.get(key)
+        found = [configured] if configured is not None and configured.kind is RecordKind.CLUSTER else behind
+    servers: list[tuple[bytes, Sequence[bytes]]] = []
+    for service in found:
+        if service.kind is RecordKind.CLUSTER:
+            servers.append((service.key + _SVC, service.addresses))
+        else:
+            servers += [
+                (bytes((len(member.label),)) + member.label + service.key + _SVC, (member.address,))
+                for group in service.groups
+                for member in group.members
+                if member.address in own
+            ]
+    return servers or [(b"\x02ns\x03dns", own)]

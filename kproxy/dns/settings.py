@@ -1,0 +1,74 @@
+"""What configuration says about DNS, as one frozen value that controller and workers share.
+
+It travels to the workers as JSON on their command line and inside every full zone, so that a worker which never met a controller
+still knows which names it must not forward. Nothing here is read from the machine: addresses and upstreams are filled in by the caller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class PodRecords(Enum):
+    """Which names below `pod.<zone>` exist; the value is CoreDNS's word."""
+
+    DISABLED = "disabled"
+    INSECURE = "insecure"  # any well-formed dashed address in an existing namespace: kubeadm's default
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DnsSettings:
+    """The zone's shape, where it is served and who is asked for everything else.
+
+    Raises ValueError, naming the field, when a value is out of its bounds.
+    """
+
+    zone: str = "cluster.local"
+    reverse_zones: tuple[str, ...] = ("in-addr.arpa", "ip6.arpa")  # names or networks, e.g. 10.96.0.0/16
+    fallthrough: tuple[str, ...] = ("in-addr.arpa", "ip6.arpa")  # names missing below these are forwarded, not NXDOMAIN
+    ttl: int = 5  # seconds, 0-3600; of every record but dns-version
+    pods: PodRecords = PodRecords.INSECURE
+    namespaces: tuple[str, ...] = ()  # the only ones that exist for DNS; empty: all
+    endpoint_pod_names: bool = False  # endpoints without hostname are called by their pod's name
+    ignore_empty_service: bool = False  # a ClusterIP Service without ready endpoint does not exist
+    forward_dot_local: bool = (
+        False  # other names below .local leave the node (RFC 6762 section 22 says they should not)
+    )
+    service: str = "kube-system/kube-dns"  # the Service in front of the cluster's DNS servers, for NS and its glue
+    own_addresses: tuple[str, ...] = ()  # ns.dns.<zone>, and how the Service is recognised by its endpoints
+
+    listen: tuple[str, ...] = ("127.0.0.1",)
+    port: int = 53
+    allowed_networks: tuple[str, ...] = ()  # who is answered; empty: everybody who reaches the addresses
+
+    upstreams: tuple[str, ...] = ()  # `ip`, `ip:port` or `[ip]:port`, in order of preference
+    resolv_conf: tuple[str, ...] = (
+        "/run/systemd/resolve/resolv.conf",
+        "/etc/resolv.conf",
+    )  # used while `upstreams` is empty
+    forward_deadline_s: float = 5.0  # for one question, all upstreams and attempts together; then SERVFAIL
+    forward_attempt_s: float = 1.5  # for one UDP attempt at one upstream
+    forward_in_flight: int = 2000  # different questions under way at once; beyond them SERVFAIL at once
+    forward_cache_entries: int = 10_000  # remembered upstream answers; 0: none
+    forward_cache_ttl_s: int = 30  # the longest one is remembered: kubeadm's `cache 30`
+
+    tcp_connections: int = 1024  # open at once per worker
+    tcp_connections_per_source: int = 128
+    tcp_in_flight: int = 64  # queries under way per connection; further ones wait in the kernel
+    tcp_idle_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Checks bounds: hostile or mistyped numbers must not reach a socket or a TTL field."""
+        if not 0 <= self.ttl <= 3600:
+            raise ValueError(f"ttl: {self.ttl} is not within 0 to 3600 seconds")
+        if not 0 < self.port < 65536:
+            raise ValueError(f"port: {self.port} is not within 1 to 65535")
+        if self.service.count("/") != 1:
+            raise ValueError(f"service: {self.service!r} is not namespace/name")
+        for name in ("forward_deadline_s", "forward_attempt_s", "tcp_idle_s"):
+            if not 0 < getattr(self, name) <= 300:
+                raise ValueError(f"{name}: {getattr(self, name)} is not within 0 to 300 seconds")
+        for name in ("forward_in_flight", "tcp_connections", "tcp_connections_per_source", "tcp_in_flight"):
+            if not 1 <= getattr(self, name) <= 1_000_000:
+                raise ValueError(f"{name}: {getattr(self, name)} is not within 1 to 1000000")

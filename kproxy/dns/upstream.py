@@ -1,0 +1,260 @@
+"""What is said to and believed from upstream resolvers, as pure functions; `forward` moves the bytes.
+
+In: a question of ours and the bytes that came back. Out: a `Reply` cut down to what answers the question, then the client's message
+built from it anew. What must not happen here: sockets, time, and passing a foreign byte on that has not been read: a client gets records
+this file has parsed, in a message of our own making.
+
+Believed is a reply that has our ID and repeats our question byte for byte; of its records, only those on the CNAME chain from the question
+and the SOA (with DNSSEC, its proof) of a negative answer. Anything else could be somebody else's data (RFC 5452, bailiwick).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kproxy.dns import names, wire
+from kproxy.dns.answer import Forward
+from kproxy.dns.wire import OWNER, Rcode, Transport, Type
+
+CHAIN = 16  # CNAMEs believed in one reply
+RECORDS = 4096  # read of one section; a TCP message has no room for more than that of any use
+MAX_TTL = 2**31 - 1  # larger values mean 0: RFC 2181 section 8
+
+_RRSIG, _NSEC, _NSEC3 = 46, 47, 50
+# Where names stand in rdata that may come compressed (RFC 1035, and senders that compress SRV all the same): octets before, names, after.
+_NAMES_IN = {
+    2: (0, 1, 0), 5: (0, 1, 0), 6: (0, 2, 20), 7: (0, 1, 0), 8: (0, 1, 0), 9: (0, 1, 0), 12: (0, 1, 0), 14: (0, 2, 0),
+    15: (2, 1, 0), 17: (0, 2, 0), 18: (2, 1, 0), 21: (2, 1, 0), 33: (6, 1, 0), 36: (2, 1, 0), 39: (0, 1, 0),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked upstream: equal questions in flight are one, and one entry of the cache."""
+
+    name: bytes  # lower-case wire form
+    qtype: int
+    dnssec_ok: bool = False
+    checking_disabled: bool = False
+
+    @property
+    def wire(self) -> bytes:
+        """Name, type and class IN."""
+        return self.name + struct.pack("!HH", self.qtype, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record with nothing compressed in it."""
+
+    owner: bytes
+    rtype: int
+    ttl: int
+    rdata: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What is believed of an upstream's message. ttl: seconds it may be remembered, by its own records."""
+
+    rcode: int
+    truncated: bool = False
+    authentic: bool = False
+    answer: tuple[Record, ...] = ()
+    authority: tuple[Record, ...] = ()
+    ttl: int = 0
+
+
+class _Malformed(Exception):
+    """The message cannot be read; caught in this file."""
+
+
+def question_of(forward: Forward) -> Question:
+    """What has to be asked for this client."""
+    query = forward.query
+    do = query.edns is not None and query.edns.dnssec_ok
+    return Question(forward.name, forward.qtype, do, query.checking_disabled)
+
+
+def ask(question: Question, message_id: int, *, edns: bool = True) -> bytes:
+    """The query to send. message_id: random, new for every attempt."""
+    flags = 0x0100 | (0x0010 if question.checking_disabled else 0)
+    head = struct.pack("!HHHHHH", message_id, flags, 1, 0, 0, 1 if edns else 0)
+    opt = struct.pack("!BHHIH", 0, Type.OPT, wire.MAX_UDP, 0x8000 if question.dnssec_ok else 0, 0) if edns else b""
+    return head + question.wire + opt
+
+
+def read(question: Question, message_id: int, data: bytes) -> Reply | None:
+    """What is believed of `data`; None when it is no reply to this query at all and the right one may still come.
+
+    A reply that is ours but cannot be read is SERVFAIL: the next upstream is asked.
+    """
+    if len(data) < wire.HEADER:
+        return None
+    ident, flags, questions, answers, authorities, _ = struct.unpack_from("!HHHHHH", data)
+    rcode = flags & 15
+    if ident != message_id or not flags & 0x8000 or flags & 0x7800:
+        return None
+    if questions == 0 and rcode in (Rcode.FORMERR, Rcode.NOTIMP):
+        return Reply(rcode)  # old servers that choke on EDNS repeat nothing
+    asked = question.wire
+    end = wire.HEADER + len(asked)
+    if questions != 1 or data[wire.HEADER : end] != asked:
+        return None
+    truncated = bool(flags & 0x0200)
+    try:
+        answer, at = _section(data, end, answers)
+        authority, _ = _section(data, at, authorities)
+    except _Malformed:
+        return Reply(rcode, truncated=True) if truncated else Reply(Rcode.SERVFAIL)
+    chain = _chain(question, answer)
+    proof = () if any(r.rtype == question.qtype for r in chain) else _proof(authority, question.dnssec_ok)
+    return Reply(rcode, truncated, bool(flags & 0x0020), chain, proof, _ttl(chain, proof))
+
+
+def finish(forward: Forward, reply: Reply | None, transport: Transport, *, age_s: int = 0) -> bytes:
+    """The client's message. reply: None when nobody answered. age_s: how long ago the reply came, taken off every TTL."""
+    query = forward.query
+    size = wire.limit(query, transport)
+    if reply is None:
+        # 22: no reachable authority (RFC 8914). AA and a lone CNAME would look like an answer; SERVFAIL makes clients retry.
+        return wire.build(query, rcode=Rcode.SERVFAIL, authoritative=False, size=size, extended_error=22)
+    rcode = reply.rcode
+    if forward.prefix and rcode == Rcode.NXDOMAIN:
+        rcode = Rcode.NOERROR  # the question's name exists, its CNAME's target does not: CoreDNS says the same
+    elif forward.prefix and rcode != Rcode.NOERROR:
+        return wire.build(query, rcode=Rcode.SERVFAIL, authoritative=False, size=size, extended_error=23)
+    at = wire.HEADER + len(query.question)
+    seen = {query.lowered: OWNER}
+    if forward.prefix:
+        at += sum(map(len, forward.prefix))
+        seen[forward.name] = wire.pointer(at - len(forward.name))
+    answer, at = _render(reply.answer, at, seen, age_s)
+    authority, _ = _render(reply.authority, at, seen, age_s)
+    return wire.build(
+        query,
+        rcode=rcode,
+        authoritative=False,
+        authentic=reply.authentic and query.wants_ad and not forward.prefix,
+        answer=[*forward.prefix, *answer],
+        authority=() if forward.prefix else authority,
+        size=size,
+        truncated=reply.truncated,
+    )
+
+
+def _render(records: Sequence[Record], at: int, seen: dict[bytes, bytes], age_s: int) -> tuple[list[bytes], int]:
+    """Finished records from offset `at` on. `seen`: names that can be pointed at, by their lower-case form; grows."""
+    out = []
+    for item in records:
+        owner = seen.get(item.owner.lower())
+        if owner is None:
+            owner = item.owner
+            if at < 0x4000:
+                seen[item.owner.lower()] = wire.pointer(at)
+        finished = wire.record(owner, item.rtype, max(0, item.ttl - age_s), item.rdata)
+        at += len(finished)
+        if item.rtype == Type.CNAME and at - len(item.rdata) < 0x4000:
+            seen.setdefault(item.rdata.lower(), wire.pointer(at - len(item.rdata)))
+        out.append(finished)
+    return out, at
+
+
+def _section(data: bytes, at: int, count: int) -> tuple[list[Record], int]:
+    if count > RECORDS:
+        raise _Malformed
+    out = []
+    for _ in range(count):
+        owner, at = _name(data, at)
+        if at + 10 > len(data):
+            raise _Malformed
+        rtype, rclass, ttl, length = struct.unpack_from("!HHIH", data, at)
+        at += 10
+        if at + length > len(data):
+            raise _Malformed
+        if rclass == 1:
+            rdata = _rdata(data, at, length, rtype)
+            out.append(Record(owner, rtype, ttl if ttl <= MAX_TTL else 0, rdata))
+        at += length
+    return out, at
+
+
+def _rdata(data: bytes, at: int, length: int, rtype: int) -> bytes:
+    """The rdata without compression; its shape is checked for the types whose names are followed or expanded."""
+    shape = _NAMES_IN.get(rtype)
+    end = at + length
+    if shape is None:
+        if (rtype == Type.A and length != 4) or (rtype == Type.AAAA and length != 16):
+            raise _Malformed
+        return data[at:end]
+    before, count, after = shape
+    out = data[at : at + before]
+    at += before
+    for _ in range(count):
+        name, at = _name(data, at)
+        out += name
+    if at + after != end:
+        raise _Malformed
+    return out + data[at:end]
+
+
+def _name(data: bytes, at: int) -> tuple[bytes, int]:
+    """The name at `at`, expanded, and where the message goes on. Pointers lead backwards only, so there are no loops."""
+    out, after, lowest = bytearray(), -1, at
+    while True:
+        if at >= len(data):
+            raise _Malformed
+        length = data[at]
+        if length >= 0xC0:
+            if at + 2 > len(data):
+                raise _Malformed
+            target = (length & 0x3F) << 8 | data[at + 1]
+            if after < 0:
+                after = at + 2
+            if target >= lowest:
+                raise _Malformed
+            at = lowest = target
+            continue
+        if length > 63 or at + 1 + length > len(data):
+            raise _Malformed
+        out += data[at : at + 1 + length]
+        at += 1 + length
+        if len(out) > names.MAX_NAME:
+            raise _Malformed
+        if length == 0:
+            return bytes(out), after if after >= 0 else at
+
+
+def _chain(question: Question, records: list[Record]) -> tuple[Record, ...]:
+    """The records that answer the question: along CNAMEs from its name, then of its type; signatures with them when asked for."""
+    aliases: dict[bytes, Record] = {}
+    for item in records:
+        if item.rtype == Type.CNAME:
+            aliases.setdefault(item.owner.lower(), item)
+    on_path, name = [question.name], question.name
+    out: list[Record] = []
+    while question.qtype != Type.CNAME and name in aliases and len(on_path) <= CHAIN:
+        out.append(aliases[name])
+        name = aliases[name].rdata.lower()
+        if name in on_path:
+            break
+        on_path.append(name)
+    out += [item for item in records if item.owner.lower() == name and item.rtype == question.qtype]
+    if question.dnssec_ok:
+        out += [item for item in records if item.rtype == _RRSIG and item.owner.lower() in on_path]
+    return tuple(dict.fromkeys(out))
+
+
+def _proof(records: list[Record], dnssec_ok: bool) -> tuple[Record, ...]:
+    wanted = {Type.SOA, _RRSIG, _NSEC, _NSEC3} if dnssec_ok else {Type.SOA}
+    return tuple(item for item in records if item.rtype in wanted)[:16]
+
+
+def _ttl(answer: tuple[Record, ...], authority: tuple[Record, ...]) -> int:
+    """The shortest TTL; of a negative answer the SOA's, no longer than its minimum (RFC 2308 section 5). 0 without either."""
+    ttls = [item.ttl for item in answer]
+    for item in authority:
+        ttls.append(min(item.ttl, int.from_bytes(item.rdata[-4:], "big")) if item.rtype == Type.SOA else item.ttl)
+    return min(ttls, default=0)

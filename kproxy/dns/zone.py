@@ -1,0 +1,287 @@
+"""The zone as a value: what is known about every Service, keyed so that a question finds it by a slice of its own bytes.
+
+In: records made by `compile`, or the same records out of a worker's channel. Out: a frozen `Zone`, and the next one by `with_changes`.
+What must not happen here: looking at an API object, or building wire messages (`answer` does that).
+
+A Service's key is two labels in wire form, `\\x04name\\x09namespace`, exactly the bytes that stand in the question before `\\x03svc…`.
+Records are kept per Service, not per owner name: 10,000 Services with four endpoints each have 70,000 names, but a change touches one
+entry, and a worker holds a tenth of the memory. Finished answers are made from them on the first question and then kept by `cache`.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any, TypeVar
+
+from kproxy.dns import names
+from kproxy.dns.settings import DnsSettings
+from kproxy.model.snapshot import Snapshot
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class RecordKind(Enum):
+    """The three shapes a Service has in DNS."""
+
+    CLUSTER = "cluster"
+    HEADLESS = "headless"
+    EXTERNAL = "external"
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port by its lower-case name (b"" for none) and protocol (`tcp`)."""
+
+    name: bytes
+    protocol: bytes
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A ready endpoint: its label (hostname, pod name or dashed address; no length byte) and packed address."""
+
+    label: bytes
+    address: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Ready endpoints that share their ports, as a slice gives them."""
+
+    ports: tuple[Port, ...]
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRecords:
+    """All that DNS says about one Service.
+
+    addresses: cluster IPs, packed (CLUSTER only). groups: ready endpoints. target: the external name, wire form (EXTERNAL only).
+    """
+
+    key: bytes
+    kind: RecordKind
+    addresses: tuple[bytes, ...] = ()
+    ports: tuple[Port, ...] = ()
+    groups: tuple[Group, ...] = ()
+    target: bytes = b""
+
+    @property
+    def name(self) -> str:
+        """`namespace/name`."""
+        parts = names.split(self.key)
+        return f"{parts[1].decode()}/{parts[0].decode()}"
+
+    @property
+    def namespace(self) -> bytes:
+        """The namespace's label, without length."""
+        return self.key[self.key[0] + 2 :]
+
+    def owned(self) -> set[bytes]:
+        """Every packed address that has a reverse name because of this Service."""
+        return {*self.addresses, *(member.address for group in self.groups for member in group.members)}
+
+
+class Tree(Enum):
+    """What kind of zone a name lies in."""
+
+    FORWARD = "forward"
+    IPV4 = "in-addr.arpa"
+    IPV6 = "ip6.arpa"
+
+
+@dataclass(frozen=True, slots=True)
+class Apex:
+    """One zone that is ours. fallthrough: names missing in it are asked upstream instead."""
+
+    name: bytes
+    tree: Tree
+    fallthrough: bool
+
+
+def apexes(settings: DnsSettings) -> dict[bytes, Apex]:
+    """The zones of `settings` by their names in lower-case wire form. Raises ValueError for a malformed name or network."""
+    found = {}
+    through = [names.encode(text).lower() for text in settings.fallthrough]
+    forward = names.encode(settings.zone).lower()
+    wanted = [forward]
+    for text in settings.reverse_zones:
+        wanted += names.reverse_zones(text) if "/" in text else [names.encode(text).lower()]
+    for name in wanted:
+        tree = Tree.FORWARD
+        if name != forward:
+            tree = Tree.IPV6 if names.is_below(name, b"\x03ip6\x04arpa\0") else Tree.IPV4
+            if tree is Tree.IPV4 and not names.is_below(name, b"\x07in-addr\x04arpa\0"):
+                raise ValueError(f"reverse_zones: {names.decode(name)} is neither below in-addr.arpa nor ip6.arpa")
+        passes = tree is not Tree.FORWARD and any(names.is_below(name, t) for t in through)
+        found[name] = Apex(name, tree, passes)
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Zone:
+    """Everything a worker answers from.
+
+    serial: of the SOA, Unix time of the last change. synced: Services, EndpointSlices and Namespaces have all been listed.
+    namespaces: labels, lower case, only those exposed. owners: packed address → keys of the Services it belongs to, sorted.
+    sorted_ipv4, sorted_ipv6: the keys of `owners` in order, which is how an empty non-terminal of a reverse tree is recognised.
+    problems, source: for the controller; workers have neither.
+    """
+
+    settings: DnsSettings
+    apexes: Mapping[bytes, Apex]
+    serial: int = 0
+    synced: bool = False
+    namespaces: frozenset[bytes] = frozenset()
+    services: Mapping[bytes, ServiceRecords] = field(default_factory=dict)
+    owners: Mapping[bytes, tuple[bytes, ...]] = field(default_factory=dict)
+    sorted_ipv4: tuple[bytes, ...] = ()
+    sorted_ipv6: tuple[bytes, ...] = ()
+    problems: Mapping[bytes, str] = field(default_factory=dict, compare=False)
+    source: Snapshot | None = field(default=None, compare=False, repr=False)
+
+    def has_prefix(self, low: bytes, high: bytes) -> bool:
+        """Whether some address with a reverse name lies between two packed addresses of one family, both included."""
+        ordered = self.sorted_ipv4 if len(low) == 4 else self.sorted_ipv6
+        at = bisect.bisect_left(ordered, low)
+        return at < len(ordered) and ordered[at] <= high
+
+
+def empty_zone(settings: DnsSettings) -> Zone:
+    """The zone before anything is known: every name that depends on objects is SERVFAIL."""
+    return Zone(settings=settings, apexes=apexes(settings))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZoneDelta:
+    """What leads from one zone to the next. namespaces: None when they are the same."""
+
+    serial: int
+    synced: bool
+    namespaces: frozenset[bytes] | None = None
+    changed: tuple[ServiceRecords, ...] = ()
+    removed: tuple[bytes, ...] = ()
+
+
+def with_changes(zone: Zone, delta: ZoneDelta) -> Zone:
+    """The zone after `delta`; costs a copy of its dictionaries (about half a millisecond for 50,000 addresses) plus the change itself."""
+    services, owners = zone.services, zone.owners
+    lost: list[bytes] = []
+    gained: list[bytes] = []
+    if delta.changed or delta.removed:
+        services, owners, lost, gained = _apply(zone, delta.changed, delta.removed)
+    return replace(
+        zone,
+        serial=delta.serial,
+        synced=delta.synced,
+        namespaces=zone.namespaces if delta.namespaces is None else delta.namespaces,
+        services=services,
+        owners=owners,
+        sorted_ipv4=_resorted(zone.sorted_ipv4, 4, lost, gained),
+        sorted_ipv6=_resorted(zone.sorted_ipv6, 16, lost, gained),
+    )
+
+
+_Applied = tuple[dict[bytes, ServiceRecords], dict[bytes, tuple[bytes, ...]], list[bytes], list[bytes]]
+
+
+def _apply(zone: Zone, changed: Iterable[ServiceRecords], removed: Iterable[bytes]) -> _Applied:
+    """New service and owner maps, and the addresses that lost or gained their reverse name."""
+    services, owners = dict(zone.services), dict(zone.owners)
+    touched: set[bytes] = set()
+    for key in removed:
+        old = services.pop(key, None)
+        for address in old.owned() if old else ():
+            touched.add(address)
+            _disown(owners, address, key)
+    for records in changed:
+        old = services.get(records.key)
+        before = old.owned() if old else set()
+        after = records.owned()
+        services[records.key] = records
+        touched |= before ^ after
+        for address in before - after:
+            _disown(owners, address, records.key)
+        alone = (records.key,)
+        for address in after - before:
+            others = owners.get(address)
+            owners[address] = alone if others is None else tuple(sorted({*others, records.key}))
+    lost = [address for address in touched if address in zone.owners and address not in owners]
+    gained = [address for address in touched if address not in zone.owners and address in owners]
+    return services, owners, lost, gained
+
+
+def _disown(owners: dict[bytes, tuple[bytes, ...]], address: bytes, key: bytes) -> None:
+    rest = tuple(other for other in owners.get(address, ()) if other != key)
+    if rest:
+        owners[address] = rest
+    else:
+        owners.pop(address, None)
+
+
+def _resorted(old: tuple[bytes, ...], size: int, lost: Iterable[bytes], gained: Iterable[bytes]) -> tuple[bytes, ...]:
+    gone = {address for address in lost if len(address) == size}
+    new = [address for address in gained if len(address) == size]
+    if not gone and not new:
+        return old
+    if len(gone) + len(new) > 64:
+        return tuple(sorted([address for address in old if address not in gone] + new))
+    kept = list(old)  # a few: found by bisection, since even one pass over 50,000 is a few milliseconds
+    for address in gone:
+        del kept[bisect.bisect_left(kept, address)]
+    for address in new:
+        bisect.insort(kept, address)
+    return tuple(kept)
+
+
+def difference(old: Zone, new: Zone) -> ZoneDelta | None:
+    """What leads from `old` to `new`; None when nothing does but a full transfer (other settings)."""
+    if old.settings != new.settings:
+        return None
+    changed, removed = changes(old.services, new.services)
+    return ZoneDelta(
+        serial=new.serial,
+        synced=new.synced,
+        namespaces=None if old.namespaces == new.namespaces else new.namespaces,
+        changed=tuple(new.services[key] for key in changed),
+        removed=tuple(removed),
+    )
+
+
+def changes(old: Mapping[K, V], new: Mapping[K, V]) -> tuple[list[K], list[K]]:
+    """Keys whose value is another object in `new` (or was not there before), and keys that are gone.
+
+    Both maps descend from one another by copying, so their order is nearly the same: walking them side by side compares identities
+    without hashing (1 ms for 10,000 Services instead of 10), and only where they run apart are they looked up.
+    """
+    if old is new:
+        return [], []
+    changed: list[K] = []
+    removed: list[K] = []
+    missing: Any = object()
+    mine = iter(new.items())
+    key, value = next(mine, (missing, missing))
+    moved: set[K] = set()
+    for old_key, old_value in old.items():
+        if old_key is key or old_key == key:
+            if old_value is not value:
+                changed.append(old_key)
+            key, value = next(mine, (missing, missing))
+        elif old_key not in new:
+            removed.append(old_key)
+        else:  # it stands further back: compared here, passed over there
+            moved.add(old_key)
+            if new[old_key] is not old_value:
+                changed.append(old_key)
+            while key in moved:
+                key, value = next(mine, (missing, missing))
+    while key is not missing:
+        if key not in moved:
+            changed.append(key)
+        key, value = next(mine, (missing, missing))
+    return changed, removed
