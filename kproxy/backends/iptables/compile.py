@@ -114,10 +114,12 @@ def _compile_family(
     known = previous.fragments if previous is not None and previous.context == context else {}
     fragments: dict[ServicePortName, Fragment] = {}
     for name, service_port in state.service_ports.items():
+        if refused and refused.get((state.family, name)) is service_port:
+            continue
         old = known.get(name)
         if old is not None and old.service_port is service_port:
             fragments[name] = old
-        elif refused.get((state.family, name)) is not service_port:
+        else:
             fragments[name] = fragment_of(service_port, context)
     tables = {table: dict(chains) for table, chains in base_tables(state, settings).items()}
     nat = tables["nat"]

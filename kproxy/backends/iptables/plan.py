@@ -23,10 +23,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.rules import Rule, comparable
-from kproxy.backends.iptables.ruleset import BUILT_IN, Chain, FamilyRuleset, Place, Ruleset
+from kproxy.backends.iptables.ruleset import BUILT_IN, Chain, FamilyRuleset, Place, Ruleset, declaration
 from kproxy.model.names import Family, ServicePortName
 
 NFT_BATCH_LINES = 4000
@@ -280,17 +281,34 @@ def _depth(chain: str) -> int:
 # Text
 
 
+class Section(Enum):
+    """The steps of a batch: each is one table's commit, all or nothing. In this order no packet slips through between two of them."""
+
+    OTHER = "mangle and raw"
+    FILTER_GAINS = "filter, what is added"
+    NAT = "nat"
+    FILTER_LOSSES = "filter, what goes"
+
+
 def render_batch(batch: Batch) -> str:
-    """The input for `iptables-restore --noflush`."""
-    lines: list[str] = []
-    tables = sorted({place.table for change in batch.changes for place in _places(change)})
-    for table in tables:
-        if table not in ("filter", "nat"):
-            lines += _section(table, [*_gains(batch, table), *_losses(batch, table)])
-    lines += _section("filter", _gains(batch, "filter"))
-    lines += _section("nat", [*_gains(batch, "nat"), *_losses(batch, "nat")])
-    lines += _section("filter", _losses(batch, "filter"))
-    return "\n".join([*lines, ""])
+    """All sections of a batch as one input, for people to read."""
+    return "".join(render_section(section, batch.changes) for section in Section)
+
+
+def render_section(section: Section, changes: Iterable[Change]) -> str:
+    """The input for `iptables-restore --noflush` that carries out this part of `changes`; empty when there is nothing to do."""
+    changes = tuple(changes)
+    match section:
+        case Section.OTHER:
+            tables = {place.table for change in changes for place in _places(change)} - {"filter", "nat"}
+            lines = [line for table in sorted(tables) for line in _both(table, changes)]
+        case Section.FILTER_GAINS:
+            lines = _table("filter", _gains(changes, "filter"))
+        case Section.NAT:
+            lines = _both("nat", changes)
+        case Section.FILTER_LOSSES:
+            lines = _table("filter", _losses(changes, "filter"))
+    return "\n".join([*lines, ""]) if lines else ""
 
 
 def _places(change: Change) -> Iterator[Place]:
@@ -300,7 +318,11 @@ def _places(change: Change) -> Iterator[Place]:
     yield from change.removed
 
 
-def _section(table: str, lines: list[str]) -> list[str]:
+def _both(table: str, changes: tuple[Change, ...]) -> list[str]:
+    return _table(table, [*_gains(changes, table), *_losses(changes, table)])
+
+
+def _table(table: str, lines: list[str]) -> list[str]:
     """A table's lines; what makes or empties chains comes first, since rules may name any of them."""
     if not lines:
         return []
@@ -308,25 +330,25 @@ def _section(table: str, lines: list[str]) -> list[str]:
     return [f"*{table}", *heads, *(line for line in lines if line[0] != ":"), "COMMIT"]
 
 
-def _gains(batch: Batch, table: str) -> list[str]:
+def _gains(changes: tuple[Change, ...], table: str) -> list[str]:
     lines: list[str] = []
-    for change in batch.changes:
+    for change in changes:
         for place, chain in change.written:
             if place.table == table:
-                lines.append(f":{place.chain} - [0:0]")
+                lines.append(declaration(place.chain))
                 lines += [f"-A {place.chain} {rule.text}" for rule in chain]
         lines += [f"-I {place.chain} {rule.text}" for place, rule in change.inserted if place.table == table]
     return lines
 
 
-def _losses(batch: Batch, table: str) -> list[str]:
+def _losses(changes: tuple[Change, ...], table: str) -> list[str]:
     """Deletions; also what is appended, for that is the tail of a chain and replaces what is deleted from there."""
     lines: list[str] = []
-    for change in batch.changes:
+    for change in changes:
         lines += [f"-D {place.chain} {rule.text}" for place, rule in change.deleted if place.table == table]
         lines += [f"-A {place.chain} {rule.text}" for place, rule in change.appended if place.table == table]
-    removed = [place.chain for change in batch.changes for place in change.removed if place.table == table]
-    return [*(f":{chain} - [0:0]" for chain in removed), *lines, *(f"-X {chain}" for chain in removed)]
+    removed = [place.chain for change in changes for place in change.removed if place.table == table]
+    return [*(declaration(chain) for chain in removed), *lines, *(f"-X {chain}" for chain in removed)]
 
 
 def ours(observed: FamilyRuleset) -> FamilyRuleset:

@@ -1,0 +1,264 @@
+"""Effects: runs the kernel's tools. The only place of this data plane that touches anything.
+
+In: plans. Out: rules in the kernel, an `ApplyReport`, or an error that says whether to retry. Each batch is carried out section by section
+(one table's commit each, all or nothing). A section that is refused is halved until one ServicePort is alone with the kernel's refusal;
+that one is quarantined: it becomes a Problem and is left out of the next rulesets until its Service changes, and all others are applied.
+
+The tools are `{ip,ip6}tables-{legacy,nft}-{restore,save}`. `-w 5` waits for the xtables lock (legacy only; the nft tools need none), and a
+hard timeout ends a tool that hangs. Built-in chains get jumps by `-I` inside the same restore input, and only those that the observed
+rules lack, so no `iptables -C` per jump is needed.
+
+A family that this machine cannot do (no ip6tables, a kernel without IPv6) is reported once in `notes`; the other family goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from kproxy.backends.base import ApplyReport
+from kproxy.backends.iptables import names
+from kproxy.backends.iptables.compile import compile_ruleset
+from kproxy.backends.iptables.failures import FamilyUnusableError, classify
+from kproxy.backends.iptables.plan import (
+    LEGACY_BATCH_LINES,
+    NFT_BATCH_LINES,
+    Batch,
+    Change,
+    Plan,
+    Section,
+    cleanup_plan,
+    ours,
+    plan,
+    render_section,
+)
+from kproxy.backends.iptables.ruleset import FamilyRuleset, Ruleset, RulesetSyntaxError, parse
+from kproxy.backends.iptables.settings import IptablesSettings
+from kproxy.backends.iptables.tools import Machine, Tools
+from kproxy.backends.iptables.variant import Variant, VariantChoice
+from kproxy.errors import ApplyError, UnsupportedError
+from kproxy.model.desired import DesiredState, ServicePort
+from kproxy.model.names import Family, ServicePortName
+from kproxy.model.objects import Problem
+
+log = logging.getLogger("kproxy.iptables")
+
+_FAMILIES = (Family.IPV4, Family.IPV6)
+_RACES = 3  # how often a commit that may have met a concurrent writer is tried
+_RACE_PAUSE_S = 0.05
+_ASK_TIMEOUT_S = 30.0
+_ROUTE_LOCALNET = Path("/proc/sys/net/ipv4/conf/all/route_localnet")
+
+
+def _ask(command: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_ASK_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode(errors="replace")
+
+
+def find_tools(wanted: Variant | None = None) -> Tools:
+    """The iptables programs to use on this machine, in the configured variant or the detected one. Raises UnsupportedError."""
+    return Machine(_ask).tools(wanted)
+
+
+def detect_variant(wanted: Variant | None = None) -> VariantChoice:
+    """Which variant this node uses, why, and what is wrong about it. Raises UnsupportedError when there is no iptables."""
+    return Machine(_ask).choice(wanted)
+
+
+class IptablesBackend:
+    """The iptables data plane, both families. Raises UnsupportedError when made on a machine without any iptables."""
+
+    def __init__(
+        self, settings: IptablesSettings | None = None, *, variant: Variant | None = None, tools: Tools | None = None
+    ) -> None:
+        self.tools = tools if tools is not None else find_tools(variant)
+        self.settings = self.tools.settings_for(settings if settings is not None else IptablesSettings())
+        self._compiled: Ruleset | None = None
+        self._refused: dict[tuple[Family, ServicePortName], ServicePort] = {}
+        self._unusable: dict[Family, str] = {}
+
+    @property
+    def mode(self) -> str:
+        """What `/proxyMode` says."""
+        return "iptables"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What an operator should know: the variant and its evidence, warnings, families that cannot be served."""
+        choice = self.tools.choice
+        unusable = (f"{family.value} is not served: {reason}" for family, reason in self._unusable.items())
+        return (f"iptables-{choice.variant.value}: {choice.evidence}", *choice.warnings, *unusable)
+
+    def compile(self, desired: DesiredState) -> Ruleset:
+        """The ruleset that gives `desired`, reusing what the last call made."""
+        self._refused = {
+            key: port for key, port in self._refused.items() if desired.of(key[0]).service_ports.get(key[1]) is port
+        }
+        self._compiled = compile_ruleset(desired, self.settings, self._compiled, self._refused)
+        return self._compiled
+
+    def plan(self, applied: Ruleset | None, wanted: Ruleset) -> Plan:
+        """The way from `applied` to `wanted` in batches of the size that suits the variant."""
+        return plan(applied, wanted, self._batch_lines)
+
+    @property
+    def _batch_lines(self) -> int:
+        return LEGACY_BATCH_LINES if self.tools.variant is Variant.LEGACY else NFT_BATCH_LINES
+
+    async def apply(self, plan: Plan) -> ApplyReport:
+        """Carries the plan out. ApplyError: something of the frame was refused, or the kernel is busy; observe and plan anew."""
+        if plan.blind:
+            plan = self.plan(await self.observe(), plan.wanted)
+        if names.KUBELET_FIREWALL in plan.wanted.ipv4.tables.get("filter", {}):
+            _route_localnet()
+        batches = rules = chains = 0
+        problems: list[Problem] = []
+        for batch in plan.batches:
+            if batch.family in self._unusable:
+                continue
+            try:
+                refused = await self._carry_out(batch)
+            except FamilyUnusableError as error:
+                self._leave(batch.family, str(error))
+                continue
+            problems += [self._quarantine(batch.family, change, why, plan.wanted) for change, why in refused]
+            batches += 1
+            rules += batch.rules_written
+            chains += batch.chains_deleted
+        return ApplyReport(
+            batches=batches, rules_written=rules, chains_deleted=chains, problems=tuple(sorted(set(problems)))
+        )
+
+    async def observe(self) -> Ruleset:
+        """What of ours (or of kube-proxy's) the kernel holds now."""
+        found: dict[Family, FamilyRuleset] = {}
+        for family in _FAMILIES:
+            found[family] = FamilyRuleset(family=family)
+            if family in self._unusable:
+                continue
+            try:
+                found[family] = await self._observe_family(family)
+            except FamilyUnusableError as error:
+                self._leave(family, str(error))
+        if len(self._unusable) == len(_FAMILIES):
+            raise UnsupportedError("; ".join(self._unusable.values()))
+        return Ruleset(ipv4=found[Family.IPV4], ipv6=found[Family.IPV6])
+
+    async def _observe_family(self, family: Family) -> FamilyRuleset:
+        if family is Family.IPV6 and not Path("/proc/net/if_inet6").exists():
+            raise FamilyUnusableError("this kernel runs without IPv6 (there is no /proc/net/if_inet6)")
+        text = await self._run(self.tools.program(family, "save"), "")
+        try:
+            return ours(parse(text, family))
+        except RulesetSyntaxError as error:
+            raise ApplyError(
+                f"the existing rules cannot be read: {error}", retryable=False, detail=str(error)
+            ) from error
+
+    async def cleanup(self) -> None:
+        """Removes our chains, kube-proxy's and the jumps to them, in both families; KUBE-FIREWALL stays.
+
+        Raises ApplyError naming what could not be removed.
+        """
+        report = await self.apply(cleanup_plan(await self.observe(), self._batch_lines))
+        if report.problems:
+            raise ApplyError("; ".join(map(str, report.problems)), retryable=False)
+
+    def _leave(self, family: Family, reason: str) -> None:
+        self._unusable[family] = reason
+        log.warning("%s is not served: %s", family.value, reason)
+
+    def _quarantine(self, family: Family, change: Change, error: ApplyError, wanted: Ruleset) -> Problem:
+        if change.owner is None:
+            chains = [place.chain for place in change.removed] or [place.chain for place, _ in change.deleted]
+            return Problem("Chain", chains[0] if chains else "?", f"{family.value}: cannot be removed: {error}")
+        fragment = wanted.of(family).fragments.get(change.owner)
+        if fragment is not None:
+            self._refused[family, change.owner] = fragment.service_port
+        log.warning("%s refused %s: %s", family.value, change.owner, error.detail)
+        return Problem("Service", str(change.owner), f"{family.value}: left out, the kernel refused its rules: {error}")
+
+    # Running
+
+    async def _carry_out(self, batch: Batch) -> list[tuple[Change, ApplyError]]:
+        """All sections of a batch. Returns the changes that were refused; none of their later sections were tried."""
+        refused: list[tuple[Change, ApplyError]] = []
+        changes = batch.changes
+        for section in Section:
+            bad = await self._halve(batch.family, section, changes)
+            refused += bad
+            excluded = {id(change) for change, _ in bad}
+            changes = tuple(change for change in changes if id(change) not in excluded)
+        return refused
+
+    async def _halve(
+        self, family: Family, section: Section, changes: tuple[Change, ...]
+    ) -> list[tuple[Change, ApplyError]]:
+        text = render_section(section, changes)
+        if not text:
+            return []
+        try:
+            await self._restore(family, text)
+        except ApplyError as error:
+            if error.retryable:
+                raise
+            if len(changes) > 1:
+                middle = len(changes) // 2
+                first = await self._halve(family, section, changes[:middle])
+                return first + await self._halve(family, section, changes[middle:])
+            if changes[0].owner is None and (changes[0].written or changes[0].inserted or changes[0].appended):
+                raise  # the frame itself: nothing works without it
+            return [(changes[0], error)]
+        return []
+
+    async def _restore(self, family: Family, text: str) -> None:
+        program = (*self.tools.program(family, "restore"), "--noflush", "-w", str(self.tools.lock_wait_s))
+        for attempt in range(1, _RACES + 1):
+            try:
+                await self._run(program, text)
+                return
+            except ApplyError as error:
+                if not error.retryable or "xtables lock" in error.detail:
+                    raise
+                if attempt == _RACES:
+                    # It failed every time, so it was no race: the kernel refuses something in here.
+                    raise ApplyError(str(error), retryable=False, batch=text, detail=error.detail) from error
+                await asyncio.sleep(_RACE_PAUSE_S * attempt)
+
+    async def _run(self, program: Iterable[str], text: str) -> str:
+        name, *arguments = program
+        process = await asyncio.create_subprocess_exec(
+            name,
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            out, err = await asyncio.wait_for(process.communicate(text.encode()), self.tools.timeout_s)
+        except TimeoutError:
+            raise ApplyError(
+                f"{name}: no end after {self.tools.timeout_s:g} s", retryable=True, batch=text, detail="timeout"
+            ) from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode:
+            raise classify(Path(name).name, process.returncode, err.decode(errors="replace"), text)
+        return out.decode(errors="replace")
+
+
+def _route_localnet() -> None:
+    """Lets packets to 127.0.0.0/8 be routed, which localhost node ports need; KUBE-FIREWALL guards the hole that this opens."""
+    try:
+        if _ROUTE_LOCALNET.read_text().strip() != "1":
+            _ROUTE_LOCALNET.write_text("1")
+    except OSError as error:
+        log.warning("node ports on 127.0.0.1 will not work: %s: %s", _ROUTE_LOCALNET, error.strerror)
