@@ -117,7 +117,9 @@ def _documents(text: str, file: str) -> Iterator[Document]:
                 yield Document(file, value, node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
+        line = (
+            f":{min(mark.line + 1, len(text.splitlines()))}" if mark else ""
+        )  # an open bracket is missed past the end
         message = "; ".join(part for part in (error.context, error.problem) if part)
         raise ConfigError(f"is not YAML: {message}", where=f"{file}{line}") from None
     except yaml.YAMLError as error:

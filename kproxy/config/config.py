@@ -1,0 +1,94 @@
+"""Everything a person can set, as one frozen value; every default with its unit and the reason for it.
+
+`load.load_config` makes it of a file and flags; the rest of the program only reads it. Names follow KubeProxyConfiguration where that has
+the field. Nothing here reads the machine, but for `node_name`, which the loader fills with the host's name when nobody said one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kproxy.model.desired import DetectMode, NodeSettings
+
+IPTABLES_VARIANTS = ("auto", "legacy", "nft")
+LOG_FORMATS = ("text", "json")
+PODS_MODES = ("insecure", "disabled")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSettings:
+    """How to reach the API server. With neither field set: in-cluster credentials, then the last known addresses."""
+
+    kubeconfig: str = ""  # path; exec plug-ins, tokens and certificates in it are honoured
+    master: str = ""  # URL; overrides the address, not the credentials, of whatever else is found
+    cache: str = ""  # file of the API server's last known addresses, "": none; app sets it below the run directory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IptablesConfig:
+    """The iptables data plane."""
+
+    variant: str = "auto"  # auto: look where rules are already, as distributions' iptables-wrappers do
+    masquerade_bit: int = 14  # 0-31; kube-proxy's, so that one can take over from the other in place
+    masquerade_all: bool = False  # also connections of pods to cluster IPs; costs them their source address
+    localhost_node_ports: bool = True  # node ports answer on 127.0.0.1; kube-proxy's default
+    sync_period_s: float = 30.0  # at least this often rules are checked; kube-proxy's default
+    min_sync_period_s: float = 1.0  # the longest pause between syncs of a busy node; an idle node does not wait at all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DnsConfig:
+    """The cluster DNS of this node."""
+
+    enabled: bool = True
+    zone: str = "cluster.local"  # kubeadm's default for --service-dns-domain and the kubelet's clusterDomain
+    ttl_s: int = 30  # seconds, 0-3600; what kubeadm's Corefile says. The zone itself is never cached here
+    cluster_dns: tuple[str, ...] = ("10.96.0.10",)  # held by this node; kubeadm's tenth address of the Service range
+    listen: tuple[str, ...] = ()  # further addresses to answer on; the node's own ones are added by app
+    port: int = 53  # 1-65535
+    upstreams: tuple[str, ...] = ()  # IP or IP:port, asked in this order for everything outside of the zone
+    resolv_conf: tuple[str, ...] = ()  # files to take upstreams from; empty: the node's own resolv.conf
+    pods: str = "insecure"  # a-b-c-d.ns.pod names; what kubeadm's Corefile says
+    allowed_networks: tuple[str, ...] = ()  # who is answered; empty: whoever reaches the addresses
+    service: str = "kube-system/kube-dns"  # the Service in front of the cluster's DNS servers
+    workers: int = 0  # answering processes; 0: one for each core, a packet loop fills one core and no more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The configuration of `kproxy run`."""
+
+    node_name: str  # hostnameOverride, else the host's name in lower case, as the kubelet registers it
+    client: ClientSettings = ClientSettings()
+    mode: str = "iptables"
+    node_ips: tuple[str, ...] = ()  # bindAddress, unless unspecified: overrides the Node's addresses
+    detect_mode: DetectMode = DetectMode.CLUSTER_CIDR  # kube-proxy's default
+    cluster_cidrs: tuple[
+        str, ...
+    ] = ()  # at most one per family; empty: no packet counts as a pod's in mode ClusterCIDR
+    bridge_interface: str = ""  # for detectLocalMode BridgeInterface
+    interface_prefix: str = ""  # for detectLocalMode InterfaceNamePrefix
+    node_port_addresses: tuple[str, ...] = ()  # networks and the words primary, localhost, all; empty: all
+    iptables: IptablesConfig = IptablesConfig()
+    dns: DnsConfig = DnsConfig()
+    healthz_bind_address: str = "0.0.0.0:10256"  # "": off; where load balancers look, as with kube-proxy
+    metrics_bind_address: str = "127.0.0.1:10249"  # "": off; loopback, because metrics tell names of Services
+    run_dir: str = "/run/kproxy"  # sockets, the lock and the last known state; must outlive the process, not the node
+    log_format: str = "text"  # text: klog's form; json: one object a line
+    verbosity: int = 2  # 0-10; 4 and more shows DEBUG. 2 is what kubeadm and kind run kube-proxy with
+    warnings: tuple[str, ...] = field(default=(), compare=False)  # fields read but without effect, for the log
+
+    def node_settings(self, dns_addresses: tuple[str, ...] = ()) -> NodeSettings:
+        """What `resolve` needs to know. `dns_addresses`: those of the cluster DNS that this node holds at the moment."""
+        return NodeSettings(
+            name=self.node_name,
+            node_ips=self.node_ips,
+            detect_mode=self.detect_mode,
+            cluster_cidrs=self.cluster_cidrs,
+            bridge_interface=self.bridge_interface,
+            interface_prefix=self.interface_prefix,
+            masquerade_all=self.iptables.masquerade_all,
+            node_port_addresses=self.node_port_addresses,
+            localhost_node_ports=self.iptables.localhost_node_ports,
+            dns_addresses=dns_addresses,
+        )

@@ -1,0 +1,61 @@
+"""The flags of `kproxy run`: kube-proxy's names where they mean the same, so that its DaemonSet arguments work, and ours.
+
+In: nothing. Out: `run_options`, a decorator that adds them to a click command; their values reach `load.load_config` as a mapping by
+click's names. A flag not given is None and changes nothing. What must not happen here: checks; `load` makes them, with the flag's name
+in the message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _truth(name: str, help_text: str) -> Callable[[F], F]:
+    """Written as Go's flags are: `--flag`, `--flag=true`, `--flag=false`."""
+    return click.option(name, type=click.BOOL, is_flag=False, flag_value="true", default=None, help=help_text)
+
+
+def _text(name: str, metavar: str, help_text: str) -> Callable[[F], F]:
+    return click.option(name, metavar=metavar, default=None, help=help_text)
+
+
+_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    _text("--config", "FILE", "KproxyConfiguration or KubeProxyConfiguration (an existing ConfigMap's file works). Flags win over it."),
+    _text("--kubeconfig", "FILE", "How to reach the API server; without it, the pod's own service account."),
+    _text("--master", "URL", "Address of the API server; overrides the one in the kubeconfig."),
+    _text("--hostname-override", "NAME", "Name of this machine's Node; default: the host name in lower case."),
+    _text("--proxy-mode", "MODE", "iptables."),
+    _text("--bind-address", "IP", "Overrides the node's IP; nothing is bound to it."),
+    _text("--cluster-cidr", "CIDR[,CIDR]", "The pods' network, at most one per family."),
+    _text("--detect-local-mode", "MODE", "ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix."),
+    _text("--pod-bridge-interface", "NAME", "The pods' bridge, for BridgeInterface."),
+    _text("--pod-interface-name-prefix", "PREFIX", "Start of the pods' interface names, for InterfaceNamePrefix."),
+    _text("--nodeport-addresses", "CIDR,…", "Where node ports answer; also the words primary, localhost, all."),
+    _truth("--masquerade-all", "Masquerade all connections to cluster IPs."),
+    click.option("--iptables-masquerade-bit", type=int, metavar="0-31", default=None, help="Bit of the packet mark for masquerading."),
+    _truth("--iptables-localhost-nodeports", "Whether node ports answer on 127.0.0.1."),
+    _text("--iptables-sync-period", "DURATION", "Longest time between two checks of the rules, e.g. 30s."),
+    _text("--iptables-min-sync-period", "DURATION", "Longest pause after a sync on a busy node, e.g. 1s."),
+    _text("--iptables-variant", "auto|legacy|nft", "Which iptables tools to use; auto looks at this machine."),
+    _text("--healthz-bind-address", "IP:PORT", 'Where /healthz, /livez and /readyz answer; "" for nowhere.'),
+    _text("--metrics-bind-address", "IP:PORT", 'Where /metrics and the status pages answer; "" for nowhere.'),
+    _text("--cluster-dns", "IP[,IP]", "Addresses of the cluster DNS, held by this node."),
+    _text("--cluster-domain", "ZONE", "The cluster's DNS zone."),
+    _text("--dns-upstreams", "IP[:PORT],…|FILE", "Resolvers for all other names, or resolv.conf files to take them from."),
+    click.option("--dns-workers", type=int, metavar="N", default=None, help="Answering processes; 0: one for each core."),
+    _text("--run-dir", "DIRECTORY", "Sockets, lock and last known state."),
+    _text("--logging-format", "text|json", "Form of log lines."),
+    click.option("-v", "--v", "v", type=int, metavar="0-10", default=None, help="Verbosity; 4 and more shows debug lines."),
+)  # fmt: skip
+
+
+def run_options(command: F) -> F:
+    """Adds the flags to a click command; its function gets `**flags`, `flags["config"]` being the file."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command

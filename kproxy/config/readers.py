@@ -1,0 +1,242 @@
+"""Readers: one configuration value from YAML or a flag, checked, or a ValueError that says what it should be.
+
+In: the value as parsed. Out: what `Config` keeps. Lists may be written as YAML lists or as one text with commas, since flags know only
+texts. What must not happen here: defaults (they stand in `config`), files, lines.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from typing import Any
+
+from kproxy.errors import UnsupportedError
+from kproxy.model.desired import DetectMode
+
+Reader = Callable[[Any], Any]
+
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.IGNORECASE)
+_NODE_PORT_WORDS = ("primary", "localhost", "all")
+
+
+def text(value: Any) -> str:
+    """A text."""
+    if not isinstance(value, str):
+        raise ValueError(f"must be a text, not {value!r}")
+    return value
+
+
+def truth(value: Any) -> bool:
+    """true or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, not {value!r}")
+    return value
+
+
+def whole(low: int, high: int) -> Reader:
+    """A whole number from `low` to `high`."""
+
+    def read(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}, not {value!r}")
+        return value
+
+    return read
+
+
+def one_of(*words: str) -> Reader:
+    """One of `words`."""
+
+    def read(value: Any) -> str:
+        if value not in words:
+            raise ValueError(f"must be one of {', '.join(words)}, not {value!r}")
+        return str(value)
+
+    return read
+
+
+def duration_s(value: Any) -> float:
+    """Seconds, from a duration as Go writes it: `30s`, `1m30s`, `500ms`, `0`."""
+    written = text(value).strip()
+    if written in ("0", "+0"):
+        return 0.0
+    found = list(_DURATION.finditer(written))
+    if not found or "".join(match.group() for match in found) != written:
+        raise ValueError(f"must be a duration such as 30s, 500ms or 1m30s, not {value!r}")
+    return sum(float(match.group(1)) * _UNITS_S[match.group(2)] for match in found)
+
+
+def texts(value: Any) -> tuple[str, ...]:
+    """Texts: a list, or one text with commas."""
+    if isinstance(value, str):
+        value = value.split(",") if value.strip() else []
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"must be a list of texts, not {value!r}")
+    return tuple(item.strip() for item in value)
+
+
+def network(value: str) -> str:
+    """A canonical network; host bits are cleared, as Go's ParseCIDR does."""
+    try:
+        if "/" not in value:
+            raise ValueError
+        return str(ipaddress.ip_network(value.strip(), strict=False))
+    except ValueError:
+        raise ValueError(f"{value!r} is not a network such as 10.244.0.0/16 or fd00::/48") from None
+
+
+def networks(value: Any) -> tuple[str, ...]:
+    """Networks."""
+    return tuple(network(item) for item in texts(value))
+
+
+def cluster_cidrs(value: Any) -> tuple[str, ...]:
+    """At most one network per family."""
+    found = networks(value)
+    families = [":" in item for item in found]
+    if len(set(families)) < len(families):
+        raise ValueError(f"must hold at most one network per IP family, not {', '.join(found)}")
+    return found
+
+
+def node_port_addresses(value: Any) -> tuple[str, ...]:
+    """Networks and the words primary, localhost and all, which may be mixed."""
+    found = texts(value)
+    return tuple(item if item in _NODE_PORT_WORDS else _network_or_word(item) for item in found)
+
+
+def _network_or_word(item: str) -> str:
+    try:
+        return network(item)
+    except ValueError:
+        raise ValueError(f"{item!r} is neither a network nor one of {', '.join(_NODE_PORT_WORDS)}") from None
+
+
+def address(value: Any) -> str:
+    """A canonical IP address."""
+    try:
+        return str(ipaddress.ip_address(text(value).strip()))
+    except ValueError:
+        raise ValueError(f"must be an IP address, not {value!r}") from None
+
+
+def addresses(value: Any) -> tuple[str, ...]:
+    """IP addresses, each once."""
+    return tuple(dict.fromkeys(address(item) for item in texts(value)))
+
+
+def bind_address(value: Any) -> tuple[str, ...]:
+    """`bindAddress`: the node's IP, or () when unspecified. Nothing is bound to it; kube-proxy kept the name from other days."""
+    found = address(value)
+    return () if ipaddress.ip_address(found).is_unspecified else (found,)
+
+
+def host_port(default_port: int) -> Reader:
+    """`IP:port`, `[IPv6]:port`, or an IP alone, which gets `default_port`; "" stays "" and means off."""
+
+    def read(value: Any) -> str:
+        written = text(value).strip()
+        if not written:
+            return ""
+        host, port = _split_host_port(written, default_port)
+        try:
+            parsed = ipaddress.ip_address(host)
+        except ValueError:
+            parsed = None
+        if parsed is None or not 0 <= port <= 65535:
+            raise ValueError(f"must be IP:port such as 0.0.0.0:{default_port} or [::]:{default_port}, not {value!r}")
+        return f"[{parsed}]:{port}" if parsed.version == 6 else f"{parsed}:{port}"
+
+    return read
+
+
+def _split_host_port(written: str, default_port: int) -> tuple[str, int]:
+    if written.startswith("["):
+        host, _, rest = written[1:].partition("]")
+        port = rest.removeprefix(":") if rest else str(default_port)
+    elif written.count(":") == 1:
+        host, _, port = written.partition(":")
+        host = host or "0.0.0.0"
+    else:
+        host, port = written, str(default_port)
+    return host, int(port) if port.isdecimal() and len(port) < 6 else -1
+
+
+def upstreams(value: Any) -> tuple[str, ...]:
+    """Resolvers (`IP`, `IP:port`, `[IPv6]:port`) or absolute paths of resolv.conf files."""
+    found = []
+    for item in texts(value):
+        if item.startswith("/"):
+            found.append(item)
+        else:
+            read: str = host_port(53)(item)
+            if not read:
+                raise ValueError("must not hold empty entries")
+            found.append(read)
+    return tuple(found)
+
+
+def zone(value: Any) -> str:
+    """A DNS zone in lower case without the final dot."""
+    found = text(value).strip().rstrip(".").lower()
+    if len(found) > 200 or not all(_LABEL.fullmatch(part) for part in found.split(".")):
+        raise ValueError(f"must be a DNS name such as cluster.local, not {value!r}")
+    return found
+
+
+def namespaced(value: Any) -> str:
+    """`namespace/name`."""
+    found = text(value)
+    if not all(_LABEL.fullmatch(part) for part in found.split("/")) or found.count("/") != 1:
+        raise ValueError(f"must be namespace/name, not {value!r}")
+    return found
+
+
+def interface(value: Any) -> str:
+    """A network interface's name or the start of one: at most 15 octets, no blanks, no slash."""
+    found = text(value)
+    if len(found.encode()) > 15 or not found.isprintable() or any(c in ' /"+' for c in found):
+        raise ValueError(f"must be an interface name of at most 15 octets, not {value!r}")
+    return found
+
+
+def detect_mode(value: Any) -> DetectMode:
+    """One of the modes of local detection; "" is the default."""
+    words = [mode.value for mode in DetectMode]
+    if value == "":
+        return DetectMode.CLUSTER_CIDR
+    if value not in words:
+        raise ValueError(f"must be one of {', '.join(words)}, not {value!r}")
+    return DetectMode(value)
+
+
+def mode(value: Any) -> str:
+    """The data plane. Raises UnsupportedError for those that exist elsewhere and not here: falling back silently would surprise."""
+    if value in ("", "iptables"):
+        return "iptables"
+    if value in ("nftables", "userspace"):
+        raise UnsupportedError(
+            f"mode {value} is not there yet; this version of kproxy has iptables (both its variants)"
+        )
+    if value in ("ipvs", "kernelspace"):
+        raise UnsupportedError(f"kproxy has no {value} mode; remove the field or set it to iptables")
+    raise ValueError(f"must be iptables, not {value!r}")
+
+
+def url(value: Any) -> str:
+    """An http or https URL without path, or "" for none."""
+    found = text(value).strip().rstrip("/")
+    if found and not re.fullmatch(r"https?://[^\s/?#]+", found):
+        raise ValueError(f"must be a URL such as https://192.168.200.1:6443, not {value!r}")
+    return found
+
+
+def absolute_path(value: Any) -> str:
+    """An absolute path."""
+    found = text(value)
+    if not found.startswith("/") or "\0" in found:
+        raise ValueError(f"must be an absolute path, not {value!r}")
+    return found
