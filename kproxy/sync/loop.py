@@ -144,6 +144,9 @@ class SyncLoop:
             log.error("Sync failed", extra=fields(error=error, detail=error.detail, retry_s=self._pacer.pause_s))
             self._rules.set()
             return
+        except BaseException:  # cancelled half-way: what the kernel holds has to be looked at
+            self._kernel.applied = None
+            raise
         ended = time.monotonic()
         self._pacer = self._pacer.succeeded(started, ended)
         self._succeeded(report, ended - started)

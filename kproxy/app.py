@@ -1,0 +1,209 @@
+"""The only wiring: reads the configuration, builds every part of a node's controller, owns the task group and the signals.
+
+`kproxy run` (cli/run.py) becomes the supervisor; the supervisor's children are this module (`python -m kproxy.app`, the controller) and
+the DNS workers. In here: one task for each reflector, one for the node's addresses, the two of the sync loop, the status pages, the DNS
+presence. Any exception in any task ends the process; the supervisor starts a clean one, and neither rules nor answers are lost by that.
+
+Two controllers may overlap (an upgrade, a second DaemonSet): whoever holds the lock of the run directory writes rules; the other one
+watches, feeds its own workers and stands by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from kproxy.backends.iptables.apply import IptablesBackend
+from kproxy.backends.iptables.settings import IptablesSettings
+from kproxy.backends.iptables.variant import Variant
+from kproxy.config.config import Config
+from kproxy.config.load import load_config
+from kproxy.dns.channel import ZonePublisher
+from kproxy.dns.compile import compile_zone
+from kproxy.dns.configured import channel_path, dns_settings
+from kproxy.dns.node import hold, release
+from kproxy.dns.zone import Zone
+from kproxy.errors import ExitCode, KproxyError
+from kproxy.model.snapshot import Snapshot
+from kproxy.process import settle
+from kproxy.sync.loop import SyncLoop
+from kproxy.sync.pacer import Pacer
+from kproxy.sync.writer import acquire
+from kproxy.telemetry.http import Health, Pages, serve
+from kproxy.telemetry.logs import configure, fields
+from kproxy.telemetry.metrics import exposition
+from kproxy.telemetry.state import health_of, status_of
+from kproxy.watch.addresses import watch_addresses
+from kproxy.watch.client import connect
+from kproxy.watch.reflector import RESOURCES, Resource, reflect
+
+log = logging.getLogger("kproxy.app")
+
+DNS_METRICS_PORT = 9153  # the port `metrics` of the kube-dns Service
+_HEALTH_PATHS = ("/healthz", "/livez", "/readyz", "/statusz")
+_METRICS_PATHS = ("/metrics", "/proxyMode", "/healthz", "/readyz", "/statusz")
+_PRESENCE_S = 0.1  # how soon after the first zone and worker the DNS address is taken
+_PRESENCE_CHECK_S = 1.0  # how soon it is taken again when somebody (an older instance on its way out) removed it
+
+
+class Controller:
+    """The parts of one controller and how they hang together."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        variant = None if config.iptables.variant == "auto" else Variant(config.iptables.variant)
+        self.backend = IptablesBackend(IptablesSettings(masquerade_bit=config.iptables.masquerade_bit), variant=variant)
+        self.dns = dns_settings(config, os.environ) if config.dns.enabled else None
+        self.publisher = ZonePublisher(Path(channel_path(config, os.getppid())))
+        self.zone: Zone | None = None
+        self.held: tuple[str, ...] = ()
+        self.server = ""
+        period = config.iptables
+        pacer = Pacer(min_period_s=period.min_sync_period_s, max_retry_s=period.sync_period_s)
+        self.loop = SyncLoop(self.backend, config.node_settings(), pacer, self.publish)
+
+    async def publish(self, snapshot: Snapshot) -> None:
+        """Compiles the zone of `snapshot` and sends what is new to the workers."""
+        if self.dns is None:
+            return
+        # The serial grows with every change, also with several in one second (RFC 1982 arithmetic has room).
+        serial = max(int(time.time()), self.zone.serial + 1 if self.zone is not None else 0)
+        self.zone = compile_zone(snapshot, self.dns, self.zone, serial=serial)
+        await self.publisher.publish(self.zone)
+
+    async def be_present(self) -> None:
+        """Takes the cluster DNS addresses once there is a zone and somebody who answers.
+
+        The address comes first, then the rules that leave its port 53 untracked: without it, untracked queries would go nowhere.
+        """
+        dns = self.config.dns
+        while True:
+            ready = self.loop.status.writer and self.loop.status.dns_published and self.publisher.workers()
+            if ready and not set(dns.cluster_dns) <= self.loop.snapshot.local_addresses & set(self.held):
+                self.held = await hold(dns.cluster_dns)
+                self.loop.use(self.config.node_settings(self.held))
+                log.info("Cluster DNS is answered on this node", extra=fields(addresses=", ".join(self.held)))
+            await asyncio.sleep(_PRESENCE_S if not self.held else _PRESENCE_CHECK_S)
+
+    async def leave(self) -> None:
+        """Hands queries to other nodes' servers: tracked again, then the address given back. Service rules stay as they are."""
+        if not self.held or not self.loop.status.writer:
+            return
+        self.loop.use(self.config.node_settings())
+        with contextlib.suppress(KproxyError):
+            await self.loop.sync()
+        await release(self.held)
+        self.held = ()
+
+    async def write_rules(self) -> None:
+        """Waits for the right to write, then writes for ever."""
+        with await acquire(Path(self.config.run_dir) / "controller.lock"):
+            await self.loop.keep_rules()
+
+    async def watch(self, resource: Resource) -> None:
+        """Follows one kind for ever."""
+        async with connect(self._client()) as api:
+            self.server = api.server
+            await reflect(api, resource, self.loop.emit, now=time.monotonic, sleep=asyncio.sleep, random=random.random)
+
+    def _client(self) -> Any:
+        return replace(self.config.client, cache=str(Path(self.config.run_dir) / "apiserver.json"))
+
+    def health(self) -> Health:
+        """For the health pages."""
+        status, snapshot = self.loop.status, self.loop.snapshot
+        period = self.config.iptables.sync_period_s
+        return health_of(status, snapshot, self.config.node_name, now=time.monotonic(), sync_period_s=period)
+
+    def status(self) -> dict[str, Any]:
+        """For `/statusz`."""
+        dns = {"dns addresses held": ", ".join(self.held), "dns workers": self.publisher.workers()}
+        return status_of(
+            self.loop.status,
+            node_name=self.config.node_name,
+            mode=self.backend.mode,
+            evidence="; ".join(self.backend.notes),
+            server=self.server,
+            dns=dns if self.dns is not None else {},
+        )
+
+    def metrics(self) -> bytes:
+        """For `/metrics`."""
+        return exposition(
+            self.loop.status, dns_counters=self.publisher.counters(), dns_workers=self.publisher.workers()
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Runs every task until `stop` is set, then hands DNS over and ends. Rules stay."""
+        pages = Pages(health=self.health, status=self.status, metrics=self.metrics, mode=self.backend.mode)
+        config = self.config
+        if self.dns is not None:
+            await self.publisher.start()
+        async with asyncio.TaskGroup() as group:
+            work = [
+                self.loop.keep_snapshot(),
+                self.write_rules(),
+                watch_addresses(self.loop.emit),
+                *(self.watch(resource) for resource in RESOURCES(config.node_name)),
+            ]
+            if config.healthz_bind_address:
+                work.append(serve(pages, config.healthz_bind_address, _HEALTH_PATHS))
+            if config.metrics_bind_address:
+                work.append(serve(pages, config.metrics_bind_address, _METRICS_PATHS))
+            if self.dns is not None:
+                work.append(self.be_present())
+                work.extend(serve(pages, _with_port(ip), ("/metrics",)) for ip in self.dns.own_addresses)
+            tasks = [group.create_task(one) for one in work]
+            await stop.wait()
+            for task in tasks:
+                task.cancel()
+        await self.leave()
+        await self.publisher.close()
+
+
+def _with_port(address: str) -> str:
+    return f"[{address}]:{DNS_METRICS_PORT}" if ":" in address else f"{address}:{DNS_METRICS_PORT}"
+
+
+async def _run(config: Config) -> None:
+    stop = asyncio.Event()
+    running = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        running.add_signal_handler(number, stop.set)
+    controller = Controller(config)
+    for note in (*config.warnings, *controller.backend.notes):
+        log.info("Note", extra=fields(note=note))
+    # What start-up made lives as long as the process: keep it out of every later collection.
+    gc.freeze()
+    await controller.run(stop)
+
+
+def main(argv: list[str]) -> int:
+    """Entry point of the controller: `argv[0]` is the flags of `kproxy run` as JSON."""
+    flags: dict[str, Any] = json.loads(argv[0])
+    try:
+        settle("kproxy-control", parent_pid=os.getppid())
+        config = load_config(flags.get("config"), flags)
+        configure(config.log_format, config.verbosity)
+        uvloop.run(_run(config))
+    except KproxyError as error:
+        sys.stderr.write(f"kproxy: {error}\n")
+        return int(error.exit_code)
+    return int(ExitCode.OK)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

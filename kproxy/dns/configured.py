@@ -1,0 +1,37 @@
+"""From the configuration to what DNS needs of it: the workers' settings, and where they meet their controller. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from kproxy.config.config import Config
+from kproxy.dns.settings import DnsSettings, PodRecords
+
+
+def dns_settings(config: Config, environment: Mapping[str, str]) -> DnsSettings:
+    """What the workers are told.
+
+    They listen on the cluster DNS addresses and on this node's own (`bindAddress`, else `NODE_IP` of the environment, which the DaemonSet
+    sets from `status.hostIP`), so that other nodes' pods can fall back to this one, and on `dns.listen`.
+    """
+    dns = config.dns
+    own = config.node_ips or tuple(filter(None, environment.get("NODE_IP", "").split(",")))
+    listen = tuple(dict.fromkeys((*dns.cluster_dns, *own, *dns.listen)))
+    settings = DnsSettings(
+        zone=dns.zone,
+        ttl=dns.ttl_s,
+        pods=PodRecords(dns.pods),
+        service=dns.service,
+        own_addresses=own,
+        listen=listen,
+        port=dns.port,
+        allowed_networks=dns.allowed_networks,
+        upstreams=dns.upstreams,
+    )
+    return replace(settings, resolv_conf=dns.resolv_conf) if dns.resolv_conf else settings
+
+
+def channel_path(config: Config, supervisor_pid: int) -> str:
+    """The socket between a controller and the workers of the same supervisor; two supervisors may share a run directory."""
+    return f"{config.run_dir}/dns-{supervisor_pid}.sock"
