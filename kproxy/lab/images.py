@@ -124,8 +124,7 @@ def _headline(words: Sequence[str], image: str, env: Mapping[str, str]) -> str:
         if env.get(name):
             return env[name]
     if "whale" in image:
-        tag = image.rsplit(":", 1)[-1] if ":" in image else ""
-        letter = re.search(r"(?:^|[-_.])([a-zA-Z])$", tag)
+        letter = re.search(r"[-_.:]([a-zA-Z])$", image.removesuffix(":latest"))
         return f"Whalesay {letter[1].upper()}" if letter else "Whalesay"
     return image.rsplit("/", 1)[-1].split(":")[0]
 

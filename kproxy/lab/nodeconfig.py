@@ -11,20 +11,28 @@ from kproxy.lab import addressing, kubeconfigs
 from kproxy.lab.addressing import LabNode
 
 NODE_FILES = Path("/run/kproxy-node")  # as the node's processes see it
+DNS_WORKERS = 2  # per node: enough to show that one may die, few enough for a laptop that plays three nodes
 
 
 def kproxy_config(node: LabNode, variant: str) -> str:
     """The configuration of kproxy on `node`; `variant` is auto, legacy or nft."""
     config = {
-        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
-        "kind": "KubeProxyConfiguration",
+        "apiVersion": "kproxy.dev/v1alpha1",
+        "kind": "KproxyConfiguration",
         "hostnameOverride": node.name,
         "clientConnection": {"kubeconfig": str(NODE_FILES / "kubeconfig")},
         "mode": "iptables",
+        "iptables": {"variant": variant},
         "clusterCIDR": addressing.POD_CIDR,
         "detectLocalMode": "ClusterCIDR",
         "healthzBindAddress": "0.0.0.0:10256",
-        "metricsBindAddress": "0.0.0.0:10249",
+        "metricsBindAddress": "0.0.0.0:10249",  # the kube-dns Service leads its port 9153 there
+        "dns": {
+            "zone": addressing.CLUSTER_DOMAIN,
+            "clusterDNS": [addressing.DNS_SERVICE_IP],
+            "upstreams": [addressing.PARENT_IP],
+            "workers": DNS_WORKERS,
+        },
     }
     return yaml.safe_dump(config, sort_keys=False)
 

@@ -87,12 +87,12 @@ def _reply(request: Any, *, udp: bool) -> bytes:
         )
         if not found:
             reply.header.rcode = RCODE.NXDOMAIN
-    packed: bytes = reply.pack()
+    packed = bytes(reply.pack())  # dnslib gives a bytearray
     size = next((rr.edns_len for rr in request.ar if rr.rtype == QTYPE.OPT), 512)
     if udp and len(packed) > min(max(size, 512), _UDP_SIZE):
         short = request.reply(aa=0, ra=1)
         short.header.tc = 1
-        packed = short.pack()
+        packed = bytes(short.pack())
     return packed
 
 

@@ -16,6 +16,7 @@ from kproxy.lab.client import ApiClient, ApiError
 
 Raw = dict[str, Any]
 HEALTH_PORT = 10256
+METRICS_PORT = 10249
 KPROXY_LABELS = {"k8s-app": "kube-dns", "app.kubernetes.io/name": "kproxy", "component": "kube-proxy"}
 
 
@@ -120,7 +121,7 @@ def dns_service() -> Raw:
     ports = [
         {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
         {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53},
-        {"name": "metrics", "port": 9153, "protocol": "TCP", "targetPort": 9153},
+        {"name": "metrics", "port": 9153, "protocol": "TCP", "targetPort": METRICS_PORT},
     ]
     return {
         "apiVersion": "v1",
