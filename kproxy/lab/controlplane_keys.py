@@ -13,7 +13,7 @@ import base64
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from subprocess import PIPE, STDOUT, CalledProcessError, run
 
@@ -84,9 +84,9 @@ def make_keys(
         "DNS:kubernetes.default.svc",
         "DNS:kubernetes.default.svc.cluster.local",
     ]
-    numbers = {ip_address(a) for a in addresses} | {ip_address("127.0.0.1")}
+    numbers: set[IPv4Address | IPv6Address] = {ip_address(a) for a in (*addresses, "127.0.0.1")}
     # the first address of the Service network is where pods reach the API server
-    numbers |= {next(iter(ip_network(cidr).hosts())) for cidr in service_cidrs}
+    numbers.update(next(iter(ip_network(cidr).hosts())) for cidr in service_cidrs)
     names += [f"IP:{n}" for n in sorted(numbers, key=str) if not n.is_unspecified]
 
     def configuration(common_name: str) -> Path:
