@@ -21,7 +21,7 @@ from kproxy.cli.options import NodeOnFiles, files_argument, node_options, output
 from kproxy.errors import ConfigError
 from kproxy.explain.match_iptables import is_local
 from kproxy.explain.trace import Branch, Fate, Hop, KernelView, Origin, Packet, Trace
-from kproxy.explain.trace_iptables import trace
+from kproxy.explain.trace_iptables import EVERY_PACKET, trace
 from kproxy.model.addresses import family_of, of_family
 from kproxy.model.names import NamespacedName, Protocol
 from kproxy.model.objects import PortSpec, Service
@@ -186,10 +186,20 @@ def _lines(found: Trace, node: NodeOnFiles) -> list[str]:
     lines += ["", "outcome" if not several else f"{len(found.branches)} outcomes, chosen at random"]
     for branch in found.branches[:_FULLY_SHOWN]:
         share = f"{float(branch.probability):7.2%}  " if several else ""
-        lines += [f"  {share}{_outcome(branch)}", *_told(branch.hops, "  ")]
+        alike = _alike_at_the_end(branch, found.branches[0])
+        lines += [f"  {share}{_outcome(branch)}", *_told(branch.hops[: len(branch.hops) - alike], "  ")]
+        lines += ["    then as in the first outcome"] if alike else []
     if len(found.branches) > _FULLY_SHOWN:
         lines.append(f"  … and {len(found.branches) - _FULLY_SHOWN} more (-o json shows all)")
     return lines
+
+
+def _alike_at_the_end(branch: Branch, first: Branch) -> int:
+    """How many of the last hops of `branch` are those of the first one too, and need not be told again."""
+    if branch is first:
+        return 0
+    pairs = zip(reversed(branch.hops), reversed(first.hops), strict=False)
+    return next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(branch.hops), len(first.hops)))
 
 
 def _told(hops: Sequence[Hop], indent: str) -> list[str]:
@@ -202,7 +212,8 @@ def _told(hops: Sequence[Hop], indent: str) -> list[str]:
         for hop in group:
             if hop.rule:
                 lines.append(f"{indent}    {'+' if hop.matched else '-'} {hop.rule}")
-            lines.append(f"{indent}        {'because ' if hop.matched else 'passed over: '}{hop.why}")
+            if hop.why != EVERY_PACKET:
+                lines.append(f"{indent}        {'because ' if hop.matched else 'passed over: '}{hop.why}")
     return lines
 
 

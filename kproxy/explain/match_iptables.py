@@ -83,7 +83,7 @@ def holds(match: Match, packet: PacketNow, kernel: KernelView) -> tuple[Fraction
             return _address_type(match, packet, kernel)
         case Chance(numerator):
             share = Fraction(numerator, 0x80000000)
-            return share, f"by chance, {float(share):.4f}"
+            return share, f"chance had it so (share {float(share):.4f})"
         case Recent():
             return _recent(match, packet, kernel)
         case OutInterface() | OtherMatch():

@@ -41,6 +41,7 @@ from kproxy.backends.iptables.ruleset import BUILT_IN, FamilyRuleset
 from kproxy.explain.match_iptables import NO, YES, PacketNow, holds, is_local
 from kproxy.explain.trace import Branch, Fate, Hop, KernelView, Origin, Packet, Trace
 
+EVERY_PACKET = "every packet"  # why a rule without conditions holds
 _MAX_DEPTH = 32  # jumps within jumps; the kernel refuses loops, a text read from a file may hold one
 _MAX_SHOWN = 16  # rules of a chain that is told in full
 _QUIET_CHAINS = BUILT_IN | frozenset(chain for chains in names.DISPATCH_CHAINS.values() for chain in chains)
@@ -252,7 +253,7 @@ class _Walk:
             share *= each
             if why and why not in reasons:
                 reasons.append(why)
-        return share, "; ".join(reasons) or "every packet"
+        return share, "; ".join(reasons) or EVERY_PACKET
 
     def _target(self, table: str, parts: RuleParts, way: _Way, depth: int) -> list[tuple[_Way, _Verdict | None]]:
         """What the target makes of the packet; None: go on with the next rule of this chain."""

@@ -232,6 +232,16 @@ def _with_broken_fields() -> object:
     return replace(good, api={**good.api, "spec": spec}, object=model)
 
 
+# Not upstream's numbers: a slice alone can be handed to another proxy too.
+_SLICE_ROWS = (
+    row(
+        "K09",
+        "service-proxy-name on the slice only",
+        [svc(), slice_(ep(_E1), labels={PROXY_NAME_LABEL: "foo"})],
+        flow(P, *_TO, REJECT),
+    ),
+)
+
 _BROKEN_ROWS = (
     row(
         "K08",
@@ -246,5 +256,5 @@ _BROKEN_ROWS = (
     ),
 )
 
-ROWS = (*_CLUSTER_IP_ROWS, *_SKIPPED_ROWS, *_BROKEN_ROWS)
+ROWS = (*_CLUSTER_IP_ROWS, *_SKIPPED_ROWS, *_SLICE_ROWS, *_BROKEN_ROWS)
 assert POD.startswith("10.")  # pods lie in the cluster CIDR: "keep" in these rows rests on it

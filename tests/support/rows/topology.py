@@ -90,4 +90,12 @@ ROWS = (
         step([svc(), _HINTED], _to(_reached(_A, _B, _C))),
     ),
     row("H11", "hints count without any annotation", [svc(), _HINTED], _to(_reached(_A)), node=_Z1),
+    # Not upstream's number: one endpoint without node hints turns these off, the zone's still count.
+    row(
+        "H12",
+        "node hints on some only, zone hints on all",
+        [svc(), slice_(ep(_A, nodes=[NODE], zones=["z2"], local=True), ep(_B, zones=["z1"]), ep(_C, zones=["z1"]))],
+        _to(_reached(_B, _C)),
+        node=_Z1,
+    ),
 )
