@@ -17,6 +17,7 @@ from kproxy.lab.api.fields import FieldErrors
 from kproxy.lab.api.kinds import Resource
 from kproxy.lab.api.managed import note_update
 from kproxy.lab.api.objects.base import DeleteOptions, Strategy, check_metadata, check_metadata_update
+from kproxy.lab.api.schema import structure_of
 from kproxy.lab.api.selectors import Selection
 from kproxy.lab.api.status import (
     ApiError,
@@ -87,13 +88,23 @@ class Registry:
 
     # writing
 
-    def create(self, resource: Resource, namespace: str, obj: Object, options: WriteOptions = WriteOptions()) -> Object:
-        """Store a new object; `obj` belongs to the registry from now on."""
+    def create(
+        self,
+        resource: Resource,
+        namespace: str,
+        obj: Object,
+        options: WriteOptions = WriteOptions(),
+        *,
+        managed_fields: list[Object] | None = None,
+    ) -> Object:
+        """Store a new object; `obj` belongs to the registry from now on. managed_fields: those of a server-side apply."""
         strategy = self.strategy(resource)
         self._adopt(resource, namespace, obj)
         self._check_namespace(resource, namespace, obj)
         self._fill_metadata(resource, obj)
         strategy.default(obj)
+        # Before addresses and ports are filled in: nobody manages what the system chose.
+        note_update(structure_of(resource), obj, None, options.manager, "", self.now())
         transaction = strategy.begin(obj, None, dry_run=options.dry_run)
         try:
             strategy.prepare_create(obj)
@@ -111,7 +122,8 @@ class Registry:
             transaction.revert()
             raise
         transaction.commit()
-        note_update(obj, None, options.manager, "", self.now())
+        if managed_fields:
+            obj["metadata"]["managedFields"] = managed_fields
         if options.dry_run:
             return obj
         return self.store.put(resource, obj).object
@@ -129,7 +141,8 @@ class Registry:
     ) -> Object:
         """Replace an object by `change(copy of it)`.
 
-        subresource "status" keeps everything but status and metadata. A resourceVersion in the result must be the present one.
+        subresource "status" keeps everything but status and metadata; "binding" and "finalize" skip the kind's rules.
+        A resourceVersion in the result must be the present one. tracked: whether managedFields are to be kept up here.
         """
         current = self.get(resource, namespace, name)
         old = current.object
@@ -139,8 +152,12 @@ class Registry:
         self._check_version(resource, name, new, old)
         strategy.default(new)
         self._keep_metadata(new, old)
-        if subresource == "status":
-            strategy.prepare_status(new, old)
+        if tracked:
+            note_update(structure_of(resource), new, old, options.manager, subresource, self.now())
+        if subresource:
+            # Binding and finalize are made by this server itself: there is nothing to keep from the old object.
+            if subresource == "status":
+                strategy.prepare_status(new, old)
             errors = FieldErrors()
             check_metadata_update(new, old, errors)
             if errors:
@@ -149,8 +166,6 @@ class Registry:
             self._validated_update(resource, strategy, new, old, options)
         if resource.has_generation and not subresource and strategy.asked(new) != strategy.asked(old):
             new["metadata"]["generation"] = dig(old, "metadata", "generation", default=0) + 1
-        if tracked:
-            note_update(new, old, options.manager, subresource, self.now())
         if new == old or options.dry_run:
             return new
         if self._ends(strategy, new):

@@ -154,3 +154,16 @@ def success(resource: Resource, name: str, uid: str) -> Object:
     if uid:
         details["uid"] = uid
     return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
+
+
+def invalid_option(field: str, value: str, supported: tuple[str, ...]) -> ApiError:
+    """A query parameter has a value that is none of the known words."""
+    words = ", ".join(f'"{word}"' for word in supported)
+    body = f'Unsupported value: "{value}": supported values: {words}'
+    details = {"causes": [{"reason": "FieldValueNotSupported", "message": body, "field": field}]}
+    return ApiError(422, "Invalid", f' "" is invalid: {field}: {body}', details=details)
+
+
+def apply_conflict(causes: list[Object], message: str) -> ApiError:
+    """Server-side apply would change fields of others."""
+    return ApiError(409, "Conflict", message, details={"causes": causes})

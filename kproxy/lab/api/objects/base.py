@@ -71,7 +71,7 @@ class Strategy:
     def prepare_create(self, obj: Object) -> None:
         """Remove what only the system may set."""
         if self.resource.has_status:
-            obj.pop("status", None)
+            obj["status"] = {}
 
     def prepare_update(self, new: Object, old: Object) -> None:
         """Keep what an update of the main resource may not change."""
