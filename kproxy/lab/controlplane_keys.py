@@ -86,7 +86,7 @@ def make_keys(
     ]
     numbers: set[IPv4Address | IPv6Address] = {ip_address(a) for a in (*addresses, "127.0.0.1")}
     # the first address of the Service network is where pods reach the API server
-    numbers.update(next(iter(ip_network(cidr).hosts())) for cidr in service_cidrs)
+    numbers.update(ip_network(cidr).network_address + 1 for cidr in service_cidrs)
     names += [f"IP:{n}" for n in sorted(numbers, key=str) if not n.is_unspecified]
 
     def configuration(common_name: str) -> Path:
