@@ -187,6 +187,39 @@ def with_changes(zone: Zone, delta: ZoneDelta) -> Zone:
     )
 
 
+class Loading:
+    """A whole zone on its way in, part by part, each in time bounded by the part's size."""
+
+    def __init__(self, settings: DnsSettings) -> None:
+        self._settings = settings
+        self._services: dict[bytes, ServiceRecords] = {}
+        self._owners: dict[bytes, tuple[bytes, ...]] = {}
+
+    def add(self, part: Iterable[ServiceRecords]) -> None:
+        """Takes further Services, each once."""
+        for records in part:
+            self._services[records.key] = records
+            alone = (records.key,)
+            for address in records.owned():
+                others = self._owners.get(address)
+                self._owners[address] = alone if others is None else tuple(sorted({*others, records.key}))
+
+    def finish(self, delta: ZoneDelta) -> Zone:
+        """The zone; `delta` tells serial, synced and namespaces."""
+        ordered = sorted(self._owners)
+        return Zone(
+            settings=self._settings,
+            apexes=apexes(self._settings),
+            serial=delta.serial,
+            synced=delta.synced,
+            namespaces=delta.namespaces or frozenset(),
+            services=self._services,
+            owners=self._owners,
+            sorted_ipv4=tuple(address for address in ordered if len(address) == 4),
+            sorted_ipv6=tuple(address for address in ordered if len(address) == 16),
+        )
+
+
 _Applied = tuple[dict[bytes, ServiceRecords], dict[bytes, tuple[bytes, ...]], list[bytes], list[bytes]]
 
 

@@ -1,0 +1,174 @@
+"""One answering process: `python -m kproxy.dns.worker --channel PATH --config JSON`.
+
+It binds the DNS addresses beside its siblings, answers from the zone the controller sends, and goes on with that zone when the controller
+is away, for as long as it takes. Until the first zone, names of the zone are SERVFAIL and all others are forwarded. SIGTERM: what has
+arrived is answered, then it ends with code 0. When it cannot bind it ends with code 3 and says so.
+
+It imports the standard library, msgspec and this package, nothing more: what it weighs is paid once per core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import random
+import signal
+import sys
+from collections import Counter
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kproxy.dns import channel
+from kproxy.dns.channel import Begin, Change, Counts, End, FromController, Held, Hello, Part, Resync
+from kproxy.dns.forward import Forwarder
+from kproxy.dns.server import Server
+from kproxy.dns.settings import DnsSettings
+from kproxy.dns.zone import Loading, empty_zone, with_changes
+from kproxy.process import settle
+
+log = logging.getLogger("kproxy.dns.worker")
+
+COUNTS_EVERY_S = 2.0
+FIRST_PAUSE_S = 0.05  # before connecting again; doubles with jitter
+LONGEST_PAUSE_S = 2.0
+
+
+class Feed:
+    """The worker's side of the channel: connects, applies what comes, reports counters, and connects again for ever."""
+
+    def __init__(self, path: str, server: Server) -> None:
+        self._path = path
+        self._server = server
+        self._number = -1
+        self._loading: Loading | None = None
+
+    async def run(self) -> None:
+        """Never returns; cancelled at the end of the process."""
+        pause = FIRST_PAUSE_S
+        while True:
+            with contextlib.suppress(OSError, EOFError, ValueError, TimeoutError):
+                reader, writer = await asyncio.open_unix_connection(self._path)
+                pause = FIRST_PAUSE_S
+                try:
+                    await self._follow(reader, writer)
+                finally:
+                    self._loading = None
+                    writer.transport.abort()
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, LONGEST_PAUSE_S)
+
+    async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._number = -1  # numbers are the controller's, and this may be another one
+        writer.write(channel.frame(Hello(os.getpid())))
+        self._timer = asyncio.get_running_loop().call_later(COUNTS_EVERY_S, self._report, writer)
+        try:
+            while True:
+                self._take(await channel.receive_from_controller(reader), writer)
+                await asyncio.sleep(0)  # queries first: a zone comes in many parts
+        finally:
+            self._timer.cancel()
+
+    def _report(self, writer: asyncio.StreamWriter) -> None:
+        writer.write(channel.frame(Counts(dict(self._server.counters))))
+        self._timer = asyncio.get_running_loop().call_later(COUNTS_EVERY_S, self._report, writer)
+
+    def _take(self, message: FromController, writer: asyncio.StreamWriter) -> None:
+        match message:
+            case Begin():
+                self._loading = Loading(message.settings)
+            case Part() if self._loading is not None:
+                self._loading.add(message.services)
+            case End() if self._loading is not None:
+                self._server.replace_zone(self._loading.finish(message.delta), None)
+                self._loading = None
+                self._hold(message.number, writer)
+                settle_memory()
+            case Change() if message.base == self._number:
+                delta = message.delta
+                changed = None if delta.namespaces is not None else [r.key for r in delta.changed] + list(delta.removed)
+                self._server.replace_zone(with_changes(self._server.zone, delta), changed)
+                self._hold(message.number, writer)
+            case _:
+                writer.write(channel.frame(Resync()))
+
+    def _hold(self, number: int, writer: asyncio.StreamWriter) -> None:
+        self._number = number
+        writer.write(channel.frame(Held(number)))
+
+
+def settle_memory() -> None:
+    """Takes all that lives now out of later garbage collections: a zone is large, without cycles, and not worth walking."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
+async def serve(settings: DnsSettings, path: str) -> None:
+    """Binds, says `ready` on standard output, answers until SIGTERM or SIGINT. Raises OSError when it cannot bind."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
+    counters: Counter[str] = Counter()
+    async with asyncio.TaskGroup() as tasks:
+        forwarder = Forwarder(settings, counters)
+        server = Server(settings, empty_zone(settings), forwarder, counters, tasks.create_task)
+        await server.start()
+        feed = tasks.create_task(Feed(path, server).run())
+        settle_memory()
+        print("ready", flush=True)
+        await ended.wait()
+        await server.stop()
+        feed.cancel()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()  # forwards whose upstream is silent: their clients will ask somebody else
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; the exit code."""
+    parser = argparse.ArgumentParser(prog="kproxy.dns.worker", description="One DNS answering process of kproxy.")
+    parser.add_argument("--channel", required=True, metavar="PATH", help="the controller's Unix socket")
+    parser.add_argument("--config", required=True, metavar="JSON", help="DnsSettings, or @FILE")
+    parser.add_argument("--name", default="kproxy-dns", help="what ps shows")
+    parser.add_argument("--parent", type=int, default=None, metavar="PID", help="end when this process ends")
+    options = parser.parse_args(argv)
+    settle(options.name, parent_pid=options.parent)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s " + options.name + " %(message)s")
+    text = options.config
+    try:
+        raw = Path(text[1:]).read_bytes() if text.startswith("@") else text.encode()
+        settings = msgspec.json.decode(raw, type=DnsSettings)
+        empty_zone(settings)
+        Forwarder(settings, Counter())
+    except (OSError, ValueError) as error:
+        print(f"{options.name}: --config: {error}", file=sys.stderr)
+        return 2
+    code = 0
+    try:
+        run(serve(settings, options.channel))
+    except* OSError as group:
+        print(f"{options.name}: {group.exceptions[0]}", file=sys.stderr)
+        code = 3
+    return code
+
+
+def run(main_task: Coroutine[Any, Any, None]) -> None:
+    """Runs the worker's event loop: uvloop where it is installed, its wake-up costs a third of asyncio's."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(main_task)
+    else:
+        uvloop.run(main_task)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
