@@ -20,6 +20,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,10 @@ from kproxy.sync.writer import acquire
 from kproxy.telemetry.http import Health, Pages, serve
 from kproxy.telemetry.logs import configure, fields
 from kproxy.telemetry.metrics import exposition
-from kproxy.telemetry.state import health_of, status_of
+from kproxy.telemetry.state import health_of, status_of, watch_text
 from kproxy.watch.addresses import watch_addresses
-from kproxy.watch.client import connect
-from kproxy.watch.reflector import RESOURCES, Resource, reflect
+from kproxy.watch.client import Api, ClientSettings, connect
+from kproxy.watch.reflector import RESOURCES, WatchStats, reflect
 
 log = logging.getLogger("kproxy.app")
 
@@ -70,7 +71,8 @@ class Controller:
         self.publisher = ZonePublisher(Path(channel_path(config, os.getppid())))
         self.zone: Zone | None = None
         self.held: tuple[str, ...] = ()
-        self.server = ""
+        self.api: Api | None = None
+        self.watches = tuple(WatchStats(resource.kind) for resource in RESOURCES(config.node_name))
         period = config.iptables
         pacer = Pacer(min_period_s=period.min_sync_period_s, max_retry_s=period.sync_period_s)
         self.loop = SyncLoop(self.backend, config.node_settings(), pacer, self.publish)
@@ -113,14 +115,20 @@ class Controller:
         with await acquire(Path(self.config.run_dir) / "controller.lock"):
             await self.loop.keep_rules()
 
-    async def watch(self, resource: Resource) -> None:
-        """Follows one kind for ever."""
-        async with connect(self._client()) as api:
-            self.server = api.server
-            await reflect(api, resource, self.loop.emit, now=time.monotonic, sleep=asyncio.sleep, random=random.random)
-
-    def _client(self) -> Any:
+    def _client(self) -> ClientSettings:
         return replace(self.config.client, cache=str(Path(self.config.run_dir) / "apiserver.json"))
+
+    def _reflectors(self, api: Api) -> Iterator[Coroutine[Any, Any, None]]:
+        for resource, stats in zip(RESOURCES(self.config.node_name), self.watches, strict=True):
+            yield reflect(
+                api,
+                resource,
+                self.loop.emit,
+                now=time.monotonic,
+                sleep=asyncio.sleep,
+                random=random.random,
+                stats=stats,
+            )
 
     def health(self) -> Health:
         """For the health pages."""
@@ -130,20 +138,25 @@ class Controller:
 
     def status(self) -> dict[str, Any]:
         """For `/statusz`."""
-        dns = {"dns addresses held": ", ".join(self.held), "dns workers": self.publisher.workers()}
+        dns = {"dns addresses held": ", ".join(self.held), "dns workers": len(self.publisher.workers())}
         return status_of(
             self.loop.status,
             node_name=self.config.node_name,
             mode=self.backend.mode,
             evidence="; ".join(self.backend.notes),
-            server=self.server,
+            server=self.api.server if self.api is not None else "",
+            watches=tuple(watch_text(stats, time.monotonic()) for stats in self.watches),
             dns=dns if self.dns is not None else {},
         )
 
     def metrics(self) -> bytes:
         """For `/metrics`."""
         return exposition(
-            self.loop.status, dns_counters=self.publisher.counters(), dns_workers=self.publisher.workers()
+            self.loop.status,
+            self.watches,
+            now=time.monotonic(),
+            dns_counters=self.publisher.counters(),
+            dns_workers=len(self.publisher.workers()),
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -152,12 +165,12 @@ class Controller:
         config = self.config
         if self.dns is not None:
             await self.publisher.start()
-        async with asyncio.TaskGroup() as group:
+        async with connect(self._client()) as self.api, asyncio.TaskGroup() as group:
             work = [
                 self.loop.keep_snapshot(),
                 self.write_rules(),
                 watch_addresses(self.loop.emit),
-                *(self.watch(resource) for resource in RESOURCES(config.node_name)),
+                *self._reflectors(self.api),
             ]
             if config.healthz_bind_address:
                 work.append(serve(pages, config.healthz_bind_address, _HEALTH_PATHS))

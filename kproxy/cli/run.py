@@ -27,17 +27,17 @@ def children(config: Config, flags: dict[str, object]) -> list[tuple[str, list[s
         settings = msgspec.json.encode(dns_settings(config, os.environ)).decode()
         channel = channel_path(config, os.getpid())
         for number in range(config.dns.workers or os.cpu_count() or 1):
-            worker = [
-                sys.executable,
-                "-m",
-                "kproxy.dns.worker",
+            arguments = [
                 "--channel",
                 channel,
                 "--config",
                 settings,
-                "--number",
-                str(number),
+                "--name",
+                f"kproxy-dns-{number}",
+                "--parent",
+                str(os.getpid()),
             ]
+            worker = [sys.executable, "-m", "kproxy.dns.worker", *arguments]
             listed.append((f"dns worker {number}", worker))
     return listed
 

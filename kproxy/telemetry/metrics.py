@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from kproxy import __version__
 from kproxy.sync.status import SyncStatus
+from kproxy.watch.reflector import WatchStats
 
 
 class _Once(Collector):
@@ -40,8 +41,23 @@ def _dns(counters: Mapping[str, int], workers: int) -> Iterator[Metric]:
         yield _counter(f"kproxy_dns_{name}", f"DNS workers' counter {name}, all workers together", value)
 
 
-def exposition(status: SyncStatus, *, dns_counters: Mapping[str, int], dns_workers: int) -> bytes:
-    """All metrics as text."""
+def _watches(watches: Iterable[WatchStats], now: float) -> Iterator[Metric]:
+    heard = GaugeMetricFamily(
+        "kproxy_watch_last_heard_seconds", "monotonic time of the last word of a watch", labels=["kind"]
+    )
+    relists = CounterMetricFamily("kproxy_watch_relists", "complete lists after the first one", labels=["kind"])
+    failures = CounterMetricFamily("kproxy_watch_failures", "failed requests and broken streams", labels=["kind"])
+    for stats in watches:
+        age.add_metric([stats.kind.value], now - stats.last_heard_s)
+        relists.add_metric([stats.kind.value], stats.relists)
+        failures.add_metric([stats.kind.value], stats.errors)
+    yield from (age, relists, failures)
+
+
+def exposition(
+    status: SyncStatus, watches: Iterable[WatchStats], *, now: float, dns_counters: Mapping[str, int], dns_workers: int
+) -> bytes:
+    """All metrics as text. `now` is on the reflectors' clock (monotonic seconds)."""
     build = GaugeMetricFamily("kproxy_build_info", "version of this program", labels=["version"])
     build.add_metric([__version__], 1)
     problems = GaugeMetricFamily("kproxy_problems", "objects or parts of objects that are not served", labels=["kind"])
@@ -61,6 +77,7 @@ def exposition(status: SyncStatus, *, dns_counters: Mapping[str, int], dns_worke
         _counter("kproxy_sync_failures", "syncs the kernel's tools refused", status.failures),
         _gauge("kproxy_service_ports", "Service ports in the kernel, both families", status.service_ports),
         _gauge("kproxy_writer", "1 while this instance writes the rules of the node", int(status.writer)),
+        *_watches(watches, now),
         *_dns(dns_counters, dns_workers),
     ]
     registry = CollectorRegistry()

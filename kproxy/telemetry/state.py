@@ -10,6 +10,7 @@ from kproxy.model.snapshot import Snapshot
 from kproxy.sync.loop import RULES_NEED, ZONE_NEEDS
 from kproxy.sync.status import SyncStatus
 from kproxy.telemetry.http import Health
+from kproxy.watch.reflector import WatchStats
 
 
 def health_of(status: SyncStatus, snapshot: Snapshot, node_name: str, *, now: float, sync_period_s: float) -> Health:
@@ -33,8 +34,22 @@ def health_of(status: SyncStatus, snapshot: Snapshot, node_name: str, *, now: fl
     )
 
 
+def watch_text(stats: WatchStats, now: float) -> str:
+    """One line about a reflector. `now` is monotonic."""
+    if not stats.synced:
+        return f"{stats.kind.value}: not listed yet, {stats.errors} failures{': ' + stats.last_error if stats.last_error else ''}"
+    return f"{stats.kind.value}: heard {now - stats.last_heard_s:.1f} s ago, {stats.relists} relists, {stats.errors} failures"
+
+
 def status_of(
-    status: SyncStatus, *, node_name: str, mode: str, evidence: str, server: str, dns: Mapping[str, Any]
+    status: SyncStatus,
+    *,
+    node_name: str,
+    mode: str,
+    evidence: str,
+    server: str,
+    watches: tuple[str, ...],
+    dns: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of `/statusz`, in the order people read it."""
     return {
@@ -44,6 +59,7 @@ def status_of(
         "evidence": evidence,
         "api server": server,
         "writes rules": status.writer,
+        "watches": list(watches),
         "synced kinds": ", ".join(sorted(kind.value for kind in status.synced)),
         "services": status.services,
         "endpoint slices": status.slices,
