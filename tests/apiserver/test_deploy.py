@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 import yaml
 
 from kproxy.lab.controlplane import KPROXY
+from kproxy.watch.reflector import RESOURCES, Resource
 from tests.support.control_plane import Kubectl
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +74,15 @@ def test_without_the_binding_nothing_is_granted(kubectl: Kubectl) -> None:
     """The rights come from the manifest, not from how the test's control plane is set up."""
     for resource in ("services", "nodes", "endpointslices.discovery.k8s.io"):
         assert kubectl("auth", "can-i", "list", resource, user=KPROXY).stdout.strip() == "no"
+
+
+@pytest.mark.parametrize("resource", RESOURCES("node-1"), ids=lambda resource: resource.path.rpartition("/")[2])
+@pytest.mark.parametrize("watching", [{}, {"watch": "true", "timeoutSeconds": "1"}], ids=["list", "watch"])
+def test_the_rights_are_enough_for_every_request_of_the_reflectors(
+    kubectl: Kubectl, rights: None, resource: Resource, watching: dict[str, str]
+) -> None:
+    said = kubectl.succeed("get", "--raw", f"{resource.path}?{urlencode({**resource.params, **watching})}", user=KPROXY)
+    assert watching or '"items":' in said
 
 
 def test_kproxy_may_do_what_it_must_and_nothing_else(kubectl: Kubectl, rights: None) -> None:
