@@ -42,8 +42,8 @@ def _dns(counters: Mapping[str, int], workers: int) -> Iterator[Metric]:
 
 
 def _watches(watches: Iterable[WatchStats], now: float) -> Iterator[Metric]:
-    heard = GaugeMetricFamily(
-        "kproxy_watch_last_heard_seconds", "monotonic time of the last word of a watch", labels=["kind"]
+    age = GaugeMetricFamily(
+        "kproxy_watch_age_seconds", "since the last event, bookmark or list of a watch", labels=["kind"]
     )
     relists = CounterMetricFamily("kproxy_watch_relists", "complete lists after the first one", labels=["kind"])
     failures = CounterMetricFamily("kproxy_watch_failures", "failed requests and broken streams", labels=["kind"])
