@@ -21,7 +21,10 @@ class ClientSettings:
 
     kubeconfig: str = ""  # path; exec plug-ins, tokens and certificates in it are honoured
     master: str = ""  # URL; overrides the address, not the credentials, of whatever else is found
-    cache: str = ""  # file of the API server's last known addresses, "": none; app sets it below the run directory
+    cache: str = ""  # file of the API server's last known addresses, "": none; load sets it below the run directory
+    service_account: str = (
+        "/var/run/secrets/kubernetes.io/serviceaccount"  # where the kubelet mounts token and authority
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

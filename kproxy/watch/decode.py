@@ -41,6 +41,14 @@ class ListPage:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """An object was added, changed or deleted, and the version of the whole kind after that."""
+
+    event: Applied | Removed
+    resource_version: str
+
+
+@dataclass(frozen=True, slots=True)
 class Bookmark:
     """The server's "you have seen everything up to here". `list_end`: a streaming list is complete now."""
 
@@ -66,7 +74,7 @@ class Malformed:
 
 
 Raw = bytes | msgspec.Raw | Mapping[str, object]
-WatchWord = Applied | Removed | Bookmark | Refusal | Malformed
+WatchWord = Change | Bookmark | Refusal | Malformed
 
 
 class _Line(msgspec.Struct):
@@ -210,9 +218,11 @@ def decode_line(kind: Kind, raw: bytes) -> WatchWord:
         line = _LINES.decode(raw)
         match line.type:
             case "ADDED" | "MODIFIED":
-                return Applied(decode(kind, line.object))
+                found = decode(kind, line.object)
+                return Change(Applied(found), found.resource_version)
             case "DELETED":
-                return Removed(decode(kind, line.object).key)
+                found = decode(kind, line.object)
+                return Change(Removed(found.key), found.resource_version)
             case "BOOKMARK":
                 meta = _MARKERS.decode(line.object).metadata
                 ended = meta.annotations is not None and meta.annotations.list_end == "true"

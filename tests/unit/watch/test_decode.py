@@ -24,7 +24,7 @@ from kproxy.model.objects import (
     SlicePort,
     TrafficPolicy,
 )
-from kproxy.watch.decode import Bookmark, ListPage, Malformed, Refusal, decode, decode_line, decode_page
+from kproxy.watch.decode import Bookmark, Change, ListPage, Malformed, Refusal, decode, decode_line, decode_page
 
 WEB = NamespacedName("shop", "web")
 
@@ -456,9 +456,11 @@ def test_watch_lines() -> None:
 
     for word in ("ADDED", "MODIFIED"):
         change = decode_line(Kind.SERVICE, line(word, service_json()))
-        assert isinstance(change, Applied)
-        assert change.object.object == PLAIN
-    assert decode_line(Kind.SERVICE, line("DELETED", service_json())) == Removed(ObjectKey(Kind.SERVICE, WEB))
+        assert isinstance(change, Change)
+        assert isinstance(change.event, Applied)
+        assert (change.event.object.object, change.resource_version) == (PLAIN, "7")
+    gone = Change(Removed(ObjectKey(Kind.SERVICE, WEB)), "7")
+    assert decode_line(Kind.SERVICE, line("DELETED", service_json())) == gone
     marker: dict[str, Any] = {"kind": "Service", "metadata": {"resourceVersion": "99"}, "spec": {}}
     assert decode_line(Kind.SERVICE, line("BOOKMARK", marker)) == Bookmark("99", False)
     marker["metadata"]["annotations"] = {"k8s.io/initial-events-end": "true"}
@@ -484,8 +486,9 @@ def test_5_a_three_mebibyte_event_is_read() -> None:
     body = slice_json()
     body["metadata"]["annotations"] = {"big": "x" * (3 << 20)}
     change = decode_line(Kind.ENDPOINT_SLICE, json.dumps({"type": "ADDED", "object": body}).encode())
-    assert isinstance(change, Applied)
-    assert change.object.object == BARE_SLICE
+    assert isinstance(change, Change)
+    assert isinstance(change.event, Applied)
+    assert change.event.object.object == BARE_SLICE
 
 
 def test_page() -> None:
