@@ -28,7 +28,7 @@ class Column:
         return {
             "name": self.name,
             "type": self.type,
-            "format": "name" if self.name == "Name" else "",
+            "format": "name" if self.name == "Name" and not self.priority else "",
             "description": "",
             "priority": self.priority,
         }
