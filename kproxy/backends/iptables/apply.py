@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -233,15 +234,16 @@ class IptablesBackend:
 
     async def _run(self, program: Iterable[str], text: str) -> str:
         name, *arguments = program
-        process = await asyncio.create_subprocess_exec(
-            name,
-            *arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        # The text is in a file, not in a pipe: a tool that ends without reading it all (or at all) closes a pipe under the writer, which
+        # uvloop 0.23 answers with a RuntimeError, and a pipe has to be fed in pieces while its reader works.
+        with open(os.memfd_create("iptables-input"), "w+b") as stdin:
+            stdin.write(text.encode())
+            stdin.seek(0)
+            process = await asyncio.create_subprocess_exec(
+                name, *arguments, stdin=stdin, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            )
         try:
-            out, err = await asyncio.wait_for(process.communicate(text.encode()), self.tools.timeout_s)
+            out, err = await asyncio.wait_for(process.communicate(), self.tools.timeout_s)
         except TimeoutError:
             raise ApplyError(
                 f"{name}: no end after {self.tools.timeout_s:g} s", retryable=True, batch=text, detail="timeout"
