@@ -67,8 +67,8 @@ class Reply:
     ttl: int = 0
 
 
-class _Malformed(Exception):
-    """The message cannot be read; caught in this file."""
+class Malformed(ValueError):
+    """The message cannot be read. `read` never raises it."""
 
 
 def question_of(forward: Forward) -> Question:
@@ -105,9 +105,9 @@ def read(question: Question, message_id: int, data: bytes) -> Reply | None:
         return None
     truncated = bool(flags & 0x0200)
     try:
-        answer, at = _section(data, end, answers)
-        authority, _ = _section(data, at, authorities)
-    except _Malformed:
+        answer, at = read_section(data, end, answers)
+        authority, _ = read_section(data, at, authorities)
+    except Malformed:
         return Reply(rcode, truncated=True) if truncated else Reply(Rcode.SERVFAIL)
     chain = _chain(question, answer)
     proof = () if any(r.rtype == question.qtype for r in chain) else _proof(authority, question.dnssec_ok)
@@ -162,18 +162,19 @@ def _render(records: Sequence[Record], at: int, seen: dict[bytes, bytes], age_s:
     return out, at
 
 
-def _section(data: bytes, at: int, count: int) -> tuple[list[Record], int]:
+def read_section(data: bytes, at: int, count: int) -> tuple[list[Record], int]:
+    """`count` records from `at` on (those of class IN), and where the message goes on. Raises Malformed."""
     if count > RECORDS:
-        raise _Malformed
+        raise Malformed
     out = []
     for _ in range(count):
-        owner, at = _name(data, at)
+        owner, at = read_name(data, at)
         if at + 10 > len(data):
-            raise _Malformed
+            raise Malformed
         rtype, rclass, ttl, length = struct.unpack_from("!HHIH", data, at)
         at += 10
         if at + length > len(data):
-            raise _Malformed
+            raise Malformed
         if rclass == 1:
             rdata = _rdata(data, at, length, rtype)
             out.append(Record(owner, rtype, ttl if ttl <= MAX_TTL else 0, rdata))
@@ -187,42 +188,42 @@ def _rdata(data: bytes, at: int, length: int, rtype: int) -> bytes:
     end = at + length
     if shape is None:
         if (rtype == Type.A and length != 4) or (rtype == Type.AAAA and length != 16):
-            raise _Malformed
+            raise Malformed
         return data[at:end]
     before, count, after = shape
     out = data[at : at + before]
     at += before
     for _ in range(count):
-        name, at = _name(data, at)
+        name, at = read_name(data, at)
         out += name
     if at + after != end:
-        raise _Malformed
+        raise Malformed
     return out + data[at:end]
 
 
-def _name(data: bytes, at: int) -> tuple[bytes, int]:
-    """The name at `at`, expanded, and where the message goes on. Pointers lead backwards only, so there are no loops."""
+def read_name(data: bytes, at: int) -> tuple[bytes, int]:
+    """The name at `at`, expanded, and where the message goes on; pointers lead backwards only: no loops. Raises Malformed."""
     out, after, lowest = bytearray(), -1, at
     while True:
         if at >= len(data):
-            raise _Malformed
+            raise Malformed
         length = data[at]
         if length >= 0xC0:
             if at + 2 > len(data):
-                raise _Malformed
+                raise Malformed
             target = (length & 0x3F) << 8 | data[at + 1]
             if after < 0:
                 after = at + 2
             if target >= lowest:
-                raise _Malformed
+                raise Malformed
             at = lowest = target
             continue
         if length > 63 or at + 1 + length > len(data):
-            raise _Malformed
+            raise Malformed
         out += data[at : at + 1 + length]
         at += 1 + length
         if len(out) > names.MAX_NAME:
-            raise _Malformed
+            raise Malformed
         if length == 0:
             return bytes(out), after if after >= 0 else at
 

@@ -35,6 +35,7 @@ PURE = (
     "kproxy.dns.zone",
     "kproxy.dns.lookup",
     "kproxy.dns.upstream",
+    "kproxy.dns.text",
     "kproxy.dns.compile*",
     "kproxy.dns.answer*",
     "kproxy.dns.lookup",

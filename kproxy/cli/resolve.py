@@ -1,0 +1,166 @@
+"""`kproxy resolve`: what the cluster's DNS would say about a name, candidate by candidate, and why.
+
+In: manifests and a name. Out: every attempt of the resolver's walk with its answer and the reason for it. Needs neither cluster nor root:
+files → snapshot → zone → `answer()`, the very function that the workers run.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import struct
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from kproxy.cli.options import output_option
+from kproxy.dns import names
+from kproxy.dns.answer import Forward, respond
+from kproxy.dns.compile import compile_zone
+from kproxy.dns.lookup import find_apex, locate
+from kproxy.dns.settings import DnsSettings, PodRecords
+from kproxy.dns.text import show, type_number
+from kproxy.dns.wire import Transport
+from kproxy.dns.zone import Zone
+from kproxy.errors import ConfigError, ExitCode
+from kproxy.model.events import Applied
+from kproxy.model.objects import Decoded, Namespace, key_of
+from kproxy.model.snapshot import fold
+from kproxy.watch.manifests import describe, load, snapshot_of
+
+NDOTS = 5  # what the kubelet writes into a pod's resolv.conf
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One question of the walk. rcode: NODATA for an empty answer, FORWARDED when the node's resolvers would be asked."""
+
+    name: str
+    rcode: str
+    reason: str
+    answer: tuple[str, ...] = ()
+    additional: tuple[str, ...] = ()
+
+
+@click.command("resolve", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("name")
+@click.argument("rest", metavar="[TYPE] FILE…", nargs=-1, required=True)
+@click.option(
+    "--namespace", "-n", metavar="NS", default="", help="Ask as a pod of this namespace: its search list, ndots:5."
+)
+@click.option("--zone", metavar="NAME", default="cluster.local", show_default=True, help="The cluster's domain.")
+@click.option("--ttl", type=click.IntRange(0, 3600), default=5, show_default=True, help="Seconds.")
+@click.option("--pods", type=click.Choice([m.value for m in PodRecords]), default="insecure", show_default=True,
+    help="Whether names like 10-244-0-5.NS.pod exist.")  # fmt: skip
+@output_option
+def command(name: str, rest: Sequence[str], namespace: str, zone: str, ttl: int, pods: str, output: str) -> None:
+    """The DNS answer for manifests, without cluster or root; exit code 1 when there is none.
+
+    \b
+    NAME is whole unless --namespace is given; an address means its reverse name. TYPE is A when left out.
+
+    \b
+    Examples:
+      kproxy resolve web.default.svc.cluster.local cluster.yaml
+      kproxy resolve web --namespace default cluster.yaml
+      kproxy resolve _http._tcp.web.default.svc.cluster.local SRV cluster.yaml -o json
+      kproxy resolve 10.96.0.10 cluster.yaml
+    """
+    qname, qtype, files = _asked(name, rest)
+    try:
+        settings = DnsSettings(zone=zone, ttl=ttl, pods=PodRecords(pods))
+        loaded = load(files)
+        snapshot = snapshot_of(loaded)
+        if namespace:  # a pod asks from there, so it exists
+            asking = Namespace(name=namespace)
+            snapshot = fold(snapshot, [Applied(Decoded(key=key_of(asking), object=asking))])
+        compiled = compile_zone(snapshot, settings, serial=1)
+        candidates = [names.encode(c) for c in _candidates(qname, namespace, zone)]
+    except ValueError as error:
+        raise ConfigError(str(error), where="NAME") from error
+    for problem in (*loaded.problems, *(f"Service {k}: {v}" for k, v in _problems(compiled))):
+        click.echo(f"kproxy: {problem}", err=True)
+    if remark := describe(loaded):
+        click.echo(f"kproxy: {remark}", err=True)
+    number = type_number(qtype)
+    assert number is not None
+    attempts = _walk(compiled, candidates, number)
+    found = bool(attempts[-1].answer)
+    if output == "json":
+        told = {"name": name, "type": qtype, "namespace": namespace, "resolved": found}
+        click.echo(json.dumps(told | {"attempts": [asdict(a) for a in attempts]}, indent=2))
+    else:
+        click.echo("\n".join(_lines(attempts, qtype)))
+        if not namespace and not found and "." not in qname.rstrip("."):
+            click.echo("kproxy: NAME is taken as whole; --namespace NS asks as a pod of NS would", err=True)
+    sys.exit(ExitCode.OK if found else ExitCode.FINDINGS)
+
+
+def _asked(name: str, rest: Sequence[str]) -> tuple[str, str, list[str]]:
+    """Name, type and files. Raises ConfigError."""
+    files, qtype = list(rest), ""
+    if type_number(files[0]) is not None and not Path(files[0]).exists():
+        qtype = files.pop(0).upper()
+    if not files:
+        raise ConfigError("no file to look into", where="FILE")
+    try:
+        return names.decode(names.reverse(names.pack(name.strip("[]")))), qtype or "PTR", files
+    except ValueError:
+        return name, qtype or "A", files
+
+
+def _candidates(name: str, namespace: str, zone: str) -> list[str]:
+    """The names a resolver tries: a pod's search list (as the kubelet writes it) first, or last for a name with many dots."""
+    if name.endswith(".") or not namespace:
+        return [name]
+    searched = [f"{name}.{suffix}" for suffix in (f"{namespace}.svc.{zone}", f"svc.{zone}", zone)]
+    return [name, *searched] if name.count(".") >= NDOTS else [*searched, name]
+
+
+def _walk(zone: Zone, candidates: Sequence[bytes], qtype: int) -> list[Attempt]:
+    """Asks one candidate after the other until one has an answer, as glibc does."""
+    attempts = []
+    for wire_name in candidates:
+        attempts.append(_ask(zone, wire_name, qtype))
+        if attempts[-1].rcode in ("NOERROR", "FORWARDED"):
+            break
+    return attempts
+
+
+def _ask(zone: Zone, name: bytes, qtype: int) -> Attempt:
+    head = secrets.token_bytes(2) + b"\x01\0\0\1\0\0\0\0\0\0"
+    outcome = respond(zone, head + name + struct.pack("!HH", qtype, 1), Transport.TCP)
+    text = names.decode(name)
+    lowered = name.lower()
+    found = find_apex(zone, lowered)
+    reason = locate(zone, found[0], lowered, found[1]).reason if found else "not a name of the cluster"
+    if isinstance(outcome, Forward):
+        if not outcome.prefix:
+            return Attempt(text, "FORWARDED", f"{reason}: the node's resolvers are asked")
+        target = names.decode(outcome.name)
+        alias = f"{text} {zone.settings.ttl} CNAME {target}"
+        return Attempt(text, "FORWARDED", f"{reason}: the node's resolvers are asked for {target}", (alias,))
+    assert outcome is not None
+    shown = show(outcome.reply)
+    if shown.rcode == "NODATA":
+        reason = f"{reason}; it has no record of this type"
+    return Attempt(text, shown.rcode, reason, shown.answer, shown.additional)
+
+
+def _problems(zone: Zone) -> list[tuple[str, str]]:
+    return [
+        ("/".join(part.decode() for part in reversed(names.split(key))), text) for key, text in zone.problems.items()
+    ]
+
+
+def _lines(attempts: Sequence[Attempt], qtype: str) -> list[str]:
+    lines = []
+    for attempt in attempts:
+        lines.append(f"{attempt.name} {qtype}: {attempt.rcode}")
+        lines.append(f"    because {attempt.reason}")
+        lines += [f"    {record}" for record in attempt.answer]
+        lines += [f"    also {record}" for record in attempt.additional]
+    return lines
