@@ -11,7 +11,6 @@ watches, feeds its own workers and stands by.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import json
 import logging
@@ -38,6 +37,7 @@ from kproxy.dns.configured import channel_path, dns_settings
 from kproxy.dns.node import hold, release
 from kproxy.dns.zone import Zone
 from kproxy.errors import ExitCode, KproxyError
+from kproxy.model.desired import NodeSettings
 from kproxy.model.snapshot import Snapshot
 from kproxy.process import settle
 from kproxy.sync.loop import SyncLoop
@@ -70,12 +70,13 @@ class Controller:
         self.dns = dns_settings(config, os.environ) if config.dns.enabled else None
         self.publisher = ZonePublisher(Path(channel_path(config, os.getppid())))
         self.zone: Zone | None = None
-        self.held: tuple[str, ...] = ()
+        self.cluster_dns = config.dns.cluster_dns if config.dns.enabled else ()
+        self.held: tuple[str, ...] = ()  # taken by this process; the snapshot's addresses say what is there
         self.api: Api | None = None
         self.watches = tuple(WatchStats(resource.kind) for resource in RESOURCES(config.node_name))
         period = config.iptables
         pacer = Pacer(min_period_s=period.min_sync_period_s, max_retry_s=period.sync_period_s)
-        self.loop = SyncLoop(self.backend, config.node_settings(), pacer, self.publish)
+        self.loop = SyncLoop(self.backend, self.settings_for, pacer, self.publish)
 
     async def publish(self, snapshot: Snapshot) -> None:
         """Compiles the zone of `snapshot` and sends what is new to the workers."""
@@ -86,29 +87,31 @@ class Controller:
         self.zone = compile_zone(snapshot, self.dns, self.zone, serial=serial)
         await self.publisher.publish(self.zone)
 
-    async def be_present(self) -> None:
-        """Takes the cluster DNS addresses once there is a zone and somebody who answers.
+    def settings_for(self, snapshot: Snapshot) -> NodeSettings:
+        """What rules follow from. Port 53 of a cluster DNS address is left untracked while this node holds the address, and only then.
 
-        The address comes first, then the rules that leave its port 53 untracked: without it, untracked queries would go nowhere.
+        Untracked queries are not translated: without the address they would go nowhere. So the order is address first, rules after,
+        and a controller that starts over finds both as they were.
         """
-        dns = self.config.dns
+        held = tuple(a for a in self.cluster_dns if a in snapshot.local_addresses)
+        return self.config.node_settings(held)
+
+    async def be_present(self) -> None:
+        """Takes the cluster DNS addresses once there is a zone and somebody who answers, and again when they are lost; runs for ever."""
         while True:
             ready = self.loop.status.writer and self.loop.status.dns_published and self.publisher.workers()
-            if ready and not set(dns.cluster_dns) <= self.loop.snapshot.local_addresses & set(self.held):
-                self.held = await hold(dns.cluster_dns)
-                self.loop.use(self.config.node_settings(self.held))
+            if ready and not set(self.cluster_dns) <= self.loop.snapshot.local_addresses:
+                self.held = await hold(self.cluster_dns)
                 log.info("Cluster DNS is answered on this node", extra=fields(addresses=", ".join(self.held)))
-            await asyncio.sleep(_PRESENCE_S if not self.held else _PRESENCE_CHECK_S)
+            await asyncio.sleep(_PRESENCE_CHECK_S if self.held else _PRESENCE_S)
 
     async def leave(self) -> None:
         """Hands queries to other nodes' servers: tracked again, then the address given back. Service rules stay as they are."""
-        if not self.held or not self.loop.status.writer:
+        if not self.cluster_dns or not self.loop.status.writer:
             return
-        self.loop.use(self.config.node_settings())
-        with contextlib.suppress(KproxyError):
-            await self.loop.sync()
-        await release(self.held)
-        self.held = ()
+        self.loop.use(lambda _: self.config.node_settings())
+        await self.loop.sync()
+        await release(self.cluster_dns)
 
     async def write_rules(self) -> None:
         """Waits for the right to write, then writes for ever."""
@@ -138,7 +141,10 @@ class Controller:
 
     def status(self) -> dict[str, Any]:
         """For `/statusz`."""
-        dns = {"dns addresses held": ", ".join(self.held), "dns workers": len(self.publisher.workers())}
+        dns = {
+            "dns addresses held": ", ".join(self.settings_for(self.loop.snapshot).dns_addresses),
+            "dns workers": len(self.publisher.workers()),
+        }
         return status_of(
             self.loop.status,
             node_name=self.config.node_name,

@@ -4,9 +4,9 @@
                                                                  └─▶ keep_rules: resolve ─▶ compile ─▶ plan ─▶ apply   when the pacer allows
 
 The snapshot is a value behind one reference: `keep_snapshot` replaces it, `keep_rules` reads it, nobody locks. What must not happen here:
-a decision about a Service (model/resolve.py), a word of iptables (backends), a write before the API has been heard (rules wait for
-Services, EndpointSlices and the Node; the zone for Services, EndpointSlices and Namespaces. Pods of this node only improve DNS answers
-and hold nobody up).
+a decision about a Service (model/resolve.py), a word of iptables (backends), a write before the API has been heard. Rules wait for
+Services, EndpointSlices, the Node and the node's addresses; the zone for Services, EndpointSlices and Namespaces. Pods of this node only
+improve DNS answers and hold nobody up.
 
 A failed sync observes the kernel afresh and plans again from what is really there. Rules are never removed because a sync failed.
 """
@@ -53,7 +53,7 @@ class SyncLoop:
     def __init__(
         self,
         backend: Backend[Any, Any],
-        settings: NodeSettings,
+        settings: Callable[[Snapshot], NodeSettings],
         pacer: Pacer,
         publish_zone: Callable[[Snapshot], Awaitable[None]],
     ) -> None:
@@ -74,16 +74,10 @@ class SyncLoop:
         self._pending.append(event)
         self._events.set()
 
-    def use(self, settings: NodeSettings) -> None:
-        """Changes what is known about this node (DNS addresses held or given back); the next sync obeys it."""
-        if settings != self._settings:
-            self._settings = settings
-            self._queue()
-
-    @property
-    def settings(self) -> NodeSettings:
-        """What the next sync will use."""
-        return self._settings
+    def use(self, settings: Callable[[Snapshot], NodeSettings]) -> None:
+        """Changes how this node's settings follow from a snapshot; the next sync obeys."""
+        self._settings = settings
+        self._queue()
 
     def _queue(self) -> None:
         now = time.monotonic()
@@ -109,7 +103,7 @@ class SyncLoop:
                 slices=len(self.snapshot.slices),
                 problems=self._problems(),
             )
-            if self.snapshot.synced >= RULES_NEED:
+            if self.snapshot.synced >= RULES_NEED and self.snapshot.local_addresses:
                 self._queue()
             if self.snapshot.synced >= ZONE_NEEDS:
                 await self._publish_zone(self.snapshot)
@@ -156,7 +150,7 @@ class SyncLoop:
         if kernel.applied is None:
             kernel.applied = await self._backend.observe()
         resolved = resolve_with_problems(
-            self.snapshot, self._settings, kernel.resolved.desired if kernel.resolved else None
+            self.snapshot, self._settings(self.snapshot), kernel.resolved.desired if kernel.resolved else None
         )
         changes = summarize(self.desired, resolved.desired)
         wanted = self._backend.compile(resolved.desired)

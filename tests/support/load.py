@@ -20,6 +20,7 @@ import random
 import socket
 import struct
 import time
+from typing import cast
 
 TIMEOUT_S = 1.0
 
@@ -88,8 +89,7 @@ class Asker(asyncio.DatagramProtocol):
         self.waiting: dict[int, asyncio.Future[bool]] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self.transport = transport
+        self.transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: object) -> None:
         future = self.waiting.pop(int.from_bytes(data[:2], "big"), None)

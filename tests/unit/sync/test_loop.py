@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from kproxy.backends.base import ApplyReport
 from kproxy.errors import ApplyError
 from kproxy.model.desired import DesiredState, NodeSettings
-from kproxy.model.events import Applied, Event, Removed, Replaced
+from kproxy.model.events import AddressesChanged, Applied, Event, Removed, Replaced
 from kproxy.model.names import Family, NamespacedName, Protocol
 from kproxy.model.objects import (
     Decoded,
@@ -93,7 +93,8 @@ def _slice(number: int, *endpoints: str) -> Decoded:
 
 def _lists(*objects: Decoded) -> list[Event]:
     kinds = (Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE, Kind.NAMESPACE, Kind.POD)
-    return [Replaced(kind, tuple(o for o in objects if o.key.kind is kind)) for kind in kinds]
+    lists: list[Event] = [Replaced(kind, tuple(o for o in objects if o.key.kind is kind)) for kind in kinds]
+    return [*lists, AddressesChanged(frozenset({"127.0.0.1"}))]
 
 
 @dataclass
@@ -108,7 +109,7 @@ class _Zones:
 
 @asynccontextmanager
 async def _running(backend: MemoryBackend, zones: _Zones) -> AsyncIterator[SyncLoop]:
-    loop = SyncLoop(backend, NodeSettings(name="node-1"), Pacer(min_period_s=0.001, max_retry_s=0.001), zones)
+    loop = SyncLoop(backend, lambda _: NodeSettings(name="node-1"), Pacer(min_period_s=0.001, max_retry_s=0.001), zones)
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(loop.keep_snapshot()), tasks.create_task(loop.keep_rules())]
         yield loop
@@ -127,7 +128,7 @@ def test_nothing_is_written_or_published_before_every_needed_kind_was_listed() -
     async def scenario() -> None:
         backend, zones = MemoryBackend(), _Zones()
         async with _running(backend, zones) as loop:
-            services, slices, node, namespaces, _ = _lists(_service(1), _slice(1, "10.244.0.5"))
+            services, slices, node, namespaces, _, addresses = _lists(_service(1), _slice(1, "10.244.0.5"))
             for event in (services, slices):
                 loop.emit(event)
                 await asyncio.sleep(0.02)
@@ -137,6 +138,9 @@ def test_nothing_is_written_or_published_before_every_needed_kind_was_listed() -
             await _until(lambda: zones.published)
             assert backend.applications == 0, "rules need the Node as well"
             loop.emit(node)
+            await asyncio.sleep(0.02)
+            assert backend.applications == 0, "and the addresses of this node"
+            loop.emit(addresses)
             await _until(lambda: backend.kernel == {("ns/svc1", "10.244.0.5:8080")})
 
     asyncio.run(scenario())
