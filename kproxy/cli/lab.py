@@ -136,10 +136,17 @@ def status(output: str) -> None:
 
 
 @command.command("kubeconfig")
-def kubeconfig() -> None:
+@click.option(
+    "--path",
+    "only_path",
+    is_flag=True,
+    help="print where the file is: export KUBECONFIG=$(kproxy lab kubeconfig --path)",
+)
+def kubeconfig(only_path: bool) -> None:
     """Print a kubeconfig for kubectl outside: `kproxy lab kubeconfig > ~/.kube/lab`."""
     lifecycle.require(_directory())
-    click.echo((_directory() / "kubeconfig").read_text(), nl=False)
+    found = _directory() / "kubeconfig"
+    click.echo(str(found) if only_path else found.read_text(), nl=only_path)
 
 
 @command.command("apply")
@@ -205,3 +212,35 @@ def logs(name: str, follow: bool) -> None:
     with found.open(errors="replace") as text:
         for line in text:
             click.echo(line, nl=False)
+
+
+@command.command("check")
+@click.argument("lines", nargs=-1, metavar="[S1 …]")
+@_OUTPUT
+@click.option("--api", type=click.Choice(["embedded", "real"]), default="embedded", help="when no lab is up yet")
+@click.option("--variant", type=click.Choice(["auto", "legacy", "nft"]), default="auto", help="when no lab is up yet")
+@click.option(
+    "--examples", type=click.Path(exists=True, file_okay=False, path_type=Path), help="directory of the manifests"
+)
+def check(lines: tuple[str, ...], output: str, api: str, variant: str, examples: Path | None) -> None:
+    """Do what the study notes do, and compare: all lines, or those named.
+
+    Exit code 0 when every line passed, 1 when one did not. Where no lab is up, one is brought up for the check and taken down after it.
+    """
+    from kproxy.lab import checking
+
+    directory = _directory()
+    checking.known(lines)
+    where = checking.examples_directory(examples)
+    mine = statefile.running(directory) is None
+    if mine:
+        settings = LabSettings(directory=str(directory), api=api, variant=variant)
+        state = checking.bring_up(directory, settings, lambda text: click.echo(text, err=True))
+    else:
+        state = lifecycle.require(directory)
+    try:
+        code = checking.run(state, directory, where, lines, as_json=output == "json")
+    finally:
+        if mine:
+            lifecycle.down(directory)
+    raise click.exceptions.Exit(code)

@@ -104,7 +104,9 @@ class ApiClient:
 
     async def delete(self, path: str, grace_s: int | None = None, uid: str = "") -> None:
         """DELETE; with `uid` only that very object. An object that is not there is as good as deleted."""
-        options: Raw = {"kind": "DeleteOptions", "apiVersion": "v1"}
+        # Background: ReplicationControllers would otherwise leave their pods behind, a rule of v1 from before there was garbage
+        # collection.
+        options: Raw = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}
         if grace_s is not None:
             options["gracePeriodSeconds"] = grace_s
         if uid:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from kproxy.errors import KproxyError
+from kproxy.errors import ExitCode, KproxyError
 from kproxy.lab import addressing, isolation, kubeconfigs, network, nodeconfig, places, podfiles, statefile
 from kproxy.lab.isolation import LabSettings
 from kproxy.lab.programs import HANDED_FD, Program, Programs, Running
@@ -43,6 +43,7 @@ class Lab:
     report_fd: int
     ready: bool = False
     failure: str = ""
+    code: int = ExitCode.FINDINGS  # of the failure
     api_ready: asyncio.Event = field(default_factory=asyncio.Event)
     waiting: set[str] = field(default_factory=set)  # nodes whose kproxy was never ready yet
     loops: set[asyncio.Task[None]] = field(default_factory=set)
@@ -87,6 +88,7 @@ class Lab:
         name = running.program.name
         how = f"exit code {code}" if code >= 0 else f"signal {-code}"
         if not self.ready and (code > 0 or name == "api"):
+            self.code = ExitCode.UNSUPPORTED if code == ExitCode.UNSUPPORTED else ExitCode.FINDINGS
             self.fail(
                 f"{name} ended with {how}; see {self.programs.logs / name}.log\n{_tail(self.programs.logs / f'{name}.log')}"
             )
@@ -175,12 +177,13 @@ def _api_program(settings: LabSettings) -> Program:
 
 def _write_kubeconfigs(settings: LabSettings) -> None:
     directory = Path(settings.directory)
-    statefile.write_whole(directory / "inside.config", kubeconfigs.kubeconfig(f"http://{_API_URL}"))
+    for name in ("inside.config", "kproxy.config"):
+        statefile.write_whole(directory / name, kubeconfigs.kubeconfig(f"http://{_API_URL}"))
     statefile.write_whole(directory / "kubeconfig", kubeconfigs.kubeconfig(f"http://127.0.0.1:{settings.port}"))
 
 
 def _configure_nodes(settings: LabSettings) -> None:
-    config = yaml.safe_load((Path(settings.directory) / "inside.config").read_text())
+    config = yaml.safe_load((Path(settings.directory) / "kproxy.config").read_text())
     cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
     for node in addressing.nodes(settings.nodes):
         nodeconfig.write(
@@ -257,7 +260,7 @@ async def run(settings: LabSettings) -> int:
     lab.keep(loop.create_task(_start_limit(lab)))
     await stop.wait()
     if lab.failure:
-        lab.say("failed", lab.failure)
+        lab.say("failed", lab.failure, code=int(lab.code))
         return 1
     lab.say("down", "the lab ends")
     return 0

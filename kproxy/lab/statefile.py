@@ -2,7 +2,8 @@
 
     DIR/lab.json       who and where (this module's `LabState`)
     DIR/kubeconfig     for people outside, 127.0.0.1 and the handed-in port
-    DIR/inside.config  the same for programs inside the lab
+    DIR/inside.config  the same for the lab's own programs
+    DIR/kproxy.config  the same with kproxy's rights
     DIR/status.json    written by the first process: what each of its programs does
     DIR/logs/*.log     one per program
     DIR/lock           held while a lab comes up
@@ -107,7 +108,7 @@ def clear(directory: Path) -> bool:
     Files are enough: a lab's processes, namespaces, mounts and rules end with its first process.
     """
     found = False
-    for name in ("lab.json", "status.json", "kubeconfig", "inside.config"):
+    for name in ("lab.json", "status.json", "kubeconfig", "inside.config", "kproxy.config"):
         if (directory / name).exists():
             (directory / name).unlink()
             found = True
