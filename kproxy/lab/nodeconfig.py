@@ -20,6 +20,7 @@ def kproxy_config(node: LabNode, variant: str) -> str:
         "apiVersion": "kproxy.dev/v1alpha1",
         "kind": "KproxyConfiguration",
         "hostnameOverride": node.name,
+        "bindAddress": node.ip,  # DNS workers answer there too, for the other nodes
         "clientConnection": {"kubeconfig": str(NODE_FILES / "kubeconfig")},
         "mode": "iptables",
         "iptables": {"variant": variant},
