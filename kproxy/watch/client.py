@@ -198,20 +198,20 @@ class Api:
         return response
 
     async def _admit(self) -> None:
-        """Holds everybody but the prober while the server is not reachable."""
+        """Holds everybody but the prober while the server is not known to be reachable; that includes the very first request."""
         me = asyncio.current_task()
-        while self._prober is not None and self._prober is not me and not self._prober.done():
-            with suppress(TimeoutError):
-                await asyncio.wait_for(
-                    self._reachable.wait(), timeout=1.0
-                )  # a second at most: the prober may have been cancelled
+        while not self._reachable.is_set():
+            if self._prober is None or self._prober.done():
+                self._prober = me
+            if self._prober is me:
+                return
+            with suppress(TimeoutError):  # a second at most: the prober may have been cancelled
+                await asyncio.wait_for(self._reachable.wait(), timeout=1.0)
 
     def _lost(self, server: str, credentials: Credentials) -> None:
         if server == self.server:  # else somebody has moved on already
             self._turn = (self._turn + 1) % len(self._servers(credentials))
-        if self._prober is None or self._prober.done():
-            self._prober = asyncio.current_task()
-            self._reachable.clear()
+        self._reachable.clear()
 
     def _found(self) -> None:
         self._prober = None

@@ -7,6 +7,7 @@ do about it; the reflector reads `status` and `retry_after_s`.
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Mapping
 
@@ -50,7 +51,7 @@ def _cause(error: BaseException, credentials: Credentials) -> tuple[str, str]:
             return "its name cannot be resolved", address
         case aiohttp.ClientConnectorError():
             return (
-                f"cannot be connected to ({_plain(error.os_error.strerror or error.os_error)})",
+                f"cannot be connected to ({_kernel_word(error.os_error)})",
                 f"is it running? {address}",
             )
         case aiohttp.ConnectionTimeoutError():
@@ -88,6 +89,11 @@ def of_response(
 def _seconds(text: str) -> float | None:
     """Retry-After in seconds; the form with a date is not used by API servers."""
     return float(text) if text.isascii() and text.isdecimal() and len(text) < 8 else None
+
+
+def _kernel_word(error: OSError) -> str:
+    """ "Connection refused" and the like; the event loops each have their own words around it."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else _plain(error)
 
 
 def _plain(error: object) -> str:

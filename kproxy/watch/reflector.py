@@ -13,9 +13,9 @@ offer it says 400 or 422 and gets a list in pages of 500 from then on. The first
 (resourceVersion=0, as client-go does, lest a thousand nodes that start at once all ask etcd); later ones are at least as new as what
 has been seen, so that state never moves back in time, unless the server says that it cannot be (an etcd restored from a backup).
 
-Waiting. Between failures: 0.2 s doubling to 30 s, of which a random part between a third and the whole is waited: less than a third could
-mean more than 40 attempts in ten minutes. `Retry-After` is honoured on top. The sequence starts anew when a stream has brought something
-new or lived for a while.
+Waiting. Between failures: 0.2 s doubling to 30 s, of which a random part between half and the whole is waited (full jitter would make more
+than 40 attempts in ten minutes). `Retry-After` is honoured on top. The sequence starts anew when a stream has brought something new
+or lived for a while.
 
 Time, sleep and randomness are arguments. What must not happen here: an exception for anything the server does, or a loop without a wait.
 """
@@ -40,7 +40,7 @@ log = logging.getLogger("kproxy.watch")
 PAGE_ITEMS = 500
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 30.0
-LEAST_PART = 1 / 3
+LEAST_PART = 0.5
 SHORTEST_STREAM_S = 300.0  # what the server is asked to end a watch after, jittered up to the double, so that nodes do not come together
 LIVELY_S = 5.0  # a stream that lived this long was a success; one that ended sooner is followed by a wait
 LIST_STREAM_S = 60.0  # a streaming list that has not ended by then never will: the server ignores what it was asked for
@@ -156,14 +156,16 @@ class _Reflector:
             raise
 
     def replace(self, found: tuple[Decoded, ...], page: ListPage | Bookmark) -> None:
-        """Delivers a complete list."""
+        """Delivers a complete list. Failures stay counted: a server that lists well and watches badly must not be listed in a loop."""
         self.stats.lists += 1
         self.stats.relists += 1 if self.stats.synced else 0
         self.emit(Replaced(self.resource.kind, found))
         for decoded in found:
             self.look_for_servers(decoded)
         self.stats.synced = True
-        self.heard(page.resource_version)
+        self.stats.last_heard_s = self.now()
+        self.stats.waits_s = 0.0
+        self.stats.version = self.version = self.newest = page.resource_version
 
     def heard(self, version: str) -> None:
         """The server has told everything up to `version`."""
