@@ -109,6 +109,8 @@ def down() -> None:
 @_OUTPUT
 def status(output: str) -> None:
     """What runs in the lab. Exit code 1 when no lab is up or something in it is not running."""
+    from kproxy.lab import overview
+
     directory = _directory()
     state = statefile.running(directory)
     if state is None:
@@ -122,15 +124,22 @@ def status(output: str) -> None:
         inner = json.loads((directory / "status.json").read_text())
     except (OSError, ValueError):
         inner = {"ready": False, "programs": []}
+    seen = overview.look(directory / "kubeconfig")
     if output == "json":
         facts = {name: getattr(state, name) for name in ("pid", "api", "variant", "port", "nodes", "user_namespace")}
-        click.echo(json.dumps({"up": True, **facts, "kubeconfig": str(directory / "kubeconfig"), **inner}, indent=2))
+        click.echo(
+            json.dumps(
+                {"up": True, **facts, "kubeconfig": str(directory / "kubeconfig"), **inner, "cluster": seen}, indent=2
+            )
+        )
     else:
         how = "ready" if inner["ready"] else "coming up"
         click.echo(f"{how}: {state.api} API at 127.0.0.1:{state.port}, iptables {state.variant}, process {state.pid}")
         for program in inner["programs"]:
             restarts = f", restarted {program['restarts']} times" if program["restarts"] else ""
             click.echo(f"  {program['name']:16} {program['state']} at {program['place']}{restarts}")
+        for text in overview.as_text(seen):
+            click.echo(text)
     if not inner["ready"] or any(program["state"] != "running" for program in inner["programs"]):
         raise click.exceptions.Exit(ExitCode.FINDINGS)
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
+_FILE_WIDTH = 180  # of the table, where nobody's terminal says how wide it is
+
+
 def known(ids: Sequence[str]) -> None:
     """ConfigError for a line that does not exist, before anything is started."""
     from kproxy.lab.check.run import chosen
@@ -65,11 +68,11 @@ def _inside(state: LabState, directory: Path, examples: Path, ids: Sequence[str]
 
     wanted, left_out = chosen(ids)
     with _Progress(len(wanted)) as progress:
-        lines = asyncio.run(check(directory / "inside.config", examples, state.nodes, wanted, progress.done))
+        lines = asyncio.run(check(directory / "inside.config", examples, state, wanted, progress.done))
     if json_wanted:
         print(as_json(lines, left_out))
     else:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _FILE_WIDTH
         print(as_table(lines, left_out, width))
     return ExitCode.OK if all(line.passed for line in lines) else ExitCode.FINDINGS
 

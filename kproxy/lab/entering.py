@@ -33,6 +33,8 @@ def within(state: LabState, work: Callable[[], int]) -> int:
         except KproxyError as error:
             print(f"kproxy: {error}", file=sys.stderr, flush=True)
             code = error.exit_code
+        except KeyboardInterrupt:
+            code = 128 + signal.SIGINT
         except BaseException as error:
             import traceback
 

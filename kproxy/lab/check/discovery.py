@@ -285,15 +285,23 @@ async def s18(rig: Rig, line: Line) -> None:
 
 async def _rules(rig: Rig, line: Line, node: str, address: str, pods: list[Raw]) -> None:
     """The kernel's own listing shows the Service and its endpoints, in whichever of the two iptables the node uses."""
-    found = ""
+    found, used = "", set()
     for variant in ("nft", "legacy"):
         said = await rig.run(node, f"iptables-{variant}-save", "-t", "nat")
-        found += "\n".join(rule for rule in said.out.splitlines() if "default/my-modes:http" in rule) + "\n"
+        rules = [rule for rule in said.out.splitlines() if "default/my-modes:http" in rule]
+        found += "\n".join(rules) + "\n"
+        used |= {variant} if rules else set()
     jumps = re.findall(rf"-A KUBE-SERVICES -d {re.escape(address)}/32 .*-j (KUBE-SVC-\w+)", found)
     targets = set(re.findall(r"--to-destination (\S+):80", found))
-    passed = len(jumps) == 1 and targets == {address_of(pod) for pod in pods}
-    seen = f"{', '.join(jumps) or 'no jump'}, DNAT to {', '.join(sorted(targets)) or 'nothing'}"
-    line.step(f"{node}: iptables-save -t nat | grep my-modes", f"KUBE-SVC-…, DNAT to {len(pods)} pods", seen, passed)
+    right = used == {rig.variant} if rig.variant != "auto" else len(used) == 1
+    passed = right and len(jumps) == 1 and targets == {address_of(pod) for pod in pods}
+    seen = f"iptables-{'+'.join(sorted(used))}: {', '.join(jumps) or 'no jump'}, DNAT to {', '.join(sorted(targets)) or 'nothing'}"
+    line.step(
+        f"{node}: iptables-save -t nat | grep my-modes",
+        f"in iptables-{rig.variant} alone: KUBE-SVC-…, DNAT to both pods",
+        seen,
+        passed,
+    )
 
 
 async def s19(rig: Rig, line: Line) -> None:

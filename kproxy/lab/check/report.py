@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-_WIDTHS = (5, 58, 44)  # line, did, expected; what was seen takes the rest
+_LINE_WIDTH = 5
+_SHARES = (0.40, 0.28, 0.32)  # of the remaining width: what was done, expected, seen
+_NARROWEST = 80
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,34 +61,31 @@ def as_json(lines: Sequence[Line], left_out: Sequence[tuple[str, str]]) -> str:
 
 
 def as_table(lines: Sequence[Line], left_out: Sequence[tuple[str, str]], width: int) -> str:
-    """The table for people: line, what was done, expected, seen; a difference is marked and shown in full."""
-    rows = [_row(("line", "what was done", "expected", "seen"), width), "-" * min(width, 160)]
+    """The table for people, at most `width` characters wide: line, what was done, expected, seen.
+
+    Cells of steps that passed are cut to their column; a difference is shown in full, marked `!!!`.
+    """
+    width = max(width, _NARROWEST)
+    rule = "-" * width
+    rows = [_row(("line", "what was done", "expected", "seen"), width), rule]
     for line in lines:
-        rows.append(f"{line.id:5}{line.title}{'' if line.passed else '   NOT PASSED'}")
+        rows.append(f"{line.id:{_LINE_WIDTH}}{line.title}" + ("" if line.passed else "   NOT PASSED"))
         for step in line.steps:
-            rows.append(
-                _row(
-                    ("  ok" if step.passed else " !!!", step.did, step.expected, step.seen),
-                    10_000 if not step.passed else width,
-                )
-            )
-    rows.append("-" * min(width, 160))
+            if step.passed:
+                rows.append(_row(("  ok", step.did, step.expected, step.seen), width))
+            else:
+                rows += [f" !!! {step.did}", f"       expected: {step.expected}", f"       seen:     {step.seen}"]
     passed = sum(line.passed for line in lines)
-    rows.append(
-        f"{passed} of {len(lines)} lines passed"
-        + _names("; not passed: ", [line.id for line in lines if not line.passed])
-    )
+    failed = ", ".join(line.id for line in lines if not line.passed)
+    rows += [rule, f"{passed} of {len(lines)} lines passed" + (f"; not passed: {failed}" if failed else "")]
     rows += [f"{name} is not part of this check: {why}" for name, why in left_out]
     return "\n".join(rows)
 
 
 def _row(cells: tuple[str, str, str, str], width: int) -> str:
-    text = ""
-    for cell, size in zip(cells, _WIDTHS, strict=False):
-        text += f"{cell:{size}}" if len(cell) < size else f"{cell}  "
-    text += cells[3]
-    return text if len(text) <= width else text[: max(20, width - 1)] + "…"
-
-
-def _names(before: str, names: Sequence[str]) -> str:
-    return before + ", ".join(names) if names else ""
+    rest = width - _LINE_WIDTH
+    text = f"{cells[0]:{_LINE_WIDTH}}"
+    for cell, share in zip(cells[1:], _SHARES, strict=True):
+        size = int(rest * share)
+        text += f"{cell if len(cell) < size else cell[: size - 2] + '…':{size}}"
+    return text.rstrip()

@@ -12,6 +12,7 @@ from kproxy.lab.check import discovery, services
 from kproxy.lab.check.report import Line
 from kproxy.lab.check.rig import Rig
 from kproxy.lab.client import ApiClient
+from kproxy.lab.statefile import LabState
 
 Exercise = Callable[[Rig, Line], Awaitable[None]]
 EXERCISES: dict[str, tuple[str, Exercise]] = {
@@ -51,12 +52,12 @@ def chosen(ids: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 async def check(
-    kubeconfig: Path, examples: Path, nodes: tuple[str, ...], ids: Sequence[str], done: Callable[[Line], None]
+    kubeconfig: Path, examples: Path, state: LabState, ids: Sequence[str], done: Callable[[Line], None]
 ) -> list[Line]:
     """Runs the lines; `done` is called for each as it ends. What the check created is removed afterwards."""
     lines = {name: Line(id=name, title=EXERCISES[name][0]) for name in ids}
     async with ApiClient.from_kubeconfig(kubeconfig) as api:
-        rig = Rig(api=api, examples=examples, nodes=nodes)
+        rig = Rig(api=api, examples=examples, nodes=state.nodes, variant=state.variant)
         try:
             await rig.apply("clients.yaml")
             await asyncio.gather(*(rig.ready_pod(name) for name in services.CLIENTS))
