@@ -1,0 +1,128 @@
+"""Nothing is lost when a part of a node dies: queries and connections go on while workers and controllers are killed.
+
+1,000 queries and 200 new connections a second from a pod, through the cluster DNS address and a cluster IP, while one process of its
+node gets SIGKILL. A worker may lose the queries it had in hand, all sent within the moment of its death; a controller loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LOAD = ROOT / "tests" / "support" / "load.py"
+NAME = "my-nginx.default.svc.cluster.local"
+RATE_Q, RATE_C, SECONDS, KILL_AT = 1000, 200, 8, 3.0
+IN_HAND_S = 0.25  # queries sent this long before a worker's death may lie in its socket on a busy machine
+
+# Runs on the node: kills the first process of its own network namespace whose command line has the word, prints how many there were.
+KILL = """
+import os, signal, sys
+here = os.readlink("/proc/self/ns/net")
+found = []
+for pid in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
+    try:
+        words = open(f"/proc/{pid}/cmdline", "rb").read().split(b"\\0")
+        same = os.readlink(f"/proc/{pid}/ns/net") == here
+    except OSError:
+        continue
+    if same and sys.argv[1].encode() in words:
+        found.append(int(pid))
+if sys.argv[2:] == ["kill"]:
+    os.kill(found[0], signal.SIGKILL)
+print(len(found))
+"""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A running lab of this test's own."""
+
+    directory: Path
+
+    def run(self, *arguments: str, timeout_s: float = 60.0) -> str:
+        done = subprocess.run(
+            self.command(*arguments),
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        assert done.returncode == 0, f"kproxy lab {' '.join(arguments)}:\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "kproxy", "lab", *arguments]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "KPROXY_LAB_DIR": str(self.directory), "PYTHONPATH": str(ROOT)}
+
+    def load(self, what: str, address: str, target: str, rate: float) -> subprocess.Popen[str]:
+        """Starts a load in the pod nettool-1."""
+        words = (sys.executable, str(LOAD), what, address, target, "--rate", str(rate), "--seconds", str(SECONDS))
+        return subprocess.Popen(
+            self.command("exec", "nettool-1", "--", *words), env=self.environment, stdout=subprocess.PIPE, text=True
+        )
+
+    def processes(self, word: str, *also: str) -> int:
+        return int(self.run("exec", "node-1", "--", sys.executable, "-c", KILL, word, *also))
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    running = Lab(tmp_path_factory.mktemp("lab"))
+    running.run("up", "--detach", timeout_s=120)
+    try:
+        examples = ROOT / "deploy" / "examples"
+        running.run("apply", "-f", str(examples / "clients.yaml"), "-f", str(examples / "s01-clusterip.yaml"))
+        _answers(running)
+        yield running
+    finally:
+        running.run("down")
+
+
+def _answers(lab: Lab) -> str:
+    """Waits until the Service answers by name in the pod; its cluster IP."""
+    ask = f"import socket; a = socket.gethostbyname('{NAME}'); socket.create_connection((a, 80), 2); print(a)"
+    deadline = time.monotonic() + 30
+    while True:
+        done = subprocess.run(
+            lab.command("exec", "nettool-1", "--", sys.executable, "-c", ask),
+            env=lab.environment, capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+        if done.returncode == 0:
+            return done.stdout.strip()
+        assert time.monotonic() < deadline, done.stderr
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("word", ["kproxy.dns.worker", "kproxy.app"], ids=["a DNS worker", "the controller"])
+def test_a_killed_process_takes_nothing_with_it(lab: Lab, word: str) -> None:
+    address = _answers(lab)
+    before = lab.processes(word)
+    assert before >= 1
+    queries = lab.load("query", "10.96.0.10", NAME, RATE_Q)
+    connections = lab.load("connect", address, "80", RATE_C)
+    time.sleep(KILL_AT)
+    assert lab.processes(word, "kill") == before
+    told = {"queries": queries.communicate(timeout=60)[0], "connections": connections.communicate(timeout=60)[0]}
+    result = {what: json.loads(text) for what, text in told.items()}
+    assert result["queries"]["sent"] == RATE_Q * SECONDS
+    assert result["connections"]["sent"] == RATE_C * SECONDS
+    assert result["connections"]["failed"] == 0, result
+    lost = result["queries"]["failures"]
+    if word == "kproxy.app":
+        assert lost == [], result
+    else:
+        assert not lost or max(lost) - min(lost) < IN_HAND_S, result
+    assert lab.processes(word) == before, "the supervisor has started it again"
