@@ -34,7 +34,7 @@ for pid in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
         same = os.readlink(f"/proc/{pid}/ns/net") == here
     except OSError:
         continue
-    if same and sys.argv[1].encode() in words:
+    if same and sys.argv[1].encode() in words and int(pid) != os.getpid():
         found.append(int(pid))
 if sys.argv[2:] == ["kill"]:
     os.kill(found[0], signal.SIGKILL)
