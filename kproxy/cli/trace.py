@@ -169,7 +169,7 @@ def _named_port(service: Service, port: str, protocol: Protocol | None) -> PortS
 
 
 def _near(name: str, known: Iterable[NamespacedName]) -> str:
-    close = get_close_matches(name, [str(k) for k in known], n=3, cutoff=0.5)
+    close = get_close_matches(name, [str(k) for k in known], n=3, cutoff=0.8)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
