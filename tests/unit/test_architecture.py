@@ -59,7 +59,7 @@ THIRD_PARTY = {
     "uvloop": ("kproxy.app", "kproxy.dns.worker", "kproxy.lab.*", "kproxy.lab.api.*"),
     "yaml": ("kproxy.watch.manifests*", "kproxy.config.*", "kproxy.cli.*", "kproxy.lab.*"),
     "multidict": ("kproxy.lab.*",),  # part of aiohttp: its headers and queries
-    "click": ("kproxy.cli.*", "kproxy.config.flags", "kproxy.lab.api.__main__"),
+    "click": ("kproxy.cli.*", "kproxy.config.flags", "kproxy.lab.*"),
     "rich": ("kproxy.cli.*", "kproxy.lab.*"),
     "msgspec": ("kproxy.watch.*", "kproxy.dns.*", "kproxy.config.*", "kproxy.lab.*", "kproxy.cli.*", "kproxy.app"),
 }
