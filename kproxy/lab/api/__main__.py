@@ -18,6 +18,7 @@ import click
 from aiohttp import web
 
 from kproxy.lab.api.cluster import Cluster, Settings
+from kproxy.lab.api.controllers.balancer import parse_pool
 from kproxy.lab.api.http import Surface
 
 
@@ -44,9 +45,16 @@ async def serve(cluster: Cluster, sockets: list[socket.socket]) -> None:
     for sock in sockets:
         await web.SockSite(runner, sock, backlog=1024).start()
     print("ready", flush=True)
-    await surface.stopping.wait()
+    controllers = asyncio.ensure_future(cluster.controllers.run())
+    stop = asyncio.ensure_future(surface.stopping.wait())
+    # A controller that raises is a bug: end, loudly, rather than serve a cluster that no longer follows.
+    await asyncio.wait((controllers, stop), return_when=asyncio.FIRST_COMPLETED)
     cluster.store.wake_all()
+    surface.stopping.set()
     await runner.cleanup()
+    if controllers.done():
+        controllers.result()
+    controllers.cancel()
 
 
 @click.command()
@@ -60,8 +68,18 @@ async def serve(cluster: Cluster, sockets: list[socket.socket]) -> None:
 @click.option(
     "--advertise", default="192.168.200.1:6443", show_default=True, help="Endpoint of the Service `kubernetes`."
 )
+@click.option("--lb-pool", default="", metavar="FIRST-LAST", help="Addresses for Services of type LoadBalancer.")
+@click.option("--hollow-nodes", default=0, help="Nodes whose pods exist in the API only, for trying things out.")
 @click.option("--history", default=10_000, show_default=True, help="Changes remembered per resource, for watches.")
-def main(listen: tuple[str, ...], listen_fds: tuple[int, ...], service_cidr: str, advertise: str, history: int) -> None:
+def main(
+    listen: tuple[str, ...],
+    listen_fds: tuple[int, ...],
+    service_cidr: str,
+    advertise: str,
+    lb_pool: str,
+    hollow_nodes: int,
+    history: int,
+) -> None:
     """An in-memory Kubernetes API server for the lab: no credentials, loopback and lab networks only."""
     host, _, port = advertise.rpartition(":")
     settings = Settings(
@@ -71,6 +89,8 @@ def main(listen: tuple[str, ...], listen_fds: tuple[int, ...], service_cidr: str
         # Above every number an earlier run handed out, so that its clients are told to list again.
         first_revision=int(time.time()),
         history=history,
+        balancer_pool=parse_pool(lb_pool),
+        hollow_nodes=hollow_nodes,
     )
     sockets = [listener(where) for where in listen] + [socket.socket(fileno=number) for number in listen_fds]
     if not sockets:

@@ -8,15 +8,27 @@ from __future__ import annotations
 
 import ipaddress
 import random
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kproxy.lab.api import kinds
 from kproxy.lab.api.allocators import AddressAllocator, Network, PortAllocator
+from kproxy.lab.api.controllers.balancer import LoadBalancer
+from kproxy.lab.api.controllers.deployments import DeploymentController
+from kproxy.lab.api.controllers.endpoints_objects import EndpointsController, MirrorController
+from kproxy.lab.api.controllers.events import Recorder
+from kproxy.lab.api.controllers.garbage import GarbageCollector
+from kproxy.lab.api.controllers.hollow import HollowKubelet, make_nodes
+from kproxy.lab.api.controllers.loop import Controllers
+from kproxy.lab.api.controllers.namespaces import NamespaceController
+from kproxy.lab.api.controllers.replicas import ReplicaController
+from kproxy.lab.api.controllers.scheduler import Scheduler
+from kproxy.lab.api.controllers.slices import SliceController
 from kproxy.lab.api.objects.catalogue import strategies
 from kproxy.lab.api.objects.service_pools import ServicePools
 from kproxy.lab.api.registry import Registry
-from kproxy.lab.api.store import Store
+from kproxy.lab.api.store import Key, Store
 
 NODE_PORTS = (30_000, 32_767)
 NAMESPACES = ("default", "kube-node-lease", "kube-public", "kube-system")
@@ -31,6 +43,8 @@ class Settings:
     advertise_port: int = 6443
     first_revision: int = 1
     history: int = 10_000
+    balancer_pool: tuple[str, ...] = ()  # addresses for Services of type LoadBalancer
+    hollow_nodes: int = 0  # nodes whose pods exist in the API only
 
 
 class Cluster:
@@ -43,7 +57,32 @@ class Cluster:
         pools = ServicePools(ranges, PortAllocator(*NODE_PORTS, choose))
         self.store = Store(first_revision=settings.first_revision, history=settings.history)
         self.registry = Registry(self.store, strategies(pools), clock=clock, randomness=randomness)
+        self.controllers = Controllers(self.store, clock)
+        self._add_controllers()
         self._found()
+        self.controllers.settle()
+
+    def _add_controllers(self) -> None:
+        registry, settings = self.registry, self.settings
+        written: deque[Key] = deque()
+
+        def recorder(component: str) -> Recorder:
+            return Recorder(registry, component, written)
+
+        add = self.controllers.add
+        add(NamespaceController(registry))
+        add(GarbageCollector(registry))
+        add(DeploymentController(registry, recorder("deployment-controller")))
+        add(ReplicaController(registry, kinds.REPLICA_SETS, recorder("replicaset-controller")))
+        add(ReplicaController(registry, kinds.REPLICATION_CONTROLLERS, recorder("replication-controller")))
+        add(Scheduler(registry, recorder("default-scheduler")))
+        add(SliceController(registry))
+        add(EndpointsController(registry))
+        add(MirrorController(registry))
+        if settings.balancer_pool:
+            add(LoadBalancer(registry, settings.balancer_pool, recorder("lab-load-balancer")))
+        if settings.hollow_nodes:
+            add(HollowKubelet(registry, settings.hollow_nodes))
 
     def _found(self) -> None:
         """Make the objects every cluster has."""
@@ -51,6 +90,7 @@ class Cluster:
         for name in NAMESPACES:
             create(kinds.NAMESPACES, "", {"metadata": {"name": name}})
         self._found_kubernetes_service()
+        make_nodes(self.registry, self.settings.hollow_nodes)
 
     def _found_kubernetes_service(self) -> None:
         settings = self.settings

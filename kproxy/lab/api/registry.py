@@ -99,7 +99,7 @@ class Registry:
     ) -> Object:
         """Store a new object; `obj` belongs to the registry from now on. managed_fields: those of a server-side apply."""
         strategy = self.strategy(resource)
-        self._adopt(resource, namespace, obj)
+        self._adopt(resource, namespace, prune(obj))
         self._check_namespace(resource, namespace, obj)
         self._fill_metadata(resource, obj)
         strategy.default(obj)

@@ -129,7 +129,8 @@ class Store:
 
     def __init__(self, *, first_revision: int = 1, history: int = 10_000) -> None:
         self.revision = first_revision
-        self._tables: dict[str, dict[Key, Record]] = {r.group_resource: {} for r in RESOURCES}
+        # By namespace first: most readers look at one namespace only.
+        self._tables: dict[str, dict[str, dict[str, Record]]] = {r.group_resource: {} for r in RESOURCES}
         self._logs: dict[str, Log] = {r.group_resource: Log(history, first_revision - 1) for r in RESOURCES}
         self._listeners: list[Callable[[Resource, Change], None]] = []
 
@@ -143,37 +144,44 @@ class Store:
 
     def get(self, resource: Resource, namespace: str, name: str) -> Record | None:
         """The newest version of one object."""
-        return self._tables[resource.group_resource].get((namespace, name))
+        home = self._tables[resource.group_resource].get(namespace)
+        return home.get(name) if home else None
 
     def count(self, resource: Resource) -> int:
         """How many objects of a resource there are."""
-        return len(self._tables[resource.group_resource])
+        return sum(len(home) for home in self._tables[resource.group_resource].values())
 
     def records(self, resource: Resource, namespace: str = "") -> list[Record]:
         """The newest versions of all objects (of one namespace), in no particular order."""
-        table = self._tables[resource.group_resource]
-        if not namespace:
-            return list(table.values())
-        return [record for key, record in table.items() if key[0] == namespace]
+        homes = self._tables[resource.group_resource]
+        if namespace:
+            return list(homes.get(namespace, {}).values())
+        return [record for home in homes.values() for record in home.values()]
 
     def snapshot(self, resource: Resource, namespace: str, revision: int) -> list[Record]:
         """All objects as they were at a revision, in the order of their keys. Raises Expired when that is forgotten."""
-        log = self.log(resource)
-        table = self._tables[resource.group_resource]
+        records = self.records(resource, namespace)
         if revision < self.revision:
-            if revision < log.compacted:
-                raise expired(f"The resourceVersion for the provided list is too old: {revision} ({log.compacted})")
-            table = dict(table)
-            for change in log.backwards():
-                if change.record.revision <= revision:
-                    break
-                if change.previous is None:
-                    table.pop(change.record.key, None)
-                else:
-                    table[change.record.key] = change.previous
-        records = [record for key, record in table.items() if not namespace or key[0] == namespace]
+            records = self._rewind(resource, namespace, revision, records)
         records.sort(key=lambda record: record.key)
         return records
+
+    def _rewind(self, resource: Resource, namespace: str, revision: int, records: list[Record]) -> list[Record]:
+        """Undo the changes since a revision."""
+        log = self.log(resource)
+        if revision < log.compacted:
+            raise expired(f"The resourceVersion for the provided list is too old: {revision} ({log.compacted})")
+        table = {record.key: record for record in records}
+        for change in log.backwards():
+            if change.record.revision <= revision:
+                break
+            if namespace and change.record.key[0] != namespace:
+                continue
+            if change.previous is None:
+                table.pop(change.record.key, None)
+            else:
+                table[change.record.key] = change.previous
+        return list(table.values())
 
     def put(self, resource: Resource, obj: Object) -> Record:
         """Store a new object or a new version; the object gets its resourceVersion and belongs to the store from now on."""
@@ -181,16 +189,16 @@ class Store:
         key = (metadata.get("namespace", ""), metadata["name"])
         self.revision += 1
         metadata["resourceVersion"] = str(self.revision)
-        table = self._tables[resource.group_resource]
-        previous = table.get(key)
+        home = self._tables[resource.group_resource].setdefault(key[0], {})
+        previous = home.get(key[1])
         record = Record(key, obj, self.revision)
-        table[key] = record
+        home[key[1]] = record
         self._publish(resource, Change("MODIFIED" if previous else "ADDED", record, previous))
         return record
 
     def remove(self, resource: Resource, namespace: str, name: str) -> Record:
         """Forget an object; returns its last version under the revision of the removal. KeyError when there is none."""
-        previous = self._tables[resource.group_resource].pop((namespace, name))
+        previous = self._tables[resource.group_resource][namespace].pop(name)
         self.revision += 1
         obj = dict(previous.object)
         obj["metadata"] = {**obj["metadata"], "resourceVersion": str(self.revision)}
