@@ -64,7 +64,10 @@ def command(
     resolved = resolve_with_problems(node.snapshot, node.settings)
     ruleset = compile_ruleset(
         resolved.desired,
-        IptablesSettings(masquerade_bit=node.config.iptables.masquerade_bit),
+        IptablesSettings(
+            masquerade_bit=node.config.iptables.masquerade_bit,
+            max_endpoints_with_comments=node.settings.max_endpoints_with_comments,
+        ),
     )
     sender = _sender(source, destination, node)
     to, port, protocol = _destination(destination, sender, node.snapshot)
