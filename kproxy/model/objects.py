@@ -5,9 +5,9 @@ addresses and networks are *canonical text* (`10.0.0.1`, `fd00::1`, `10.0.0.0/8`
 `ipaddress` objects and is what every data plane prints in the end. What must not happen here: raising over a bad object. The decoder
 returns the object without its broken part and a `Problem` for each such part.
 
-The label tests of kube-proxy (`service.kubernetes.io/service-proxy-name`, `service.kubernetes.io/headless`) are a field here
-(`proxied`), not a selector of the watch: one watch feeds the proxy *and* DNS, and DNS has to answer for headless Services, whose slices
-bear the second label.
+The label tests of kube-proxy (`service.kubernetes.io/service-proxy-name` on Services, `service.kubernetes.io/headless` on slices)
+are a field here (`proxied`), not a selector of the watch: one watch feeds the proxy *and* DNS, and DNS has to answer for headless
+Services, whose slices bear the second label.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Service:
 
     name: NamespacedName
     type: str = "ClusterIP"  # ClusterIP, NodePort, LoadBalancer or ExternalName
-    proxied: bool = True  # neither label that hands it to another proxy or marks it headless
+    proxied: bool = True  # no label that hands it to another proxy
     cluster_ips: tuple[str, ...] = ()  # () when headless, ExternalName or not yet allocated
     headless: bool = False  # clusterIP: None
     external_name: str = ""
@@ -110,7 +110,7 @@ class EndpointSlice:
     name: NamespacedName
     service: NamespacedName  # from the label kubernetes.io/service-name
     family: Family
-    proxied: bool = True
+    proxied: bool = True  # no label that marks it as a headless Service's
     ports: tuple[SlicePort, ...] = ()
     endpoints: tuple[SliceEndpoint, ...] = ()
     last_change_trigger_time: str = ""  # annotation, RFC 3339

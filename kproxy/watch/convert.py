@@ -89,9 +89,14 @@ def address_of(text: str, path: str, notes: Notes, *, routable: bool = True) -> 
     return address
 
 
-def is_proxied(labels: Labels | None) -> bool:
-    """kube-proxy's two label tests, on presence alone: even an empty value hands the object to someone else."""
-    return labels is None or (labels.proxy_name is UNSET and labels.headless is UNSET)
+def is_ours(labels: Labels | None) -> bool:
+    """kube-proxy's test of a Service's label, on presence alone: even an empty value hands it to another proxy."""
+    return labels is None or labels.proxy_name is UNSET
+
+
+def is_for_proxies(labels: Labels | None) -> bool:
+    """kube-proxy's test of a slice's label, on presence alone: slices of headless Services are DNS's business."""
+    return labels is None or labels.headless is UNSET
 
 
 def slice_of(name: NamespacedName, found: WireSlice, notes: Notes) -> EndpointSlice | None:
@@ -117,7 +122,7 @@ def slice_of(name: NamespacedName, found: WireSlice, notes: Notes) -> EndpointSl
         name=name,
         service=NamespacedName(name.namespace, owner),
         family=family,
-        proxied=is_proxied(meta.labels),
+        proxied=is_for_proxies(meta.labels),
         ports=_slice_ports(found.ports, notes),
         endpoints=tuple(endpoints),
         last_change_trigger_time=(meta.annotations.trigger_time or "") if meta.annotations else "",

@@ -18,7 +18,7 @@ from kproxy.watch.convert import (
     address_of,
     addresses_of,
     first,
-    is_proxied,
+    is_ours,
 )
 from kproxy.watch.fields import BadText, canonical_network, family_of, is_dns_name, is_label, shown
 from kproxy.watch.wire import MAX_ITEMS, Meta, Notes, ServiceSpec, WireService
@@ -38,7 +38,7 @@ def service_of(name: NamespacedName, found: WireService, notes: Notes) -> Servic
     return Service(
         name=name,
         type=kind,
-        proxied=is_proxied(meta.labels),
+        proxied=is_ours(meta.labels),
         cluster_ips=cluster_ips,
         headless=headless,
         external_name=_external_name(spec, kind, notes),

@@ -121,7 +121,7 @@ def svc(
     built = Service(
         name=NamespacedName(namespace, name),
         type=type,
-        proxied=not {PROXY_NAME_LABEL, HEADLESS_LABEL} & set(labels or {}),
+        proxied=PROXY_NAME_LABEL not in (labels or {}),
         cluster_ips=tuple(a for a in ips if a != "None"),
         headless=ips == ["None"],
         external_name=external_name,
@@ -219,7 +219,7 @@ def slice_(
         name=NamespacedName(namespace, name),
         service=NamespacedName(namespace, of),
         family=Family(family),
-        proxied=not {PROXY_NAME_LABEL, HEADLESS_LABEL} & set(labels or {}),
+        proxied=HEADLESS_LABEL not in (labels or {}),
         ports=tuple(SlicePort(name=n, protocol=Protocol(p), port=no) for n, no, p in ports if n is not None and no),
         endpoints=tuple(_member(m) for m in members),
     )

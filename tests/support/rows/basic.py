@@ -196,9 +196,9 @@ _SKIPPED_ROWS = (
     ),
     row(
         "K05",
-        "headless label on the Service",
-        [svc(labels={HEADLESS_LABEL: ""}), _SLICE],
-        flow(P, *_TO, PASS, mode=IPT),
+        "headless label: on the Service it says nothing, on the slice it does",
+        [svc(labels={HEADLESS_LABEL: ""}), _SLICE, slice_(ep(_E2), name="svc1-headless", labels={HEADLESS_LABEL: ""})],
+        flow(P, *_TO, keep(f"{_E1}:80")),
     ),
     scenario(
         "K06",
@@ -232,13 +232,13 @@ def _with_broken_fields() -> object:
     return replace(good, api={**good.api, "spec": spec}, object=model)
 
 
-# Not upstream's numbers: a slice alone can be handed to another proxy too.
+# Not upstream's number: a slice cannot be handed to another proxy, only its Service can.
 _SLICE_ROWS = (
     row(
         "K09",
         "service-proxy-name on the slice only",
         [svc(), slice_(ep(_E1), labels={PROXY_NAME_LABEL: "foo"})],
-        flow(P, *_TO, REJECT),
+        flow(P, *_TO, keep(f"{_E1}:80")),
     ),
 )
 

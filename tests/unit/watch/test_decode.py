@@ -118,15 +118,21 @@ def test_service(spec: dict[str, Any], differs: dict[str, Any]) -> None:
     )
 
 
-@pytest.mark.parametrize("label", ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"])
-def test_the_mere_presence_of_a_label_takes_the_object_from_the_proxy(label: str) -> None:
+@pytest.mark.parametrize(
+    ("label", "of_service", "of_slice"),
+    [("service.kubernetes.io/service-proxy-name", False, True), ("service.kubernetes.io/headless", True, False)],
+)
+def test_the_mere_presence_of_a_label_takes_the_object_from_the_proxy(
+    label: str, of_service: bool, of_slice: bool
+) -> None:
+    """As kube-proxy 1.36 selects: Services by the first label, slices by the second."""
     marked = service_json(metadata={"name": "web", "namespace": "shop", "labels": {label: ""}})
-    assert decoded(Kind.SERVICE, marked).object == replace(PLAIN, proxied=False)
+    assert decoded(Kind.SERVICE, marked).object == replace(PLAIN, proxied=of_service)
     labels = {"kubernetes.io/service-name": "web", label: ""}
     body = slice_json(metadata={"name": "web-1", "namespace": "shop", "labels": labels})
     found = decoded(Kind.ENDPOINT_SLICE, body).object
     assert isinstance(found, EndpointSlice)
-    assert not found.proxied
+    assert found.proxied is of_slice
 
 
 def test_load_balancer_addresses_are_those_the_balancer_leaves_on_the_packet() -> None:
