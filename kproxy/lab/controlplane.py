@@ -73,6 +73,7 @@ class ControlPlaneSettings:
     advertise_address: str | None = None
     secure_port: int = 6443  # 0: any free one
     service_cidr: str = "10.96.0.0/16"  # "v4,v6" for two families
+    service_node_port_range: str = "30000-32767"
     cluster_cidr: str | None = None  # only with allocate_node_cidrs
     allocate_node_cidrs: bool = False  # the lab's agent gives nodes their pod CIDR itself
     controllers: bool = True
@@ -274,6 +275,7 @@ def _apiserver_flags(settings: ControlPlaneSettings, keys: Keys, etcd_url: str, 
         f"--advertise-address={advertise}",
         f"--secure-port={port}",
         f"--service-cluster-ip-range={settings.service_cidr}",
+        f"--service-node-port-range={settings.service_node_port_range}",
         f"--tls-cert-file={keys.certificate}",
         f"--tls-private-key-file={keys.certificate_key}",
         f"--cert-dir={settings.data_dir / 'keys'}",

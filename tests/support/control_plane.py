@@ -1,8 +1,9 @@
 """Fixtures with a real control plane, one for the whole session: kube-apiserver, etcd and the controllers, on loopback.
 
-`control_plane` is a running `ControlPlane`; `admin_kubeconfig` the path of its administrator's kubeconfig; `kubectl` calls the real kubectl
-as administrator (or as another user); `fresh_namespace` is the name of a namespace made for one test and deleted after it. Tests that use
-them live in lane apiserver, or carry the marker `control_plane`. The lane's prerequisites are checked before (support/lanes.py).
+`control_plane` is a running `ControlPlane`; `admin_kubeconfig` the path of its administrator's kubeconfig; `kubectl` calls the real
+kubectl as administrator (or as another user); `fresh_namespace` is the name of a namespace made for one test and deleted after it.
+Tests that use them live in lane apiserver, or carry the marker `control_plane`. The lane's prerequisites are checked before
+(support/lanes.py).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import os
 import subprocess
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,19 +48,22 @@ class Kubectl:
         return done.stdout
 
 
-@pytest.fixture(scope="session")
-def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """A control plane for the whole session. Its event loop lives in a thread of its own, so tests may run loops as they like."""
-    subprocess.run(["ip", "address", "replace", f"{ADVERTISED}/32", "dev", "lo"], check=True, timeout=10)
+@contextmanager
+def running(
+    settings: ControlPlaneSettings, enter: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Iterator[ControlPlane]:
+    """A control plane while the block runs. Its event loop lives in a thread of its own, so tests may run loops as they like.
+
+    enter: what that thread stands in, for example the `entered` of a network namespace; the programs are started there.
+    """
     loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="control plane", daemon=True)
+
+    def work() -> None:
+        with enter():
+            loop.run_forever()
+
+    thread = threading.Thread(target=work, name="control plane", daemon=True)
     thread.start()
-    settings = ControlPlaneSettings(
-        data_dir=tmp_path_factory.mktemp("control-plane"),
-        bind_address="0.0.0.0",
-        advertise_address=ADVERTISED,
-        secure_port=0,
-    )
     plane = None
     try:
         plane = asyncio.run_coroutine_threadsafe(ControlPlane.start(settings), loop).result(timeout=120)
@@ -69,6 +74,16 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
         loop.call_soon_threadsafe(loop.stop)
         thread.join(timeout=10)
         loop.close()
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A control plane for the whole session."""
+    subprocess.run(["ip", "address", "replace", f"{ADVERTISED}/32", "dev", "lo"], check=True, timeout=10)
+    data = tmp_path_factory.mktemp("control-plane")
+    settings = ControlPlaneSettings(data_dir=data, bind_address="0.0.0.0", advertise_address=ADVERTISED, secure_port=0)
+    with running(settings) as plane:
+        yield plane
 
 
 @pytest.fixture(scope="session")
