@@ -25,16 +25,18 @@ from kproxy.lab.controlplane import ADMIN, KPROXY, ControlPlane, ControlPlaneSet
 from kproxy.lab.relay import relay
 
 Raw = dict[str, Any]
-# What kproxy reads, and nothing more: five kinds, to list and to watch. The lab holds it to that.
-_RULES = [
-    {"apiGroups": [""], "resources": ["services", "nodes", "namespaces", "pods"], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]},
+# The rules of the ClusterRole in deploy/manifests/kproxy.yaml, word for word (a unit test compares them): what runs here runs there.
+RULES = [
+    {"apiGroups": [""], "resources": ["services", "namespaces", "pods"], "verbs": ["list", "watch"]},
+    {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]},
+    {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
+    {"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
 ]
 _RBAC = "rbac.authorization.k8s.io"
 
 
 async def _grant(api: ApiClient) -> None:
-    role: Raw = {"apiVersion": f"{_RBAC}/v1", "kind": "ClusterRole", "metadata": {"name": "kproxy"}, "rules": _RULES}
+    role: Raw = {"apiVersion": f"{_RBAC}/v1", "kind": "ClusterRole", "metadata": {"name": "kproxy"}, "rules": RULES}
     binding: Raw = {
         "apiVersion": f"{_RBAC}/v1",
         "kind": "ClusterRoleBinding",

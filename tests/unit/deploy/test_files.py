@@ -11,6 +11,7 @@ import yaml
 
 from kproxy.config.load import load_config
 from kproxy.lab.controlplane import KUBERNETES_VERSION
+from kproxy.lab.realapi import RULES
 
 ROOT = Path(__file__).resolve().parents[3]
 MANIFEST = ROOT / "deploy/manifests/kproxy.yaml"
@@ -66,6 +67,11 @@ def test_the_daemonset_runs_with_three_capabilities_and_a_root_filesystem_it_can
         security["readOnlyRootFilesystem"] and not security["privileged"] and not security["allowPrivilegeEscalation"]
     )
     assert pod["hostNetwork"] and pod["dnsPolicy"] == "Default"
+
+
+def test_the_lab_grants_exactly_what_the_manifest_grants() -> None:
+    """So `kproxy lab check` on a real control plane proves that these rights are enough."""
+    assert objects("ClusterRole")[0]["rules"] == RULES
 
 
 def test_the_kube_dns_service_selects_the_daemonsets_pods_and_has_the_ports_of_every_cluster() -> None:
