@@ -103,14 +103,7 @@ async def apply_one(api: ApiClient, manifest: Manifest, namespace: str = "defaul
         collection = await api.path_of(manifest.obj)
         if "/namespaces/" not in collection:
             meta.pop("namespace")
-        try:
-            stored = await api.request("POST", collection, manifest.obj)
-            outcome = "created"
-        except ApiError as error:
-            if error.reason != "AlreadyExists":
-                raise
-            stored = await api.merge(f"{collection}/{meta['name']}", manifest.obj)
-            outcome = "configured"
+        stored, outcome = await _create_or_patch(api, collection, manifest.obj)
     except ApiError as error:
         if error.code in {400, 403, 404, 415, 422}:
             raise ConfigError(str(error), where=manifest.where) from error
@@ -123,3 +116,15 @@ async def apply_one(api: ApiClient, manifest: Manifest, namespace: str = "defaul
         outcome=outcome,
         path=f"{collection}/{name}",
     )
+
+
+async def _create_or_patch(api: ApiClient, collection: str, obj: Raw) -> tuple[Raw, str]:
+    name = obj["metadata"].get("name")
+    if name is not None:
+        try:
+            await api.get(f"{collection}/{name}")
+            return await api.merge(f"{collection}/{name}", obj), "configured"
+        except ApiError as error:
+            if error.code != 404:
+                raise
+    return await api.request("POST", collection, obj), "created"

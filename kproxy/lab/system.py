@@ -21,10 +21,19 @@ KPROXY_LABELS = {"k8s-app": "kube-dns", "app.kubernetes.io/name": "kproxy", "com
 
 
 async def create(api: ApiClient, collection: str, obj: Raw) -> bool:
-    """POST; False when it exists already (from before the agent was restarted)."""
+    """POST, unless it exists already (from before the agent was restarted): then False.
+
+    Looking first, because an API server may object to a fixed cluster IP before it notices that the very object is there.
+    """
+    try:
+        await api.get(f"{collection}/{obj['metadata']['name']}")
+        return False
+    except ApiError as error:
+        if error.code != 404:
+            raise
     try:
         await api.request("POST", collection, obj)
-    except ApiError as error:
+    except ApiError as error:  # a controller of the API server may have been quicker (namespaces)
         if error.reason != "AlreadyExists":
             raise
         return False

@@ -89,10 +89,12 @@ class Rig:
         """Runs this interpreter at a place."""
         return await self.run(place, sys.executable, *words)
 
-    async def names(self, place: str, url: str, times: int = 1) -> Said:
+    async def names(self, place: str, url: str, times: int = 1, limit_s: int = 5) -> Said:
         """Fetches `url` `times` times, each over a connection of its own; the answers one per line."""
         counted = f"{url}?[1-{times}]" if times > 1 else url
-        return await self.run(place, "curl", "-s", "-S", "-m", "5", "-w", r"\n", "-H", "Connection: close", counted)
+        return await self.run(
+            place, "curl", "-s", "-S", "-m", str(limit_s), "-w", r"\n", "-H", "Connection: close", counted
+        )
 
     async def apply(self, *files: str) -> list[Applied]:
         """Applies example manifests; remembers what was created, to be removed at the end."""

@@ -27,6 +27,8 @@ async def reaches_all(rig: Rig, line: Line, place: str, url: str, pods: list[Raw
     """Fetches /hostname often enough that every pod must have answered."""
     names = {name_of(pod) for pod in pods}
     times = TRIES_PER_POD * len(names)
+    # A first answer shows that the change has arrived here; a connection made too early would hang for longer than the change takes.
+    await rig.until(lambda: rig.names(place, f"{url}/hostname", limit_s=1), lambda s: s.out.strip() in names, 5.0)
     said = await rig.until(lambda: rig.names(place, f"{url}/hostname", times), lambda s: set(s.words) == names)
     passed = set(said.words) == names and len(said.words) == times
     line.step(f"{did}, {times} times", f"all of {', '.join(sorted(names))}", counted(said), passed)
