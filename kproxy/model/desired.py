@@ -199,6 +199,7 @@ class ResolveMemo:
     services: Mapping[NamespacedName, Service]  # the snapshot's own map, for the case that nothing changed
     slices_of: Mapping[NamespacedName, tuple[EndpointSlice, ...]]
     resolved: Mapping[NamespacedName, ServiceMemo]
+    conflicts: tuple[tuple[Problem, ...], tuple[Problem, ...]] = ((), ())  # IPv4, IPv6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,9 +22,10 @@ a recomputed ServicePort that equals the old one is the old one. What that needs
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kproxy.model.addresses import contains, of_family, special_class
+from kproxy.model.conflicts import conflicts
 from kproxy.model.desired import (
     ClientIPAffinity,
     DesiredState,
@@ -70,10 +71,22 @@ def resolve_with_problems(snapshot: Snapshot, settings: NodeSettings, previous: 
     """`resolve`, together with the Problems of all Services and slices."""
     facts = node_facts(snapshot, settings)
     memo = _remember(snapshot, facts, previous.memo if previous is not None else None)
-    states = {family: _family_state(family, snapshot, settings, memo, previous) for family in _FAMILIES}
-    problems = sorted({problem for known in memo.resolved.values() for problem in known.problems})
+    turned = _turned_over(memo, previous.memo) if previous is not None and previous.memo is not None else None
+    states = {family: _family_state(family, snapshot, settings, memo, previous, turned) for family in _FAMILIES}
+    claimed_four, claimed_six = (_conflicts(states[family], previous) for family in _FAMILIES)
+    if memo.conflicts != (claimed_four, claimed_six):
+        memo = replace(memo, conflicts=(claimed_four, claimed_six))
+    problems = {problem for known in memo.resolved.values() for problem in known.problems}
     desired = DesiredState(ipv4=states[Family.IPV4], ipv6=states[Family.IPV6], memo=memo)
-    return Resolved(desired=desired, problems=tuple(problems))
+    return Resolved(desired=desired, problems=tuple(sorted(problems.union(claimed_four, claimed_six))))
+
+
+def _conflicts(state: FamilyState, previous: DesiredState | None) -> tuple[Problem, ...]:
+    if previous is not None and previous.memo is not None:
+        before = previous.of(state.family)
+        if before.service_ports is state.service_ports:
+            return previous.memo.conflicts[_FAMILIES.index(state.family)]
+    return conflicts(state.service_ports)
 
 
 def _remember(snapshot: Snapshot, facts: NodeFacts, old: ResolveMemo | None) -> ResolveMemo:
@@ -91,61 +104,70 @@ def _remember(snapshot: Snapshot, facts: NodeFacts, old: ResolveMemo | None) -> 
     return ResolveMemo(facts, snapshot.services, snapshot.slices_of, resolved)
 
 
+_Turnover = list[tuple[ServiceMemo | None, ServiceMemo | None]]
+
+
+def _turned_over(memo: ResolveMemo, old: ResolveMemo) -> _Turnover:
+    """What each Service that is not exactly as before resolved to: before and now, None where it was not or is no more."""
+    now, before = memo.resolved, old.resolved
+    if now is before:
+        return []
+    turned: _Turnover = [(was, known) for name, known in now.items() if (was := before.get(name)) is not known]
+    if len(before) + sum(was is None for was, _ in turned) > len(now):
+        turned += [(before[name], None) for name in before.keys() - now.keys()]
+    return turned
+
+
 def _family_state(
-    family: Family, snapshot: Snapshot, settings: NodeSettings, memo: ResolveMemo, previous: DesiredState | None
+    family: Family,
+    snapshot: Snapshot,
+    settings: NodeSettings,
+    memo: ResolveMemo,
+    previous: DesiredState | None,
+    turned: _Turnover | None,
 ) -> FamilyState:
     before = previous.of(family) if previous is not None else None
+    if before is None or turned is None:
+        every = [p for known in memo.resolved.values() for p in known.service_ports if p.family is family]
+        ports: Mapping[ServicePortName, ServicePort] = _in_order({p.name: p for p in every})
+    else:
+        ports = _renewed(before.service_ports, turned, family)
     state = FamilyState(
         family=family,
-        service_ports=_service_ports(family, memo, before, previous.memo if previous is not None else None),
+        service_ports=ports,
         node_ip=node_ip(snapshot, settings, family),
         local_detector=local_detector(snapshot, settings, family),
         node_port_addresses=node_port_addresses(snapshot, settings, family),
         untracked_dns=untracked_dns(settings, family),
     )
-    if before is not None and before.service_ports is state.service_ports and before == state:
+    if before is not None and before.service_ports is ports and before == state:
         return before
     return state
 
 
-def _service_ports(
-    family: Family, memo: ResolveMemo, before: FamilyState | None, old: ResolveMemo | None
+def _in_order(ports: Mapping[ServicePortName, ServicePort]) -> Mapping[ServicePortName, ServicePort]:
+    return dict(sorted(ports.items(), key=lambda item: item[0].sort_key))
+
+
+def _renewed(
+    before: Mapping[ServicePortName, ServicePort], turned: _Turnover, family: Family
 ) -> Mapping[ServicePortName, ServicePort]:
-    """All ServicePorts of a family, in order of their sort key; the old mapping itself when nothing changed."""
-    if before is None or old is None:
-        every = [p for known in memo.resolved.values() for p in known.service_ports if p.family is family]
-        return {p.name: p for p in sorted(every, key=lambda p: p.name.sort_key)}
-    gone, new = _changes(family, memo.resolved, old.resolved)
+    """`before` after the turnover, in order; the very same mapping when this family has no part in it."""
+    gone: set[ServicePortName] = set()
+    new: dict[ServicePortName, ServicePort] = {}
+    for was, known in turned:
+        old = {p.name: p for p in was.service_ports if p.family is family} if was is not None else {}
+        now = {p.name: p for p in known.service_ports if p.family is family} if known is not None else {}
+        gone |= old.keys() - now.keys()
+        new.update({name: p for name, p in now.items() if old.get(name) is not p})
     if not gone and not new:
-        return before.service_ports
-    ports = dict(before.service_ports)
+        return before
+    ports = dict(before)
     for name in gone:
         ports.pop(name, None)
     needs_order = any(name not in ports for name in new)
     ports.update(new)
-    return dict(sorted(ports.items(), key=lambda item: item[0].sort_key)) if needs_order else ports
-
-
-def _changes(
-    family: Family, now: Mapping[NamespacedName, ServiceMemo], old: Mapping[NamespacedName, ServiceMemo]
-) -> tuple[set[ServicePortName], dict[ServicePortName, ServicePort]]:
-    """Names that vanished, and ServicePorts that are new or other objects than before."""
-    gone: set[ServicePortName] = set()
-    new: dict[ServicePortName, ServicePort] = {}
-    if now is old:
-        return gone, new
-    for name, known in now.items():
-        was = old.get(name)
-        if was is known:
-            continue
-        old_ports = {p.name: p for p in was.service_ports if p.family is family} if was is not None else {}
-        ports = {p.name: p for p in known.service_ports if p.family is family}
-        gone |= old_ports.keys() - ports.keys()
-        new.update({n: p for n, p in ports.items() if old_ports.get(n) is not p})
-    if len(old) > len(now) or any(name not in now for name in old):
-        for name in old.keys() - now.keys():
-            gone |= {p.name for p in old[name].service_ports if p.family is family}
-    return gone, new
+    return _in_order(ports) if needs_order else ports
 
 
 # One Service

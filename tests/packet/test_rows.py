@@ -14,7 +14,7 @@ from tests.packet.executor import Executor
 from tests.support.answering import SCTP
 from tests.support.bed import Bed
 from tests.support.flows import IPT, Need, Row
-from tests.support.packets import ROWS
+from tests.support.packets import OWN_ROWS, ROWS
 
 # What this executor cannot do, and who can. Nothing else may be left out.
 LEFT_OUT = {Need.CONNTRACK: "flows that outlive their rules need the conntrack reconciliation on top of the rules"}
@@ -43,16 +43,17 @@ def _possible(row: Row) -> Row | None:
 
 
 RUN = tuple(possible for row in ROWS if (possible := _possible(row)) is not None)
+OWN = tuple(possible for row in OWN_ROWS if (possible := _possible(row)) is not None)
 
 
 @pytest.fixture(scope="module", params=[variant.value for variant in Variant])
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    bed = Bed(RUN)
+    bed = Bed((*RUN, *OWN))
     yield Executor(bed, Variant(request.param))
     bed.close()
 
 
-@pytest.mark.parametrize("row", RUN, ids=lambda row: row.id)
+@pytest.mark.parametrize("row", (*RUN, *OWN), ids=lambda row: row.id)
 def test_row(executor: Executor, row: Row) -> None:
     assert executor.run_row(row) == []
 

@@ -152,6 +152,8 @@ class Need(Enum):
     MANY = "many"  # more than 50 pods or clients: costly in namespaces
 
 
+POD_INTERFACE = "clients"  # the node's interface by which P and P2 come in, for the detectors that ask for it
+
 SETTINGS = NodeSettings(name=plan.NODE, cluster_cidrs=(plan.CLUSTER_CIDR, six(plan.CLUSTER_CIDR)))
 _LOCAL = (plan.NODE_IP, plan.NODE_IP_2, plan.LOOPBACK)
 LOCAL_ADDRESSES = frozenset((*_LOCAL, *(six(a) for a in _LOCAL)))
@@ -257,5 +259,9 @@ def twin_row(original: Row) -> Row | None:
     )
     if not any(s.flows for s in steps):
         return None
-    settings = replace(original.settings, node_port_addresses=twin(original.settings.node_port_addresses))
+    settings = replace(
+        original.settings,
+        node_port_addresses=twin(original.settings.node_port_addresses),
+        dns_addresses=twin(original.settings.dns_addresses),
+    )
     return replace(original, id=f"{original.id}-v6", steps=steps, settings=settings)

@@ -11,10 +11,10 @@ localhostNodePorts).
 2. Have endpoints answer: each `SliceEndpoint.address` × slice port, by a server that tells its own `ip:port` and the client address it
 sees. Endpoints whose `node_name` is testnode are pods behind a veth of this node (or, with an address of the node, processes on it);
 others live behind "othernode", reached by a route. Addresses are /32 or /128 routes: the plan has no on-link networks to respect.
-   Clients: Place.POD in a pod namespace of the node (for an endpoint's address: in that endpoint's), Place.HOST on the node bound to the
-   address (hold it on lo when it is in `step.local_addresses` only), Place.OUTSIDE behind the uplink with a route to the node for every
-   service, external and load-balancer address (and, for PASS, nothing that answers there: PASS is seen on the uplink or as the
-   node's own "refused" for its own addresses).
+   Clients: Place.POD in a pod namespace of the node behind interface POD_INTERFACE (for an endpoint's address: in that endpoint's),
+   Place.HOST on the node bound to the address (hold it on lo when it is in `step.local_addresses` only), Place.OUTSIDE behind the
+   uplink with a route to the node for every service, external and load-balancer address (and, for PASS, nothing that answers there:
+   PASS is seen on the uplink or as the node's own "refused" for its own addresses).
 3. Try every flow whose `modes` contains the executor's, many times: 40 connections per flow with several endpoints miss one of three
 by luck in fewer than 1e-6 cases. REACH: the set of answering endpoints equals `expect.endpoints`, each with the client seen: KEEP the
    flow's source, SNAT any address of the node. A HOST source cannot tell the two apart unless the node leaves by another address than
@@ -28,7 +28,18 @@ Rows with FILES_ONLY hold objects that a validating API server would refuse; all
 from __future__ import annotations
 
 from tests.support.flows import Row, twin_row
-from tests.support.rows import affinity, basic, changes, families, node_ports, policies, topology, virtual_ips
+from tests.support.rows import (
+    affinity,
+    basic,
+    changes,
+    detection,
+    families,
+    node_ports,
+    own,
+    policies,
+    topology,
+    virtual_ips,
+)
 
 _IPV4: tuple[Row, ...] = (
     *basic.ROWS,
@@ -39,8 +50,11 @@ _IPV4: tuple[Row, ...] = (
     *topology.ROWS,
     *changes.ROWS,
     *families.ROWS,
+    *detection.ROWS,
 )
 ROWS: tuple[Row, ...] = (*_IPV4, *(twin for row in _IPV4 if (twin := twin_row(row)) is not None))
+# What kproxy does and upstream does not: for executors of ours only.
+OWN_ROWS: tuple[Row, ...] = (*own.ROWS, *(twin for row in own.ROWS if (twin := twin_row(row)) is not None))
 
 # Numbered rows that a packet cannot show: where they are shown instead.
 NOT_PACKETS: dict[str, str] = {

@@ -17,8 +17,8 @@ from kproxy.explain.trace_iptables import trace
 from kproxy.model.addresses import family_of
 from kproxy.model.desired import DesiredState
 from kproxy.model.resolve import resolve
-from tests.support.flows import IPT, Flow, Outcome, Place, Row, Seen, Step
-from tests.support.packets import NOT_PACKETS, ROWS
+from tests.support.flows import IPT, POD_INTERFACE, Flow, Outcome, Place, Row, Seen, Step
+from tests.support.packets import NOT_PACKETS, OWN_ROWS, ROWS
 
 # Rows with flows that only a kernel can show; all their other flows are run here.
 _KNOWN_CONNECTION = "a packet of a connection that conntrack knows: rules are not asked"
@@ -30,7 +30,7 @@ _FATES = {
     Outcome.DROP: Fate.DROPPED,
     Outcome.PASS: Fate.UNTOUCHED,
 }
-_ROWS = [row for row in ROWS if any(IPT in f.modes for s in row.steps for f in s.flows)]
+_ROWS = [row for row in (*ROWS, *OWN_ROWS) if any(IPT in f.modes for s in row.steps for f in s.flows)]
 
 
 def _steps(row: Row) -> Iterator[tuple[Step, DesiredState, Ruleset]]:
@@ -50,7 +50,7 @@ def _trace(ruleset: Ruleset, step: Step, flow: Flow, remembered: dict[str, froze
         port=flow.to[1],
         protocol=flow.protocol,
         origin=Origin.LOCAL if flow.source.place is Place.HOST else Origin.ARRIVES,
-        in_interface={Place.POD: "veth0", Place.OUTSIDE: "eth0", Place.HOST: ""}[flow.source.place],
+        in_interface={Place.POD: POD_INTERFACE, Place.OUTSIDE: "eth0", Place.HOST: ""}[flow.source.place],
     )
     policies = {"INPUT": "DROP"} if flow.input_drop else {}
     kernel = KernelView(local_addresses=step.local_addresses, policies=policies, remembered=remembered or {})
@@ -138,4 +138,4 @@ def test_every_number_of_the_list_has_a_row_or_a_reason() -> None:
 def test_only_established_flows_and_other_modes_are_left_out() -> None:
     left_out = {row.id for row in ROWS for s in row.steps for f in s.flows if f.established}
     assert left_out == set(NOT_TRACEABLE)
-    assert {row.id for row in ROWS} - {row.id for row in _ROWS} == {"C10", "C10-v6", "N03", "N03-v6"}
+    assert {row.id for row in (*ROWS, *OWN_ROWS)} - {row.id for row in _ROWS} == {"C10", "C10-v6", "N03", "N03-v6"}

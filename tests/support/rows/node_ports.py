@@ -143,4 +143,13 @@ ROWS = (
         ),
         settings=_restricted("192.168.0.0/24"),
     ),
+    # Not upstream's number.
+    row(
+        "N16",
+        "primary address only, by its word",
+        _ONE,
+        flow(X, NODE_IP, 3001, _REACHED),
+        flow(X, NODE_IP_2, 3001, PASS),
+        settings=_restricted("primary"),
+    ),
 )
