@@ -44,7 +44,8 @@ log = logging.getLogger("kproxy.watch")
 CONNECT_S = 5.0  # per address; a node without its API server should try the next one soon
 ANSWER_S = 30.0  # between two reads of an answer that has an end
 WHOLE_ANSWER_S = 300.0
-# An idle watch hears a bookmark every 60 to 75 s (kube-apiserver jitters them by a quarter); silence beyond that is a dead stream.
+# A watch hears a bookmark every 60 to 75 s (kube-apiserver jitters them by a quarter), unless nothing has happened to the kind since the
+# server started. Silence beyond that ends the stream without an error: asking again is cheap, and shows whether anybody is there.
 # A dead *connection* is found sooner, by keep-alives in the kernel: 15 s + 5 × 5 s.
 QUIET_S = 95.0
 MAX_ANSWER = 256 << 20  # octets of one list page
@@ -127,11 +128,17 @@ class Api:
         return b"".join(pieces)
 
     async def stream(self, path: str, params: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
-        """The answer line by line, for as long as the server sends. Ends when it ends in good order; raises SourceError otherwise."""
+        """The answer line by line, for as long as the server sends; an empty line first, which says that the server has agreed.
+
+        Ends when the server ends it in good order or has said nothing for `QUIET_S`; raises SourceError otherwise.
+        """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=QUIET_S)
         rest = bytearray()
         async with aclosing(self._chunks(path, params, timeout)) as chunks:
             async for chunk in chunks:
+                if not chunk:
+                    yield b""
+                    continue
                 seen = len(rest)  # no newline before this
                 rest += chunk
                 end = rest.rfind(b"\n", seen)
@@ -148,7 +155,7 @@ class Api:
     async def _chunks(
         self, path: str, params: Mapping[str, str], timeout: aiohttp.ClientTimeout
     ) -> AsyncGenerator[bytes, None]:
-        """The body of a 200, in pieces as they arrive; everything else is a SourceError."""
+        """The body of a 200, in pieces as they arrive, an empty one first; everything else is a SourceError."""
         await self._admit()
         response = await self._respond(path, params, timeout)
         credentials = self._credentials
@@ -157,8 +164,12 @@ class Api:
             if response.status != 200:
                 body = await response.content.read(MAX_ERROR)
                 raise client_errors.of_response(response.status, response.headers, body, self.server, path, credentials)
+            yield b""
             async for chunk in response.content.iter_chunked(_SCRAP):
                 yield chunk
+        except aiohttp.SocketTimeoutError as error:
+            if timeout.total is not None:
+                raise client_errors.of_exception(error, self.server, credentials) from None
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise client_errors.of_exception(error, self.server, credentials) from None
         finally:

@@ -1,7 +1,8 @@
 """Keeps one kind in step with the API server, for ever: list, watch, and again after every way in which a watch can end.
 
     list ─▶ Replaced ─▶ watch ─▶ Applied, Removed … ─┬─ the server's time is up ─────────▶ watch from the last version
-                                                      ├─ error, silence, invalid line ────▶ wait, watch from the last version
+                                                      ├─ silence ─────────────────────────▶ the same, it may be dead
+                                                      ├─ error, invalid line ─────────────▶ wait, watch from the last version
                                                       └─ 410, version forgotten ──────────▶ list; the old state serves until it is complete
 
 In: an `Api` and a `Resource`. Out: events, by calling `emit`. `Replaced` is the whole kind at once: what a relist does not hold is gone,
@@ -90,7 +91,9 @@ class WatchStats:
     errors: int = 0
     malformed: int = 0
     waits_s: float = 0.0  # the back-off in force, 0 when all is well
-    last_heard_s: float = float("-inf")  # on the reflector's clock: the last event, bookmark or list
+    last_heard_s: float = float(
+        "-inf"
+    )  # on the reflector's clock: the last event, bookmark, list or agreement to a watch
     last_error: str = ""
     version: str = ""  # resourceVersion
 
@@ -187,6 +190,9 @@ class _Reflector:
         self.stats.streams += 1
         async with aclosing(self.api.stream(self.resource.path, self._watch_params(listing is not None))) as lines:
             async for line in lines:
+                if not line:  # the server agrees to watch from this version on
+                    self.stats.last_heard_s = self.now()
+                    continue
                 listing = self.take(decode_line(self.resource.kind, line), listing)
                 if listing is not None and self.now() - self.started > LIST_STREAM_S:
                     break
@@ -282,8 +288,9 @@ class _Reflector:
         self.stats.errors += 1
         self.stats.last_error = str(error)
         listing = not self.version and self.streaming_lists
-        if listing and error.status in (400, 405, 422):
-            self.streaming_lists = False  # not offered here; ask for pages at once
+        if listing and error.status in (400, 405, 422, 500):
+            # Not offered here: ask for pages at once. 500 is what kube-apiserver 1.36 says over an etcd before 3.4.25.
+            self.streaming_lists = False
             return 0.0
         if error.status == 410:
             return self.expired()

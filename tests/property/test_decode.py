@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kproxy.model.names import NamespacedName
@@ -63,6 +64,7 @@ def field_names(struct: Any, seen: set[str]) -> set[str]:
     return seen
 
 
+@cache
 def mangled(struct: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
     """Objects of about the right shape, any part of which may be anything."""
 
@@ -91,7 +93,6 @@ OBJECTS = KINDS.flatmap(lambda kind: st.tuples(st.just(kind), mangled(STRUCTS[ki
 META = {"name": "web", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}}
 
 
-@settings(max_examples=300, deadline=None)
 @given(OBJECTS, st.booleans())
 def test_any_object_of_about_the_right_shape(drawn: tuple[Kind, Any], named: bool) -> None:
     kind, body = drawn
@@ -108,7 +109,6 @@ def test_any_object_of_about_the_right_shape(drawn: tuple[Kind, Any], named: boo
         assert result.object is not None
 
 
-@settings(max_examples=200, deadline=None)
 @given(KINDS, ANY_JSON)
 def test_any_json(kind: Kind, body: Any) -> None:
     raw = json.dumps(body).encode()
@@ -117,7 +117,6 @@ def test_any_json(kind: Kind, body: Any) -> None:
     decode_line(kind, raw)
 
 
-@settings(max_examples=200, deadline=None)
 @given(KINDS, st.binary(max_size=60))
 def test_any_bytes(kind: Kind, raw: bytes) -> None:
     assert decode(kind, raw).object is None
@@ -125,7 +124,6 @@ def test_any_bytes(kind: Kind, raw: bytes) -> None:
     assert isinstance(decode_line(kind, raw), Malformed)
 
 
-@settings(max_examples=100, deadline=None)
 @given(OBJECTS)
 def test_the_tolerant_way_reads_good_objects_as_the_strict_one(drawn: tuple[Kind, Any]) -> None:
     kind, body = drawn

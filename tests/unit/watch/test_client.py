@@ -47,9 +47,10 @@ async def first_lines(api: Api, count: int) -> list[bytes]:
     async with aclosing(api.stream("/api/v1/services", {"watch": "1"})) as lines:
         async for item in lines:
             found.append(item)
-            if len(found) == count:
+            if len(found) == count + 1:
                 break
-    return found
+    assert found[0] == b"", "the server has agreed"
+    return found[1:]
 
 
 def kubeconfig(folder: Path, url: str, user: str) -> str:

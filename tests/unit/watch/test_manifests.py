@@ -8,6 +8,7 @@ from textwrap import dedent
 
 import pytest
 
+from kproxy.config import documents
 from kproxy.errors import ConfigError, ExitCode
 from kproxy.model.names import Family, NamespacedName
 from kproxy.model.objects import EndpointSlice, Kind, Service
@@ -242,12 +243,15 @@ ERRORS = [
     ("apiVersion: v1\nkind: !!python/object:os.system x\n", "FILE:2: the tag"),
     ("a: &a [*a]\n", "FILE:1: is nested deeper than"),
     ("a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\n" + "".join(
-        f"{n}: &{n} [{','.join(['*' + m] * 10)}]\n" for m, n in zip("bcdefg", "cdefgh", strict=True)), "has more than 5000000 values"),
+        f"{n}: &{n} [{','.join(['*' + m] * 10)}]\n" for m, n in zip("bcdefg", "cdefgh", strict=True)), "has more than 200000 values"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "message"), ERRORS, ids=[message[:60] for _, message in ERRORS])
-def test_errors_name_file_line_and_field(tmp_path: Path, text: str, message: str) -> None:
+def test_errors_name_file_line_and_field(
+    tmp_path: Path, text: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "MAX_VALUES", 200_000)
     path = write(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
         load([path])

@@ -241,11 +241,30 @@ def test_a_stream_that_lived_is_followed_by_the_next_at_once() -> None:
     assert seen.sleeps == []
 
 
-def test_3_silence_is_given_up_and_made_good(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_3_silence_is_not_waited_out_and_no_error_either(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "QUIET_S", 0.2)
-    seen, server = play([stream(listed("5", A)), stream(added(B))], until_words("=a", "+b"))
-    assert "said nothing for too long" in seen.stats.last_error
+
+    def time_passes(seen: Seen, server: ScriptedApi) -> bool:
+        seen.clock = 100.0 if seen.stats.synced else 0.0
+        return seen.words == ["=a", "+b"]
+
+    seen, server = play([stream(listed("5", A)), stream(added(B))], time_passes)
     assert server.asked(1)["resourceVersion"] == "5"
+    assert (seen.stats.errors, seen.sleeps) == (0, [])
+    assert seen.stats.last_heard_s == 100.0
+
+
+def test_a_list_that_stalls_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ANSWER_S", 0.2)
+    seen, _ = play([NOT_OFFERED, stream(b"{"), page("5", A)], until_words("=a"))
+    assert "said nothing for too long" in seen.stats.last_error
+
+
+def test_an_error_event_instead_of_a_streaming_list_means_pages() -> None:
+    old_etcd = {"kind": "Status", "code": 500, "reason": "InternalError", "message": "RequestWatchProgress is disabled"}
+    seen, server = play([stream(line("ERROR", old_etcd), then="close"), page("5", A)], until_words("=a"))
+    assert seen.sleeps == []
+    assert "limit" in server.asked(1)
 
 
 def test_streaming_lists_that_never_end_are_not_waited_for_again() -> None:
