@@ -18,8 +18,10 @@ import contextlib
 import logging
 import socket
 import struct
+import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 from kproxy.dns import upstream, wire
@@ -37,6 +39,7 @@ RECEIVE = 4096  # octets of a query; longer ones are cut by the kernel and then 
 SOCKET_BUFFER = 4 << 20
 WAITING = 20_000  # forwarded queries that may wait at once, UDP and TCP together
 WRITE_TIMEOUT_S = 5.0
+LAST_PATIENCE_S = 0.05  # with a TCP client's next query, once this process is to end
 
 _IP_FREEBIND = 15
 _IPV6_FREEBIND = 78
@@ -60,19 +63,20 @@ class Server:
         self._datagram: list[socket.socket] = []
         self._listeners: list[asyncio.Server] = []
         self._connections: Counter[str] = Counter()
-        self._readers: set[asyncio.StreamReader] = set()
+        self._streams: set[asyncio.StreamWriter] = set()
+        self._reading: set[asyncio.Timeout] = set()
+        self._patience_s = settings.tcp_idle_s
         self._waiting = 0
         self._faults: set[str] = set()
         self._less = asyncio.Event()  # a forward or a connection has ended
-        self._stopping = False
 
     async def start(self) -> None:
         """Binds every address. Raises OSError when one cannot be bound."""
         loop = asyncio.get_running_loop()
         for address in self.settings.listen:
-            sock = _bound(socket.SOCK_DGRAM, address, self.settings.port)
+            sock = bound(socket.SOCK_DGRAM, address, self.settings.port)
             self._datagram.append(sock)
-            stream = _bound(socket.SOCK_STREAM, address, self.settings.port)
+            stream = bound(socket.SOCK_STREAM, address, self.settings.port)
             self._listeners.append(await asyncio.start_server(self._serve, sock=stream, backlog=512, limit=65537))
         for sock in self._datagram:
             loop.add_reader(sock.fileno(), self._drain, sock)
@@ -88,21 +92,24 @@ class Server:
     async def stop(self, grace_s: float = 2.0) -> None:
         """Answers what has arrived, takes no more, and gives what is under way `grace_s` seconds."""
         loop = asyncio.get_running_loop()
-        self._stopping = True
         for listener in self._listeners:
             listener.close()
-        for reader in self._readers:
-            reader.feed_eof()  # idle connections end now, the others after what they have asked
         for sock in self._datagram:
             loop.remove_reader(sock.fileno())
             for _ in range(100):  # bounded: a flood must not keep us
                 if not self._drain(sock):
                     break
+        self._patience_s = LAST_PATIENCE_S
+        for reading in self._reading:  # idle connections end now, the others after what they have sent
+            reading.reschedule(loop.time() + LAST_PATIENCE_S)
+        await asyncio.sleep(0.01)  # connections that were accepted a moment ago get to their first line
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                while self._waiting or self._connections:
+                while self._waiting or self._streams:
                     self._less.clear()
                     await self._less.wait()
+        for writer in self._streams:
+            writer.transport.abort()
         for sock in self._datagram:
             sock.close()
 
@@ -214,14 +221,13 @@ class Server:
         """One TCP connection: queries as they come, replies as they are ready (RFC 7766), bounded in number, time and memory."""
         peer = writer.get_extra_info("peername")
         source = peer[0] if peer else ""
-        total = self._connections.total()
         allowed = self._connections[source] < self.settings.tcp_connections_per_source
-        if total >= self.settings.tcp_connections or not allowed or self._stopping:
+        if len(self._streams) >= self.settings.tcp_connections or not allowed:
             self.counters["tcp_refused"] += 1
             writer.transport.abort()
             return
         self._connections[source] += 1
-        self._readers.add(reader)
+        self._streams.add(writer)
         self.counters["tcp_connections"] += 1
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -233,7 +239,7 @@ class Server:
         except* (OSError, EOFError, TimeoutError):
             pass  # the client's affair
         finally:
-            self._readers.discard(reader)
+            self._streams.discard(writer)
             self._connections[source] -= 1
             if not self._connections[source]:
                 del self._connections[source]
@@ -244,14 +250,12 @@ class Server:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tasks: asyncio.TaskGroup
     ) -> None:
         room = asyncio.Semaphore(self.settings.tcp_in_flight)
-        while not self._stopping:
+        while True:
             try:
-                async with asyncio.timeout(self.settings.tcp_idle_s):
-                    size = struct.unpack("!H", await reader.readexactly(2))[0]
-                    data = await reader.readexactly(size)
+                data = await self._read(reader)
             except (EOFError, TimeoutError):
                 return
-            if not size:
+            if not data:
                 return
             self.counters["queries_tcp"] += 1
             outcome = self._respond(data, Transport.TCP)
@@ -267,6 +271,16 @@ class Server:
                 reply = outcome.reply
             await self._write(writer, reply)
 
+    async def _read(self, reader: asyncio.StreamReader) -> bytes:
+        """One query. Raises EOFError at the end of the stream, TimeoutError for a client that takes its time."""
+        async with asyncio.timeout(self._patience_s) as reading:
+            self._reading.add(reading)
+            try:
+                size = struct.unpack("!H", await reader.readexactly(2))[0]
+                return await reader.readexactly(size)
+            finally:
+                self._reading.discard(reading)
+
     async def _forward_tcp(self, forward: Forward, writer: asyncio.StreamWriter, room: asyncio.Semaphore) -> None:
         try:
             await self._write(writer, await self._forwarded(forward, Transport.TCP))
@@ -281,7 +295,7 @@ class Server:
             await writer.drain()
 
 
-def _bound(kind: socket.SocketKind, address: str, port: int) -> socket.socket:
+def bound(kind: socket.SocketKind, address: str, port: int) -> socket.socket:
     """A bound, non-blocking socket. Raises OSError naming the address."""
     six = ":" in address
     sock = socket.socket(socket.AF_INET6 if six else socket.AF_INET, kind | socket.SOCK_NONBLOCK)
@@ -300,6 +314,19 @@ def _bound(kind: socket.SocketKind, address: str, port: int) -> socket.socket:
         sock.close()
         raise OSError(error.errno, f"cannot listen on {address} port {port}: {error.strerror}") from error
     return sock
+
+
+def is_taken(address: str, port: int) -> bool:
+    """Whether some process has a UDP socket on this very address, without disturbing it: a trial bind would refuse a sibling's real one."""
+    packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+    # The kernel prints each 32-bit word of an address as a host-order (little endian) number.
+    text = "".join(packed[i : i + 4][:: -1 if sys.byteorder == "little" else 1].hex() for i in range(0, len(packed), 4))
+    wanted = f"{text}:{port:04x}".upper()
+    try:
+        with Path("/proc/self/net/udp6" if ":" in address else "/proc/self/net/udp").open() as lines:
+            return any(line.split()[1] == wanted for line in lines)
+    except OSError:
+        return False
 
 
 def _enlarge(sock: socket.socket) -> None:

@@ -43,10 +43,8 @@ class DnsSettings:
     allowed_networks: tuple[str, ...] = ()  # who is answered; empty: everybody who reaches the addresses
 
     upstreams: tuple[str, ...] = ()  # `ip`, `ip:port` or `[ip]:port`, in order of preference
-    resolv_conf: tuple[str, ...] = (
-        "/run/systemd/resolve/resolv.conf",
-        "/etc/resolv.conf",
-    )  # used while `upstreams` is empty
+    # Where to find upstreams while `upstreams` is empty; the second is what systemd-resolved hides behind its stub in the first.
+    resolv_conf: tuple[str, ...] = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
     forward_deadline_s: float = 5.0  # for one question, all upstreams and attempts together; then SERVFAIL
     forward_attempt_s: float = 1.5  # for one UDP attempt at one upstream
     forward_in_flight: int = 2000  # different questions under way at once; beyond them SERVFAIL at once

@@ -1,8 +1,12 @@
 """One answering process: `python -m kproxy.dns.worker --channel PATH --config JSON`.
 
-It binds the DNS addresses beside its siblings, answers from the zone the controller sends, and goes on with that zone when the controller
-is away, for as long as it takes. Until the first zone, names of the zone are SERVFAIL and all others are forwarded. SIGTERM: what has
-arrived is answered, then it ends with code 0. When it cannot bind it ends with code 3 and says so.
+It binds the DNS addresses beside its siblings, answers from the zone the controller sends, and goes on with that zone when the
+controller is away, for as long as it takes. SIGTERM: what has arrived is answered, then it ends with code 0. When it cannot bind it ends
+with code 3 and says so.
+
+When it binds: as soon as it has a zone. SO_REUSEPORT gives a new socket its share of the queries at once, so a worker that starts again
+beside others (a crash, an upgrade) would answer that share SERVFAIL until the zone has come. Only where nobody listens does it bind
+without one, after a short grace: names of the zone are SERVFAIL then, and all others are forwarded.
 
 It imports the standard library, msgspec and this package, nothing more: what it weighs is paid once per core.
 """
@@ -17,7 +21,9 @@ import logging
 import os
 import random
 import signal
+import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import Coroutine
 from pathlib import Path
@@ -28,7 +34,7 @@ import msgspec
 from kproxy.dns import channel
 from kproxy.dns.channel import Begin, Change, Counts, End, FromController, Held, Hello, Part, Resync
 from kproxy.dns.forward import Forwarder
-from kproxy.dns.server import Server
+from kproxy.dns.server import Server, bound, is_taken
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.zone import Loading, empty_zone, with_changes
 from kproxy.process import settle
@@ -38,6 +44,8 @@ log = logging.getLogger("kproxy.dns.worker")
 COUNTS_EVERY_S = 2.0
 FIRST_PAUSE_S = 0.05  # before connecting again; doubles with jitter
 LONGEST_PAUSE_S = 2.0
+GRACE_S = 0.5  # a controller that is there sends its zone well within it
+LOOK_EVERY_S = 0.1
 
 
 class Feed:
@@ -48,6 +56,9 @@ class Feed:
         self._server = server
         self._number = -1
         self._loading: Loading | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._listening = False
+        self.arrived = asyncio.Event()  # the first zone
 
     async def run(self) -> None:
         """Never returns; cancelled at the end of the process."""
@@ -66,6 +77,7 @@ class Feed:
 
     async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._number = -1  # numbers are the controller's, and this may be another one
+        self._writer = writer
         writer.write(channel.frame(Hello(os.getpid())))
         self._timer = asyncio.get_running_loop().call_later(COUNTS_EVERY_S, self._report, writer)
         try:
@@ -73,6 +85,7 @@ class Feed:
                 self._take(await channel.receive_from_controller(reader), writer)
                 await asyncio.sleep(0)  # queries first: a zone comes in many parts
         finally:
+            self._writer = None
             self._timer.cancel()
 
     def _report(self, writer: asyncio.StreamWriter) -> None:
@@ -100,7 +113,15 @@ class Feed:
 
     def _hold(self, number: int, writer: asyncio.StreamWriter) -> None:
         self._number = number
-        writer.write(channel.frame(Held(number)))
+        self.arrived.set()
+        if self._listening:
+            writer.write(channel.frame(Held(number)))
+
+    def listening(self) -> None:
+        """The sockets are bound: from now on a zone that is held is a zone that is answered from."""
+        self._listening = True
+        if self._writer is not None and self._number >= 0:
+            self._writer.write(channel.frame(Held(self._number)))
 
 
 def settle_memory() -> None:
@@ -108,6 +129,26 @@ def settle_memory() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+
+
+async def _worth_binding(settings: DnsSettings, feed: Feed, ended: asyncio.Event) -> bool:
+    """Waits for the moment to bind (the module's text says which); False when the process is to end instead.
+
+    Raises OSError at once when a stranger has the port.
+    """
+    for address in settings.listen:
+        # Bound and not listening, a TCP socket takes nothing from siblings, yet a stranger without SO_REUSEPORT refuses it.
+        bound(socket.SOCK_STREAM, address, settings.port).close()
+    begun = time.monotonic()
+    while not feed.arrived.is_set():
+        if time.monotonic() - begun >= GRACE_S and not all(is_taken(a, settings.port) for a in settings.listen):
+            break
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_EVERY_S):
+                await feed.arrived.wait()
+        if ended.is_set():
+            return False
+    return True
 
 
 async def serve(settings: DnsSettings, path: str) -> None:
@@ -121,13 +162,15 @@ async def serve(settings: DnsSettings, path: str) -> None:
     async with asyncio.TaskGroup() as tasks:
         forwarder = Forwarder(settings, counters)
         server = Server(settings, empty_zone(settings), forwarder, counters, tasks.create_task)
-        await server.start()
-        feed = tasks.create_task(Feed(path, server).run())
-        settle_memory()
-        print("ready", flush=True)
-        await ended.wait()
-        await server.stop()
-        feed.cancel()
+        feed = Feed(path, server)
+        tasks.create_task(feed.run())
+        if await _worth_binding(settings, feed, ended):
+            await server.start()
+            feed.listening()
+            settle_memory()
+            print("ready", flush=True)
+            await ended.wait()
+            await server.stop()
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()  # forwards whose upstream is silent: their clients will ask somebody else
 
