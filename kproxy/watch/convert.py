@@ -7,12 +7,13 @@ here: deciding what traffic does (that is `model.resolve`), or an exception over
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from sys import intern
 from typing import TypeVar
 
 from msgspec import UNSET
 
+from kproxy.model.addresses import family_of, special_class
 from kproxy.model.names import Family, NamespacedName, Protocol
 from kproxy.model.objects import (
     EndpointSlice,
@@ -26,11 +27,9 @@ from kproxy.watch.fields import (
     BadText,
     canonical_address,
     canonical_network,
-    family_of,
     is_dns_name,
     is_label,
     shown,
-    why_not_routable,
 )
 from kproxy.watch.wire import (
     MAX_ITEMS,
@@ -46,6 +45,7 @@ from kproxy.watch.wire import (
     WireSlicePort,
 )
 
+Refusal = Callable[[str], str]
 A = TypeVar("A")
 
 MAX_ENDPOINTS = 1000  # per slice; what the API server accepts
@@ -65,28 +65,43 @@ def first(items: Sequence[A] | None, limit: int, path: str, notes: Notes) -> Seq
     return items
 
 
-def addresses_of(items: Sequence[str] | None, path: str, notes: Notes, *, routable: bool = True) -> tuple[str, ...]:
+def addresses_of(items: Sequence[str] | None, path: str, notes: Notes, refuse: Refusal) -> tuple[str, ...]:
     """Canonical addresses in their order, each once."""
     found: dict[str, None] = {}
     for index, text in enumerate(first(items, MAX_ADDRESSES, path, notes)):
-        address = address_of(text, f"{path}[{index}]", notes, routable=routable)
+        address = address_of(text, f"{path}[{index}]", notes, refuse)
         if address:
             found[address] = None
     return tuple(found)
 
 
-def address_of(text: str, path: str, notes: Notes, *, routable: bool = True) -> str:
-    """Canonical address, or "" with a note. `routable`: it is a destination of traffic and must not be a special address."""
+def address_of(text: str, path: str, notes: Notes, refuse: Refusal) -> str:
+    """Canonical address, or "" with a note. `refuse` says why an address must not be used here, or ""."""
     try:
         address = canonical_address(text)
     except BadText as error:
         notes.add(path, f"{error}; it is ignored")
         return ""
-    why = why_not_routable(address) if routable else ""
+    why = refuse(address)
     if why:
-        notes.add(path, f"{address} {why}; it is ignored", error=False)
+        notes.add(path, f"{address} is refused ({why}); it is ignored", error=False)
         return ""
     return address
+
+
+def destination(address: str) -> str:
+    """The test of endpoints and external IPs, which users write: what the API server refuses there (ValidateNonSpecialIP)."""
+    return special_class(address)
+
+
+def virtual_ip(address: str) -> str:
+    """The test of addresses that clusters give out: they may be link-local, as node-local DNS caches are."""
+    return special_class(address, link_local=False)
+
+
+def anything(address: str) -> str:
+    """No test: the address is a fact about the node or a pod, not a destination."""
+    return ""
 
 
 def is_ours(labels: Labels | None) -> bool:
@@ -154,7 +169,7 @@ def _endpoint(found: WireEndpoint, family: Family, index: int, notes: Notes) -> 
     if not found.addresses:
         notes.add(f"endpoints[{index}].addresses", "is empty; the endpoint is ignored")
         return None
-    address = address_of(found.addresses[0], f"endpoints[{index}].addresses[0]", notes)
+    address = address_of(found.addresses[0], f"endpoints[{index}].addresses[0]", notes, destination)
     if not address:
         return None
     if family_of(address) is not family:
@@ -199,7 +214,7 @@ def node_of(name: NamespacedName, found: WireNode, notes: Notes) -> Node:
     meta = found.metadata or Meta()
     return Node(
         name=name.name,
-        addresses=addresses_of(ordered, "status.addresses", notes, routable=False),
+        addresses=addresses_of(ordered, "status.addresses", notes, anything),
         pod_cidrs=tuple(cidrs),
         zone=(meta.labels.zone or "") if meta.labels else "",
         deleting=meta.deletion_timestamp is not None,
@@ -221,10 +236,10 @@ def pod_of(name: NamespacedName, found: WirePod, notes: Notes) -> Pod:
     options = [(option.name, option.value or "") for option in (dns.options or [] if dns else []) if option.name]
     return Pod(
         name=name,
-        ips=addresses_of(listed or alone, "status.podIPs", notes, routable=False),
+        ips=addresses_of(listed or alone, "status.podIPs", notes, anything),
         host_network=bool(spec and spec.host_network),
         dns_policy=(spec.dns_policy if spec else None) or "ClusterFirst",
-        nameservers=addresses_of(dns.nameservers if dns else None, "spec.dnsConfig.nameservers", notes, routable=False),
+        nameservers=addresses_of(dns.nameservers if dns else None, "spec.dnsConfig.nameservers", notes, anything),
         searches=_searches(dns.searches if dns else None, notes),
         options=tuple(options[:MAX_TEXTS]),
         finished=(status.phase if status else None) in ("Succeeded", "Failed"),

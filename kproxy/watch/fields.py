@@ -10,8 +10,6 @@ import ipaddress
 import re
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
-from kproxy.model.names import Family
-
 _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?\Z")  # RFC 1123 label, as the API checks it
 _SUBDOMAIN = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?\Z")
 _DNS_NAME = re.compile(r"[A-Za-z0-9_](?:[-A-Za-z0-9_.]{0,252})\Z")
@@ -43,11 +41,6 @@ def shown(value: object) -> str:
     """`value` for a message: one line, no control characters, at most 60 characters of it."""
     text = value if isinstance(value, str) else repr(value)
     return ascii(text if len(text) <= 60 else text[:57] + "...")
-
-
-def family_of(address: str) -> Family:
-    """The family of a canonical address."""
-    return Family.IPV6 if ":" in address else Family.IPV4
 
 
 def canonical_address(text: str) -> str:
@@ -87,34 +80,3 @@ def canonical_network(text: str) -> str:
         return str(ipaddress.ip_network((canonical_address(address), int(length)), strict=False))
     except ValueError:
         raise BadText(f"{shown(text)} is not a network (address/prefix length)") from None
-
-
-def why_not_routable(address: str) -> str:
-    """Why a canonical address must not be a destination of Service traffic, or "" when it may be.
-
-    The API server refuses these in endpoints and external IPs (ValidateNonSpecialIP). An API that lets them through would let its
-    users reach what only this node may reach: its loopback, its neighbours' link, the cloud's metadata service.
-    """
-    if ":" not in address:
-        return _special_ipv4(address)
-    number = ipaddress.IPv6Address(address)
-    if number.is_unspecified:
-        return "is the unspecified address"
-    if number.is_loopback:
-        return "is a loopback address"
-    if number.is_link_local:
-        return "is a link-local address"
-    return "is a multicast address" if number.is_multicast else ""
-
-
-def _special_ipv4(address: str) -> str:
-    first, second = address.split(".", 2)[:2]
-    if first == "127":
-        return "is a loopback address"
-    if first == "0":
-        return "is the unspecified address" if address == "0.0.0.0" else "is in 0.0.0.0/8"
-    if first == "169" and second == "254":
-        return "is a link-local address"
-    if 224 <= int(first) < 240:  # 240.0.0.0/4 is in use: large clouds give it to pods
-        return "is a multicast address"
-    return "is the broadcast address" if address == "255.255.255.255" else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from sys import intern
 
+from kproxy.model.addresses import family_of
 from kproxy.model.names import Family, NamespacedName, Protocol
 from kproxy.model.objects import PortSpec, Service, TrafficPolicy
 from kproxy.watch.convert import (
@@ -17,10 +18,12 @@ from kproxy.watch.convert import (
     PROTOCOLS,
     address_of,
     addresses_of,
+    destination,
     first,
     is_ours,
+    virtual_ip,
 )
-from kproxy.watch.fields import BadText, canonical_network, family_of, is_dns_name, is_label, shown
+from kproxy.watch.fields import BadText, canonical_network, is_dns_name, is_label, shown
 from kproxy.watch.wire import MAX_ITEMS, Meta, Notes, ServiceSpec, WireService
 
 DEFAULT_AFFINITY_S = 10_800
@@ -42,7 +45,7 @@ def service_of(name: NamespacedName, found: WireService, notes: Notes) -> Servic
         cluster_ips=cluster_ips,
         headless=headless,
         external_name=_external_name(spec, kind, notes),
-        external_ips=addresses_of(spec.external_ips, "spec.externalIPs", notes),
+        external_ips=addresses_of(spec.external_ips, "spec.externalIPs", notes, destination),
         load_balancer_ips=_load_balancer_ips(found, notes),
         source_ranges=_source_ranges(spec, notes),
         ports=_service_ports(spec, notes),
@@ -77,7 +80,7 @@ def _cluster_ips(spec: ServiceSpec, kind: str, notes: Notes) -> tuple[bool, tupl
     found: dict[Family, str] = {}
     for index, text in enumerate(texts):
         path = f"spec.clusterIPs[{index}]" if spec.cluster_ips else "spec.clusterIP"
-        address = address_of(text, path, notes) if text else ""
+        address = address_of(text, path, notes, virtual_ip) if text else ""
         if not address:
             continue
         family = family_of(address)
@@ -112,7 +115,7 @@ def _load_balancer_ips(found: WireService, notes: Notes) -> tuple[str, ...]:
         if ingress.ip_mode not in (None, "VIP", "Proxy"):
             notes.add(f"{path}[{index}].ipMode", f"{shown(ingress.ip_mode)} is unknown; the address is ignored")
         elif ingress.ip and ingress.ip_mode != "Proxy":
-            address = address_of(ingress.ip, f"{path}[{index}].ip", notes)
+            address = address_of(ingress.ip, f"{path}[{index}].ip", notes, virtual_ip)
             if address:
                 texts[address] = None
     return tuple(texts)

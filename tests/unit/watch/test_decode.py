@@ -184,11 +184,11 @@ BROKEN_SERVICES: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
         {"externalIPs": ["127.0.0.1", "169.254.169.254", "224.0.0.1", "::1", "0.0.0.0"]},
         {},
         [
-            "spec.externalIPs[0]: 127.0.0.1 is a loopback address; it is ignored",
-            "spec.externalIPs[1]: 169.254.169.254 is a link-local address; it is ignored",
-            "spec.externalIPs[2]: 224.0.0.1 is a multicast address; it is ignored",
-            "spec.externalIPs[3]: ::1 is a loopback address; it is ignored",
-            "spec.externalIPs[4]: 0.0.0.0 is the unspecified address; it is ignored",
+            "spec.externalIPs[0]: 127.0.0.1 is refused (loopback); it is ignored",
+            "spec.externalIPs[1]: 169.254.169.254 is refused (link-local); it is ignored",
+            "spec.externalIPs[2]: 224.0.0.1 is refused (multicast); it is ignored",
+            "spec.externalIPs[3]: ::1 is refused (loopback); it is ignored",
+            "spec.externalIPs[4]: 0.0.0.0 is refused (unspecified); it is ignored",
         ],
     ),
     (
@@ -352,10 +352,10 @@ def test_slice_that_belongs_nowhere(top: dict[str, Any], reason: str) -> None:
 @pytest.mark.parametrize(
     ("address", "why"),
     [
-        ("127.0.0.1", "127.0.0.1 is a loopback address; it is ignored"),
-        ("169.254.169.254", "169.254.169.254 is a link-local address; it is ignored"),
-        ("239.1.1.1", "239.1.1.1 is a multicast address; it is ignored"),
-        ("0.0.0.0", "0.0.0.0 is the unspecified address; it is ignored"),
+        ("127.0.0.1", "127.0.0.1 is refused (loopback); it is ignored"),
+        ("169.254.169.254", "169.254.169.254 is refused (link-local); it is ignored"),
+        ("239.1.1.1", "239.1.1.1 is refused (multicast); it is ignored"),
+        ("0.0.0.0", "0.0.0.0 is refused (unspecified); it is ignored"),
         ("::ffff:10.0.0.1", "'::ffff:10.0.0.1' is an IPv4 address in IPv6 clothes; it is ignored"),
         ("fd00::5", "fd00::5 is not IPv4; the endpoint is ignored"),
         ("fe80::1%eth0", "'fe80::1%eth0' is not an IP address; it is ignored"),

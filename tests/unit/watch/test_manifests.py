@@ -199,7 +199,7 @@ def test_hostile_addresses_are_problems_and_the_rest_works(tmp_path: Path) -> No
         ]
     )
     assert [e.address for s in slices_in(loaded) for e in s.endpoints] == ["10.244.0.5"]
-    assert "127.0.0.1 is a loopback address" in str(loaded.problems[0])
+    assert "127.0.0.1 is refused (loopback)" in str(loaded.problems[0])
 
 
 def test_the_last_of_two_counts(tmp_path: Path) -> None:
