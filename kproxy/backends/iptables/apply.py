@@ -17,7 +17,8 @@ import asyncio
 import logging
 import os
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from kproxy.backends.base import ApplyReport
@@ -72,12 +73,53 @@ def detect_variant(wanted: Variant | None = None) -> VariantChoice:
     return Machine(_ask).choice(wanted)
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A tool that has ended."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+Runner = Callable[
+    [Sequence[str], str, float], Awaitable[Done | None]
+]  # program, input, seconds → None when it did not end
+
+
+async def run_tool(program: Sequence[str], text: str, timeout_s: float) -> Done | None:
+    """Runs one tool with `text` as its input; None when it had to be ended after `timeout_s`."""
+    # The text is in a file, not in a pipe: a tool that ends without reading it all (or at all) closes a pipe under the writer, which
+    # uvloop 0.23 answers with a RuntimeError, and a pipe has to be fed in pieces while its reader works.
+    with open(os.memfd_create("iptables-input"), "w+b") as stdin:
+        stdin.write(text.encode())
+        stdin.seek(0)
+        process = await asyncio.create_subprocess_exec(
+            *program, stdin=stdin, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), timeout_s)
+    except TimeoutError:
+        return None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return Done(process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace"))
+
+
 class IptablesBackend:
     """The iptables data plane, both families. Raises UnsupportedError when made on a machine without any iptables."""
 
     def __init__(
-        self, settings: IptablesSettings | None = None, *, variant: Variant | None = None, tools: Tools | None = None
+        self,
+        settings: IptablesSettings | None = None,
+        *,
+        variant: Variant | None = None,
+        tools: Tools | None = None,
+        runner: Runner = run_tool,
     ) -> None:
+        self._runner = runner
         self.tools = tools if tools is not None else find_tools(variant)
         self.settings = self.tools.settings_for(settings if settings is not None else IptablesSettings())
         self._compiled: Ruleset | None = None
@@ -152,8 +194,6 @@ class IptablesBackend:
         return Ruleset(ipv4=found[Family.IPV4], ipv6=found[Family.IPV6])
 
     async def _observe_family(self, family: Family) -> FamilyRuleset:
-        if family is Family.IPV6 and not Path("/proc/net/if_inet6").exists():
-            raise FamilyUnusableError("this kernel runs without IPv6 (there is no /proc/net/if_inet6)")
         text = await self._run(self.tools.program(family, "save"), "")
         try:
             return ours(parse(text, family))
@@ -232,29 +272,15 @@ class IptablesBackend:
                     raise ApplyError(str(error), retryable=False, batch=text, detail=error.detail) from error
                 await asyncio.sleep(_RACE_PAUSE_S * attempt)
 
-    async def _run(self, program: Iterable[str], text: str) -> str:
-        name, *arguments = program
-        # The text is in a file, not in a pipe: a tool that ends without reading it all (or at all) closes a pipe under the writer, which
-        # uvloop 0.23 answers with a RuntimeError, and a pipe has to be fed in pieces while its reader works.
-        with open(os.memfd_create("iptables-input"), "w+b") as stdin:
-            stdin.write(text.encode())
-            stdin.seek(0)
-            process = await asyncio.create_subprocess_exec(
-                name, *arguments, stdin=stdin, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-            )
-        try:
-            out, err = await asyncio.wait_for(process.communicate(), self.tools.timeout_s)
-        except TimeoutError:
-            raise ApplyError(
-                f"{name}: no end after {self.tools.timeout_s:g} s", retryable=True, batch=text, detail="timeout"
-            ) from None
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode:
-            raise classify(Path(name).name, process.returncode, err.decode(errors="replace"), text)
-        return out.decode(errors="replace")
+    async def _run(self, program: Sequence[str], text: str) -> str:
+        name = Path(program[0]).name
+        done = await self._runner(program, text, self.tools.timeout_s)
+        if done is None:
+            told = f"{name}: no end after {self.tools.timeout_s:g} s"
+            raise ApplyError(told, retryable=True, batch=text, detail="timeout")
+        if done.exit_code:
+            raise classify(name, done.exit_code, done.stderr, text)
+        return done.stdout
 
 
 def _route_localnet() -> None:

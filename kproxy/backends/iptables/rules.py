@@ -83,7 +83,7 @@ class Rule:
         return found[1] if found else ""
 
 
-_JUMP = re.compile(r"(?:^| )-[jg] (\S+)(?: --[^\"]*)?$")
+_JUMP = re.compile(r"(?:^| )-[jg] ([^\s\"]+)(?: --[^\"]*)?$")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
 
 

@@ -25,6 +25,7 @@ _LEGACY_TABLES = {
     Family.IPV4: Path("/proc/net/ip_tables_names"),
     Family.IPV6: Path("/proc/net/ip6_tables_names"),
 }
+_IPV6 = Path("/proc/net/if_inet6")
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"  # not on everybody's PATH
 _RANDOM_FULLY_SINCE = (1, 6, 2)
 
@@ -40,6 +41,7 @@ class Tools:
     choice: VariantChoice
     programs: dict[tuple[Family, str], str] = field(default_factory=dict)
     version: tuple[int, ...] = ()
+    has_ipv6: bool = True
     lock_wait_s: int = 5
     timeout_s: float = 120.0
 
@@ -50,6 +52,8 @@ class Tools:
 
     def program(self, family: Family, verb: str) -> tuple[str, ...]:
         """The command for `restore` or `save`. Raises FamilyUnusableError when it is not installed."""
+        if family is Family.IPV6 and not self.has_ipv6:
+            raise FamilyUnusableError(f"this kernel runs without IPv6 (there is no {_IPV6})")
         path = self.programs.get((family, verb))
         if path is None:
             name = f"{_BASE[family]}-{self.variant.value}-{verb}"
@@ -88,7 +92,8 @@ class Machine:
                 path = self._program(family, choice.variant, verb)
                 if path:
                     programs[family, verb] = path
-        return Tools(choice=choice, programs=programs, version=self._version(choice.variant))
+        version = self._version(choice.variant)
+        return Tools(choice=choice, programs=programs, version=version, has_ipv6=_IPV6.exists())
 
     def _program(self, family: Family, variant: Variant, verb: str) -> str | None:
         """`iptables-legacy-restore`; or plain `iptables-restore` where the system has only one variant, under the plain name."""

@@ -1,0 +1,221 @@
+"""The applier over an iptables in memory: quarantine, contention, adoption, families, cleanup."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from kproxy.backends.iptables.apply import Done, IptablesBackend
+from kproxy.backends.iptables.ruleset import Ruleset
+from kproxy.backends.iptables.variant import Variant
+from kproxy.errors import ApplyError, UnsupportedError
+from kproxy.model.desired import DesiredState
+from kproxy.model.names import Family
+from kproxy.model.resolve import resolve
+from tests.support.builders import Built, ep, slice_, svc
+from tests.support.fake_iptables import FakeMachine
+from tests.support.flows import SETTINGS, Step
+
+BUSY = Done(4, "", "Another app is currently holding the xtables lock. Stopped waiting after 5s.")
+NO_LOOPBACK = replace(SETTINGS, localhost_node_ports=False)  # leaves the machine's route_localnet alone
+
+
+def _desired(*objects: Built) -> DesiredState:
+    return resolve(Step(tuple(objects)).snapshot(), NO_LOOPBACK)
+
+
+def _services(*names: str) -> list[Built]:
+    objects: list[Built] = []
+    for n, name in enumerate(names, 1):
+        objects += [svc(f"172.30.0.{n}", name=name), slice_(ep(f"10.180.0.{n}"), of=name)]
+    return objects
+
+
+@pytest.fixture
+def machine() -> FakeMachine:
+    return FakeMachine()
+
+
+@pytest.fixture(params=list(Variant), ids=lambda variant: variant.value)
+def backend(machine: FakeMachine, request: pytest.FixtureRequest) -> Iterator[IptablesBackend]:
+    return IptablesBackend(tools=machine.tools(request.param), runner=machine.run)
+
+
+def _apply(backend: IptablesBackend, *objects: Built, applied: Ruleset | None = None) -> Ruleset:
+    wanted = backend.compile(_desired(*objects))
+    report = asyncio.run(backend.apply(backend.plan(applied, wanted)))
+    assert report.problems == ()
+    return wanted
+
+
+def _nothing_left(backend: IptablesBackend, wanted: Ruleset) -> bool:
+    return backend.plan(asyncio.run(backend.observe()), wanted).batches == ()
+
+
+def test_what_was_applied_is_there(backend: IptablesBackend) -> None:
+    wanted = _apply(backend, *_services("a", "b"))
+    assert _nothing_left(backend, wanted)
+    fewer = _apply(backend, *_services("a"), applied=wanted)
+    assert _nothing_left(backend, fewer)
+
+
+def test_a_blind_plan_looks_first(backend: IptablesBackend, machine: FakeMachine) -> None:
+    _apply(backend, *_services("a", "b"))
+    taken = len(machine.of[Family.IPV4].restored)
+    again = IptablesBackend(tools=backend.tools, runner=machine.run)
+    _apply(again, *_services("a", "b"))
+    assert len(machine.of[Family.IPV4].restored) == taken
+
+
+def test_a_refused_service_port_is_quarantined_and_the_others_work(
+    backend: IptablesBackend, machine: FakeMachine
+) -> None:
+    poison = Done(1, "", "iptables-restore: line 2 failed")
+    machine.of[Family.IPV4].weather = lambda text: poison if "ns1/poison:p80" in text else None
+    names = [f"svc{n:02}" for n in range(20)]
+    objects = _services(*names[:10], "poison", *names[10:])
+    desired = _desired(*objects)
+    wanted = backend.compile(desired)
+    report = asyncio.run(backend.apply(backend.plan(asyncio.run(backend.observe()), wanted)))
+    assert [problem.name for problem in report.problems] == ["ns1/poison:p80"]
+    assert "left out" in report.problems[0].reason
+    nat = machine.of[Family.IPV4].tables["nat"]
+    assert sum(chain.startswith("KUBE-SVC-") for chain in nat) == 20
+    # It stays out, without being tried again, until its Service changes.
+    seen = asyncio.run(backend.observe())
+    assert backend.plan(seen, backend.compile(desired)).batches == ()
+    machine.of[Family.IPV4].weather = lambda text: None
+    changed = backend.compile(
+        _desired(*objects[:20], svc("172.30.0.11", name="poison", external=["192.168.99.9"]), *objects[21:])
+    )
+    assert asyncio.run(backend.apply(backend.plan(seen, changed))).problems == ()
+    assert _nothing_left(backend, changed)
+
+
+def test_a_busy_lock_is_worth_a_retry(backend: IptablesBackend, machine: FakeMachine) -> None:
+    machine.of[Family.IPV4].weather = lambda text: BUSY
+    with pytest.raises(ApplyError) as caught:
+        _apply(backend, *_services("a"))
+    assert caught.value.retryable
+    assert "xtables lock" in caught.value.detail
+    machine.of[Family.IPV4].weather = lambda text: None
+    assert _nothing_left(backend, _apply(backend, *_services("a")))
+
+
+def test_a_lost_race_is_run_again_at_once(backend: IptablesBackend, machine: FakeMachine) -> None:
+    raced: list[str] = []
+
+    def race(text: str) -> Done | None:
+        raced.append(text)
+        commit = text.splitlines().index("COMMIT") + 1
+        return Done(1, "", f"iptables-restore: line {commit} failed") if len(raced) == 1 else None
+
+    machine.of[Family.IPV4].weather = race
+    assert _nothing_left(backend, _apply(backend, *_services("a")))
+    assert raced[0] == raced[1]
+
+
+def test_a_refused_frame_is_an_error(backend: IptablesBackend, machine: FakeMachine) -> None:
+    machine.of[Family.IPV4].weather = lambda text: Done(
+        2, "", "iptables-restore v1.8.9 (legacy): Couldn't load match `comment':No such file"
+    )
+    with pytest.raises(ApplyError, match="'comment' is not installed") as caught:
+        _apply(backend, *_services("a"))
+    assert not caught.value.retryable
+
+
+def test_a_tool_that_hangs_is_an_error_to_retry(machine: FakeMachine) -> None:
+    async def hang(program: object, text: str, timeout_s: float) -> Done | None:
+        return None
+
+    backend = IptablesBackend(tools=machine.tools(), runner=hang)
+    with pytest.raises(ApplyError, match="no end after 120 s") as caught:
+        asyncio.run(backend.observe())
+    assert caught.value.retryable
+
+
+def test_a_family_that_cannot_be_served_does_not_stop_the_other(machine: FakeMachine) -> None:
+    tools = machine.tools()
+    only_four = replace(tools, programs={key: name for key, name in tools.programs.items() if key[0] is Family.IPV4})
+    backend = IptablesBackend(tools=only_four, runner=machine.run)
+    _apply(backend, *_services("a"))
+    assert "KUBE-SERVICES" in machine.of[Family.IPV4].tables["nat"]
+    assert machine.of[Family.IPV6].tables == {}
+    assert any(note.startswith("IPv6 is not served: ") for note in backend.notes)
+
+
+def test_no_family_at_all_is_not_supported(machine: FakeMachine) -> None:
+    backend = IptablesBackend(tools=replace(machine.tools(), programs={}), runner=machine.run)
+    with pytest.raises(UnsupportedError, match="is not installed"):
+        asyncio.run(backend.observe())
+
+
+FOREIGN = """\
+*nat
+:CNI-HOSTPORT-DNAT - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT
+-A CNI-HOSTPORT-DNAT -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.244.0.9:80
+COMMIT
+*filter
+:KUBE-FIREWALL - [0:0]
+-A INPUT -j KUBE-FIREWALL
+-A KUBE-FIREWALL -m mark --mark 0x8000/0x8000 -j DROP
+-A FORWARD -i eth9 -j ACCEPT
+COMMIT
+*mangle
+:KUBE-KUBELET-CANARY - [0:0]
+COMMIT
+"""
+
+
+def test_cleanup_leaves_what_is_not_ours(backend: IptablesBackend, machine: FakeMachine) -> None:
+    fake = machine.of[Family.IPV4]
+    fake.restore(FOREIGN)
+    before = fake.save()
+    _apply(backend, *_services("a", "b", "c"))
+    asyncio.run(backend.cleanup())
+    assert fake.save() == before
+
+
+def test_rules_of_kube_proxy_are_taken_over(backend: IptablesBackend, machine: FakeMachine) -> None:
+    """Saved from a node: unordered entries, a counter rule, a Service that is gone."""
+    wanted = _apply(backend, *_services("a", "b", "c"))
+    fake = machine.of[Family.IPV4]
+    nat = fake.tables["nat"]
+    nat["KUBE-SERVICES"][:3] = reversed(nat["KUBE-SERVICES"][:3])
+    nat["KUBE-SEP-AAAAAAAAAAAAAAAA"] = ["-p tcp -m tcp -j DNAT --to-destination 10.180.9.9:80"]
+    nat["KUBE-SVC-AAAAAAAAAAAAAAAA"] = ["-j KUBE-SEP-AAAAAAAAAAAAAAAA"]
+    nat["KUBE-SERVICES"].insert(1, "-d 172.30.9.9/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-AAAAAAAAAAAAAAAA")
+    fake.tables["filter"]["KUBE-FORWARD"][0] = (
+        "-m conntrack --ctstate INVALID -m nfacct --nfacct-name ct_state_invalid_dropped_pkts -j DROP"
+    )
+    report = asyncio.run(backend.apply(backend.plan(asyncio.run(backend.observe()), wanted)))
+    assert report.rules_written == 3  # KUBE-FORWARD
+    assert report.chains_deleted == 2
+    assert _nothing_left(backend, wanted)
+
+
+def test_a_chain_that_somebody_else_uses_is_a_problem_and_nothing_more(
+    backend: IptablesBackend, machine: FakeMachine
+) -> None:
+    wanted = _apply(backend, *_services("a"))
+    nat = machine.of[Family.IPV4].tables["nat"]
+    nat["KUBE-SVC-AAAAAAAAAAAAAAAA"] = []
+    nat["SOMEBODY"] = ["-j KUBE-SVC-AAAAAAAAAAAAAAAA"]
+    report = asyncio.run(backend.apply(backend.plan(asyncio.run(backend.observe()), wanted)))
+    assert [(p.kind, p.name) for p in report.problems] == [("Chain", "KUBE-SVC-AAAAAAAAAAAAAAAA")]
+
+
+def test_notes_tell_the_evidence(machine: FakeMachine) -> None:
+    backend = IptablesBackend(tools=machine.tools(Variant.NFT), runner=machine.run)
+    assert backend.notes == ("iptables-nft: a fake",)
+    assert backend.mode == "iptables"
+
+
+def test_a_kernel_without_ipv6_is_noted(machine: FakeMachine) -> None:
+    backend = IptablesBackend(tools=replace(machine.tools(), has_ipv6=False), runner=machine.run)
+    asyncio.run(backend.observe())
+    assert "IPv6 is not served: this kernel runs without IPv6" in backend.notes[-1]
