@@ -39,7 +39,7 @@ from kproxy.dns.zone import Zone
 from kproxy.errors import ExitCode, KproxyError
 from kproxy.model.desired import NodeSettings
 from kproxy.model.snapshot import Snapshot
-from kproxy.process import settle
+from kproxy.process import family_name, settle
 from kproxy.sync.loop import SyncLoop
 from kproxy.sync.pacer import Pacer
 from kproxy.sync.writer import acquire
@@ -68,7 +68,7 @@ class Controller:
         variant = None if config.iptables.variant == "auto" else Variant(config.iptables.variant)
         self.backend = IptablesBackend(IptablesSettings(masquerade_bit=config.iptables.masquerade_bit), variant=variant)
         self.dns = dns_settings(config, os.environ) if config.dns.enabled else None
-        self.publisher = ZonePublisher(Path(channel_path(config, os.getppid())))
+        self.publisher = ZonePublisher(Path(channel_path(config, family_name(os.getppid()))))
         self.zone: Zone | None = None
         self.cluster_dns = config.dns.cluster_dns if config.dns.enabled else ()
         self.held: tuple[str, ...] = ()  # taken by this process; the snapshot's addresses say what is there

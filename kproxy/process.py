@@ -14,6 +14,11 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 
 
+def family_name(supervisor_pid: int) -> str:
+    """A name that no other supervisor on this node has: in containers every one of them is process 1, of its own pid namespace."""
+    return f"{supervisor_pid}-{os.stat('/proc/self/ns/pid').st_ino}"  # noqa: PTH116 - pathlib costs the supervisor memory
+
+
 def settle(name: str, *, parent_pid: int | None) -> None:
     """Names this process and asks the kernel for SIGTERM when the parent dies.
 

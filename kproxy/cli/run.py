@@ -17,6 +17,7 @@ from kproxy.config.config import Config
 from kproxy.config.flags import run_options
 from kproxy.config.load import load_config
 from kproxy.dns.configured import channel_path, dns_settings
+from kproxy.process import family_name
 from kproxy.supervisor import command_line
 
 
@@ -25,7 +26,7 @@ def children(config: Config, flags: dict[str, object]) -> list[tuple[str, list[s
     listed = [("controller", [sys.executable, "-m", "kproxy.app", json.dumps(flags)])]
     if config.dns.enabled:
         settings = msgspec.json.encode(dns_settings(config, os.environ)).decode()
-        channel = channel_path(config, os.getpid())
+        channel = channel_path(config, family_name(os.getpid()))
         for number in range(config.dns.workers or os.cpu_count() or 1):
             arguments = [
                 "--channel",

@@ -32,6 +32,9 @@ def dns_settings(config: Config, environment: Mapping[str, str]) -> DnsSettings:
     return replace(settings, resolv_conf=dns.resolv_conf) if dns.resolv_conf else settings
 
 
-def channel_path(config: Config, supervisor_pid: int) -> str:
-    """The socket between a controller and the workers of the same supervisor; two supervisors may share a run directory."""
-    return f"{config.run_dir}/dns-{supervisor_pid}.sock"
+def channel_path(config: Config, family: str) -> str:
+    """The socket between a controller and the workers of the same supervisor; two supervisors may share a run directory.
+
+    family: `process.family_name` of that supervisor.
+    """
+    return f"{config.run_dir}/dns-{family}.sock"
