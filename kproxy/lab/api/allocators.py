@@ -85,9 +85,8 @@ class AddressAllocator:
         parsed = ipaddress.ip_address(address)
         number = int(parsed) - self._base
         if parsed.version != self.network.version or not 0 <= number < self._size:
-            raise AllocationError(
-                f"the provided IP ({address}) is not in the valid range. The range of valid IPs is {self.network}"
-            )
+            # Since v1.33 several ranges may exist (ServiceCIDR), and the allocator of all of them says it in these words.
+            raise AllocationError("the provided network does not match the current range")
         return number
 
     def take(self, address: str, *, dry_run: bool = False) -> None:

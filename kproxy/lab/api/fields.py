@@ -257,8 +257,11 @@ def check_endpoint_ip(errors: FieldErrors, path: str, text: Any) -> None:
         errors.invalid(path, text, "may not be in the loopback range (127.0.0.0/8, ::1/128)")
     if address.is_link_local:
         errors.invalid(path, text, "may not be in the link-local range (169.254.0.0/16, fe80::/10)")
-    local_multicast = ipaddress.ip_network("224.0.0.0/24" if address.version == 4 else "ff02::/10")
-    if address in local_multicast:
+    if (
+        address.packed[:3] == b"\xe0\x00\x00"
+        if address.version == 4
+        else address.packed[0] == 0xFF and address.packed[1] & 15 == 2
+    ):
         errors.invalid(path, text, "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)")
 
 

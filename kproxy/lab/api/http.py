@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
 
 from aiohttp import web
@@ -15,11 +16,13 @@ from kproxy.lab.api.listing import list_page
 from kproxy.lab.api.negotiation import Form, negotiate
 from kproxy.lab.api.requests import Target, flag, parse_path
 from kproxy.lab.api.scaling import scale_of
-from kproxy.lab.api.status import ApiError, method_not_allowed, no_such_path
+from kproxy.lab.api.status import ApiError, internal_error, method_not_allowed, no_such_path
 from kproxy.lab.api.store import Record
 from kproxy.lab.api.values import Object
 from kproxy.lab.api.watching import parse_watch, stream
 from kproxy.lab.api.writing import WriteRequest, write
+
+log = logging.getLogger(__name__)
 
 BODY_LIMIT = 3 * 1024 * 1024  # the real server's limit of a request body
 
@@ -44,7 +47,13 @@ class Surface:
             return await self._route(request)
         except ApiError as error:
             headers = [("Retry-After", str(error.retry_after_s))] if error.retry_after_s is not None else []
-            return _json(Form().body(error.status()), status=error.code, headers=headers)
+            return _json(Form().body(error.status()), status=error.code, headers=headers + _deprecations(request.path))
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception as problem:
+            # Whatever a client sends must not end the server: say so in the API's form, and keep the trace for us.
+            log.exception("%s %s", request.method, request.path)
+            return _json(Form().body(internal_error(str(problem)).status()), status=500)
 
     async def _route(self, request: web.Request) -> web.StreamResponse:
         path = request.path
@@ -52,6 +61,13 @@ class Surface:
         if plain is not None:
             return plain
         target = parse_path(path)
+        response = await self._serve(request, target)
+        for name, value in _deprecations(path):
+            if not response.prepared:
+                response.headers.add(name, value)
+        return response
+
+    async def _serve(self, request: web.Request, target: Target) -> web.StreamResponse:
         method = request.method
         if method == "GET":
             if target.watch or flag(request.query, "watch"):
@@ -174,6 +190,14 @@ class Surface:
         if stored is not None and stored.object is obj:
             return stored
         return Record(("", ""), obj, int(metadata.get("resourceVersion") or 0))
+
+
+def _deprecations(path: str) -> list[tuple[str, str]]:
+    """The warning that every request for Endpoints gets since v1.33."""
+    if "/endpoints" not in path or not path.startswith("/api/v1/"):
+        return []
+    text = "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"
+    return [("Warning", f"299 - {quoted(text)}")]
 
 
 def _json(

@@ -98,6 +98,11 @@ def _walk_value(item: Field, kind: Type, value: Any, path: Path) -> Iterator[tup
         yield path, value
 
 
+def is_container(path: Path) -> bool:
+    """Whether a path stands for a list or map as such: plain writes own those, applied configurations do not."""
+    return path[-1] == "." and not path[-2].startswith(("k:", "v:"))
+
+
 def to_fields(paths: set[Path]) -> Object:
     """A set of paths as FieldsV1."""
     tree: Object = {}
@@ -155,6 +160,8 @@ def note_update(
     if stated == [{}] or (stated is not None and not stated and before):
         new["metadata"].pop("managedFields", None)  # the documented way to clear it
         return
+    if stated and old:
+        before = stated  # kubectl moves fields from one manager to another when it changes over to server-side apply
     if not manager and not before:
         new["metadata"].pop("managedFields", None)
         return
@@ -212,7 +219,7 @@ def find_conflicts(
             if entry.get("subresource"):
                 by += f' with subresource "{entry["subresource"]}"'
             if entry.get("operation") == UPDATE:
-                by += f" using {entry['apiVersion']} at {entry['time']}"
+                by += f" using {entry['apiVersion']}"
             conflicts.append(Conflict(path, by, path_text(path)))
     return conflicts
 
@@ -237,7 +244,7 @@ def apply_configuration(
     """Merge what `manager` applies into a copy of the live object, with managedFields brought up to date. Conflicts are settled before."""
     new: Object = clone(live)
     _merge(structure, new, applied)
-    want = set(paths_of(structure, applied))
+    want = {path for path in paths_of(structure, applied) if not is_container(path)}
     entries, previous, others = [], set(), set()
     for entry in dig(live, "metadata", "managedFields", default=[]):
         owned = from_fields(entry.get("fieldsV1"))
@@ -250,7 +257,9 @@ def apply_configuration(
         else:
             entries.append((entry, owned))
             others |= owned
-    for path in sorted(previous - want - others, key=len, reverse=True):
+    given_up = previous - want - others
+    # Whole elements of lists first: without its key fields an element could not be found any more.
+    for path in sorted(given_up, key=lambda path: (path[-1] != ".", -len(path))):
         _remove(structure, new, path)
     values, live_values = paths_of(structure, applied), paths_of(structure, live)
     lost = {

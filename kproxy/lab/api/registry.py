@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kproxy.lab.api import kinds
 from kproxy.lab.api.fields import FieldErrors
@@ -47,6 +47,7 @@ class WriteOptions:
 
     dry_run: bool = False
     manager: str = ""  # field manager; "" for the lab's own controllers, whose fields are not tracked
+    warnings: list[str] = field(default_factory=list)  # what the client should be told is added here
 
 
 class Registry:
@@ -122,6 +123,7 @@ class Registry:
             transaction.revert()
             raise
         transaction.commit()
+        options.warnings.extend(strategy.warnings(obj, None))
         if managed_fields:
             obj["metadata"]["managedFields"] = managed_fields
         if options.dry_run:
@@ -250,7 +252,7 @@ class Registry:
         metadata = obj["metadata"]
         if metadata.get("resourceVersion"):
             raise bad_request("resourceVersion should not be set on objects to be created")
-        for field in (
+        for name in (
             "resourceVersion",
             "selfLink",
             "deletionTimestamp",
@@ -258,7 +260,7 @@ class Registry:
             "managedFields",
             "generation",
         ):
-            metadata.pop(field, None)
+            metadata.pop(name, None)
         metadata["uid"] = str(uuid.UUID(int=self._random.getrandbits(128), version=4))
         metadata["creationTimestamp"] = self.now()
         prefix = metadata.get("generateName")
@@ -292,7 +294,7 @@ class Registry:
         metadata, before = new["metadata"], old["metadata"]
         metadata.setdefault("name", before["name"])
         metadata.pop("selfLink", None)
-        for field in (
+        for name in (
             "uid",
             "resourceVersion",
             "creationTimestamp",
@@ -300,10 +302,10 @@ class Registry:
             "deletionTimestamp",
             "deletionGracePeriodSeconds",
         ):
-            if field in before:
-                metadata[field] = before[field]
+            if name in before:
+                metadata[name] = before[name]
             else:
-                metadata.pop(field, None)
+                metadata.pop(name, None)
 
     def _validated_update(
         self, resource: Resource, strategy: Strategy, new: Object, old: Object, options: WriteOptions
@@ -320,6 +322,7 @@ class Registry:
             transaction.revert()
             raise
         transaction.commit()
+        options.warnings.extend(strategy.warnings(new, old))
 
     def _check_preconditions(self, resource: Resource, name: str, metadata: Object, options: DeleteOptions) -> None:
         if options.uid and options.uid != metadata["uid"]:

@@ -167,3 +167,8 @@ def invalid_option(field: str, value: str, supported: tuple[str, ...]) -> ApiErr
 def apply_conflict(causes: list[Object], message: str) -> ApiError:
     """Server-side apply would change fields of others."""
     return ApiError(409, "Conflict", message, details={"causes": causes})
+
+
+def patch_failed() -> ApiError:
+    """A patch does not fit the object. The real server does not say why either; kubectl prints the causes instead where there are any."""
+    return ApiError(422, "Invalid", "the server rejected our request due to an error in our request")

@@ -37,6 +37,7 @@ from kproxy.lab.api.status import (
     method_not_allowed,
     no_such_path,
     not_found,
+    patch_failed,
     unsupported_media_type,
 )
 from kproxy.lab.api.values import Object, clone, dig, encode, namespace_of, prune
@@ -68,10 +69,9 @@ class WriteRequest:
         """Who is recorded as the fields' manager: the parameter, else the program's name."""
         return self.query.get("fieldManager", "") or self.user_agent.split("/")[0][:128] or "unknown"
 
-    @property
-    def options(self) -> WriteOptions:
-        """The options every write has."""
-        return WriteOptions(dry_run=is_dry_run(self.query), manager=self.manager)
+    def options(self, warnings: list[str]) -> WriteOptions:
+        """The options every write has; the registry adds to the warnings."""
+        return WriteOptions(dry_run=is_dry_run(self.query), manager=self.manager, warnings=warnings)
 
 
 def write(registry: Registry, request: WriteRequest) -> Answer:
@@ -98,7 +98,7 @@ def _create(registry: Registry, request: WriteRequest) -> Answer:
     resource = request.target.resource
     value = read_kind(request.body, request.content_type, resource.kind, resource.api_version)
     obj, warnings = take(resource, value, field_validation(request.query))
-    made = registry.create(resource, request.target.namespace or namespace_of(obj), obj, request.options)
+    made = registry.create(resource, request.target.namespace or namespace_of(obj), obj, request.options(warnings))
     return Answer(made, 201, warnings, resource)
 
 
@@ -109,9 +109,16 @@ def _replace(registry: Registry, request: WriteRequest) -> Answer:
     exists = registry.store.get(resource, target.namespace, target.name) is not None
     if not exists and registry.strategy(resource).create_on_update and not target.subresource:
         obj["metadata"].setdefault("name", target.name)
-        return Answer(registry.create(resource, target.namespace, obj, request.options), 201, warnings, resource)
+        return Answer(
+            registry.create(resource, target.namespace, obj, request.options(warnings)), 201, warnings, resource
+        )
     made = registry.update(
-        resource, target.namespace, target.name, lambda _: obj, request.options, subresource=target.subresource
+        resource,
+        target.namespace,
+        target.name,
+        lambda _: obj,
+        request.options(warnings),
+        subresource=target.subresource,
     )
     return Answer(made, 200, warnings, resource)
 
@@ -143,7 +150,7 @@ def _patch(registry: Registry, request: WriteRequest) -> Answer:
         return obj
 
     made = registry.update(
-        resource, target.namespace, target.name, change, request.options, subresource=target.subresource
+        resource, target.namespace, target.name, change, request.options(warnings), subresource=target.subresource
     )
     return Answer(made, 200, warnings, resource)
 
@@ -160,9 +167,7 @@ def patched_object(current: Object, patch: object, language: str, resource: Reso
     except PatchError as problem:
         if problem.malformed:
             raise bad_request(str(problem)) from None
-        raise ApiError(
-            422, "Invalid", f"the server rejected our request due to an error in our request: {problem}"
-        ) from None
+        raise patch_failed() from problem
     if not isinstance(result, dict):
         raise bad_request("the patched value is no object")
     return result
@@ -221,7 +226,13 @@ def _apply(registry: Registry, request: WriteRequest) -> Answer:
         return conform(structure, new, [])
 
     made = registry.update(
-        resource, target.namespace, target.name, change, request.options, subresource=target.subresource, tracked=False
+        resource,
+        target.namespace,
+        target.name,
+        change,
+        request.options(warnings),
+        subresource=target.subresource,
+        tracked=False,
     )
     return Answer(made, 200, warnings, resource)
 
@@ -240,7 +251,7 @@ def _apply_new(registry: Registry, request: WriteRequest, applied: Object, warni
         resource,
         target.namespace,
         conform(structure, new, []),
-        replace(request.options, manager=""),
+        replace(request.options(warnings), manager=""),
         managed_fields=managed,
     )
     return Answer(made, 201, warnings, resource)
@@ -360,4 +371,4 @@ def _scale(registry: Registry, request: WriteRequest) -> Answer:
             scaling.scale_of(resource, current), patch, language if language == JSON_PATCH else MERGE_PATCH, resource
         )
     wanted = take_other(structures()["autoscaling.Scale"], prune(value))
-    return Answer(scaling.set_scale(registry, resource, target.namespace, target.name, wanted, request.options))
+    return Answer(scaling.set_scale(registry, resource, target.namespace, target.name, wanted, request.options([])))

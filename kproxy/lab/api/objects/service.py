@@ -14,6 +14,7 @@ from kproxy.lab.api.objects.service_pools import ServicePools
 from kproxy.lab.api.objects.service_rules import check_service, check_service_update
 from kproxy.lab.api.objects.service_types import (
     is_externally_reachable,
+    is_headless,
     needs_cluster_ip,
     needs_health_check_port,
     needs_node_ports,
@@ -73,9 +74,15 @@ class ServiceStrategy(Strategy):
         """Take cluster IPs and node ports."""
         return self._pools.begin(new, old, dry_run=dry_run)
 
+    def warnings(self, new: Object, old: Object | None) -> list[str]:
+        """GetWarningsForService."""
+        return service_warnings(new["spec"])
+
     def prepare_create(self, obj: Object) -> None:
         """A new Service has an empty load-balancer status, and shows it."""
         obj["status"] = {"loadBalancer": {}}
+        if obj["spec"].get("type") == "ExternalName":
+            obj["spec"].pop("internalTrafficPolicy", None)
 
     def prepare_update(self, new: Object, old: Object) -> None:
         """Keep the status and wipe what the new type has no use for."""
@@ -118,5 +125,28 @@ def wipe_useless_fields(new: Object, old: Object) -> None:
                 after.pop(field, None)
     if is_externally_reachable(before) and not is_externally_reachable(after) and same("externalTrafficPolicy"):
         after.pop("externalTrafficPolicy", None)
+    if after.get("type") == "ExternalName":
+        after.pop("internalTrafficPolicy", None)  # the real server keeps it in its storage and hides it
     if after.get("type") != "LoadBalancer":
         new["status"] = {"loadBalancer": {}}
+
+
+def service_warnings(spec: Object) -> list[str]:
+    """What a client is told about fields that are deprecated or without effect."""
+    warnings = []
+    headless, external_name = is_headless(spec), spec.get("type") == "ExternalName"
+    if headless:
+        for field, name in (("loadBalancerIP", "loadBalancerIP"), ("externalIPs", "externalIPs")):
+            if spec.get(field):
+                warnings.append(f"spec.{name} is ignored for headless services")
+        if spec.get("sessionAffinity") != "None":
+            warnings.append("spec.SessionAffinity is ignored for headless services")
+    elif spec.get("externalIPs") and not external_name:
+        warnings.append("spec.externalIPs is deprecated and may no longer be implemented in some clusters")
+    if external_name and spec.get("externalIPs"):
+        warnings.append('spec.externalIPs is ignored when spec.type is "ExternalName"')
+    if not external_name and spec.get("externalName"):
+        warnings.append('spec.externalName is ignored when spec.type is not "ExternalName"')
+    if spec.get("trafficDistribution") == "PreferClose":
+        warnings.append('spec.trafficDistribution: "PreferClose" is deprecated; use "PreferSameZone"')
+    return warnings

@@ -17,17 +17,24 @@ def check_count(errors: FieldErrors, path: str, value: object) -> None:
         errors.invalid(path, value, _NEGATIVE)
 
 
-def check_template(spec: Object, selector: Requirements, errors: FieldErrors) -> None:
-    """ValidatePodTemplateSpecForReplicaSet: the template's labels are selected, and it is a pod that is restarted."""
+def check_template(spec: Object, selector: Requirements | None, errors: FieldErrors) -> None:
+    """ValidatePodTemplateSpecForReplicaSet: the template's labels are selected, and it is a pod that is restarted.
+
+    selector: None when there is none, which selects nothing.
+    """
     template = spec.get("template") or {}
     labels = dig(template, "metadata", "labels", default={})
-    if selector and not matches_labels(selector, labels):
+    if selector is None or (selector and not matches_labels(selector, labels)):
         errors.invalid("spec.template.metadata.labels", labels or None, "`selector` does not match template `labels`")
     check_labels(errors, "spec.template.labels", labels)
     pod = template.get("spec") or {}
     check_pod_spec(pod, "spec.template.spec", errors)
     if pod.get("restartPolicy") != "Always":
         errors.not_supported("spec.template.spec.restartPolicy", pod.get("restartPolicy"), ("Always",))
+
+
+def _selector_of(spec: Object) -> Requirements | None:
+    return label_selector(spec["selector"]) if spec.get("selector") is not None else None
 
 
 def _default_template(spec: Object) -> None:
@@ -75,7 +82,7 @@ class ReplicaSetStrategy(Strategy):
         check_count(errors, "spec.replicas", spec.get("replicas"))
         check_count(errors, "spec.minReadySeconds", spec.get("minReadySeconds"))
         _check_selector(spec, errors)
-        check_template(spec, label_selector(spec.get("selector")), errors)
+        check_template(spec, _selector_of(spec), errors)
         if old is not None:
             immutable(errors, "spec.selector", spec.get("selector"), old["spec"].get("selector"))
 
@@ -102,7 +109,7 @@ class DeploymentStrategy(Strategy):
         spec = new["spec"]
         check_count(errors, "spec.replicas", spec.get("replicas"))
         _check_selector(spec, errors)
-        check_template(spec, label_selector(spec.get("selector")), errors)
+        check_template(spec, _selector_of(spec), errors)
         self._check_strategy(spec["strategy"], errors)
         for field in ("minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"):
             check_count(errors, f"spec.{field}", spec.get(field))
