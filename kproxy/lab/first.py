@@ -171,7 +171,8 @@ def _api_program(settings: LabSettings) -> Program:
     if settings.api == "real":
         argv: tuple[str, ...] = (sys.executable, "-m", "kproxy.lab.realapi", *common, "--directory", settings.directory)
     else:
-        argv = (sys.executable, "-m", "kproxy.lab.api", *common)
+        pool = f"{addressing.POOL_FIRST}-{addressing.POOL_LAST}"
+        argv = (sys.executable, "-m", "kproxy.lab.api", *common, "--lb-pool", pool)
     return Program(name="api", argv=argv, place=addressing.PARENT, hand=settings.listen_fd, speaks=True)
 
 
