@@ -6,7 +6,9 @@ from tests.support.addressing import CLUSTER_IP, EXTERNAL_IP, NODE_IP, VIP, VIP_
 from tests.support.builders import ep, port, slice_, svc
 from tests.support.flows import (
     DROP,
+    IPT,
     LOCAL_ADDRESSES,
+    NFT,
     PASS,
     REJECT,
     XB,
@@ -114,5 +116,16 @@ ROWS = (
         [svc(ports=_PORTS, lb=[VIP], ranges=_RANGES, external=[EXTERNAL_IP]), _SLICE],
         flow(XB, EXTERNAL_IP, 80, _REACHED),
         flow(XB, VIP, 80, DROP),
+    ),
+    # Not upstream's number, but its behaviour: in iptables mode nothing refuses the node's own packets to an address outside, as the chain
+    # of those refusals hangs below INPUT and FORWARD only. They go where the address really is.
+    row(
+        "L18",
+        "no endpoints: the node's own packets",
+        [_LB],
+        flow(H, VIP, 80, PASS, mode=IPT),
+        flow(H, VIP, 80, REJECT, mode=NFT),
+        flow(H, CLUSTER_IP, 80, REJECT),
+        flow(H, NODE_IP, 3001, REJECT),
     ),
 )
