@@ -101,7 +101,7 @@ def service_ports(draw: st.DrawFn, family: Family) -> ServicePort:
 @st.composite
 def family_states(draw: st.DrawFn, family: Family) -> FamilyState:
     """The wanted state of one family."""
-    ports = draw(st.lists(service_ports(family), max_size=5))
+    ports = draw(st.lists(service_ports(family), max_size=3))
     detector = draw(
         st.none()
         | st.sampled_from(

@@ -60,7 +60,9 @@ def test_one_endpoint_among_many_services_writes_its_chains_only() -> None:
     objects = _many(50)
     before = _rules(*objects)
     objects[21] = slice_(ep("10.180.10.1"), ep("10.180.200.9"), of="svc0010")
-    text = _text(plan(before, _rules(*objects, before=before)))
+    made = plan(before, _rules(*objects, before=before))
+    assert [[str(change.owner) for change in batch.changes] for batch in made.batches] == [["ns1/svc0010:p80"]]
+    text = _text(made)
     lines = text.splitlines()
     assert [line for line in lines if line.startswith("*")] == ["*nat"]
     assert len([line for line in lines if line.startswith(":")]) == 3  # the Service, its new endpoint, its old one
