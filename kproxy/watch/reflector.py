@@ -248,8 +248,6 @@ class _Reflector:
 
     def refused(self, word: Refusal) -> None:
         """An ERROR event: the stream is over."""
-        if word.code == 410:
-            raise _Expired
         why = f"the watch ended with {word.code} {word.reason} {word.message}".rstrip()
         raise self._error(why, status=word.code, retry_after_s=word.retry_after_s)
 
@@ -284,7 +282,9 @@ class _Reflector:
         return self._wait() if self.failures > 1 else 0.0
 
     def failed(self, error: SourceError) -> float:
-        """After an error: how long to wait, in seconds."""
+        """After an error: how long to wait, in seconds. A 410 is not one: versions are forgotten in the course of things."""
+        if error.status == 410:
+            return self.expired()
         self.stats.errors += 1
         self.stats.last_error = str(error)
         listing = not self.version and self.streaming_lists
@@ -292,8 +292,6 @@ class _Reflector:
             # Not offered here: ask for pages at once. 500 is what kube-apiserver 1.36 says over an etcd before 3.4.25.
             self.streaming_lists = False
             return 0.0
-        if error.status == 410:
-            return self.expired()
         self.failures += 1
         if listing and self.failures >= FRUITLESS_LISTS:
             self.streaming_lists = False

@@ -95,6 +95,11 @@ def test_an_event_without_end_is_an_error_and_not_the_end_of_memory(monkeypatch:
         with_api([stream(*[b"x" * 65536] * 40)], lambda api, _: first_lines(api, 1))
 
 
+def test_a_stream_that_ends_in_good_order_but_within_an_event_is_an_error() -> None:
+    with pytest.raises(SourceError, match="ended in the middle of an event"):
+        with_api([stream(b'{"type":', then="close")], lambda api, _: first_lines(api, 1))
+
+
 def test_an_answer_without_end_is_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "MAX_ANSWER", 1 << 20)
     with pytest.raises(SourceError, match="the answer is larger than 1 MiB"):

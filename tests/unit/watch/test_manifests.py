@@ -169,8 +169,10 @@ def test_a_subset_is_mirrored_up_to_the_controllers_limit(tmp_path: Path) -> Non
         "metadata": {"name": "web"},
         "subsets": [{"addresses": addresses, "ports": [{"port": 1}]}],
     }
-    (found,) = slices_in(load([write(tmp_path, json.dumps(body), "e.json")]))
+    loaded = load([write(tmp_path, json.dumps(body), "e.json")])
+    (found,) = slices_in(loaded)
     assert len(found.endpoints) == 1000
+    assert loaded.problems == ()
 
 
 def test_what_only_an_api_server_can_allocate_is_named(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_4_after_410_one_list_replaces_the_kind_and_the_old_state_serves_until_t
     seen, server = play(script, until_words("=a,b", "=b,c"))
     assert server.asked(3)["resourceVersion"] == "6", "resumed from the bookmark"
     assert server.asked(4) == {"limit": "500", "resourceVersion": "6", "resourceVersionMatch": "NotOlderThan"}
-    assert seen.stats.relists == 1
+    assert (seen.stats.relists, seen.stats.errors) == (1, 2), "the refused streaming list and the broken connection"
     snapshot = fold(Snapshot(), seen.events[:1])
     after = fold(snapshot, seen.events[1:])
     assert sorted(str(name) for name in after.services) == ["shop/b", "shop/c"], "a was deleted while nobody watched"
