@@ -10,14 +10,26 @@
     10.244.N.0/24      pods of node N+1; .1 is the node itself as its pods see it
     10.96.0.0/16       Services; 10.96.0.1 the API, 10.96.0.10 the cluster DNS
 
+and beside it IPv6 with the same host numbers, for Services that ask for it (ipFamilyPolicy); without asking, everything is IPv4:
+
+    fd00:200::/64      the wire; ::1 the parent, ::21 node-1, …
+    fd00:10:244:N::/64 pods of node N+1
+    fd00:10:96::/112   Services
+
 Pure: values in, values out. Why these numbers: the exercises in the notes use 192.168.200.21-23 for the nodes and 10.96.0.10 for DNS.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
+WIRE6_LENGTH = 64
+PARENT_IP6 = "fd00:200::1"
+CLIENT_IP6 = "fd00:200::10"
+OUTSIDE_IP6 = "fd00:200::100"
+POD_CIDR6 = "fd00:10:244::/48"
+SERVICE_CIDR6 = "fd00:10:96::/112"
 WIRE = "192.168.200.0/24"
 PARENT_IP = "192.168.200.1"
 CLIENT_IP = "192.168.200.10"
@@ -47,12 +59,24 @@ class LabNode:
     name: str
     ip: str
     pod_cidr: str
+    ip6: str
+    pod_cidr6: str
     zone: str
 
     @property
     def gateway(self) -> str:
         """The node's own address in its pod network: the first one."""
         return str(IPv4Network(self.pod_cidr)[1])
+
+    @property
+    def gateway6(self) -> str:
+        """The same in the other family."""
+        return str(IPv6Network(self.pod_cidr6)[1])
+
+    def pod_ip6(self, pod_ip: str) -> str:
+        """The IPv6 address of the pod that has `pod_ip`: the same host number."""
+        host = int(IPv4Address(pod_ip)) - int(IPv4Network(self.pod_cidr).network_address)
+        return str(IPv6Network(self.pod_cidr6)[host])
 
 
 def nodes(count: int) -> tuple[LabNode, ...]:
@@ -64,6 +88,8 @@ def nodes(count: int) -> tuple[LabNode, ...]:
             name=f"node-{index + 1}",
             ip=f"192.168.200.{21 + index}",
             pod_cidr=f"10.244.{index}.0/24",
+            ip6=f"fd00:200::{21 + index}",
+            pod_cidr6=f"fd00:10:244:{index}::/64",
             zone="zone-a" if index % 2 == 0 else "zone-b",
         )
         for index in range(count)

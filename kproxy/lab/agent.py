@@ -134,8 +134,10 @@ class Agent:
         await self.services_known.wait()
         try:
             await pods.start(pod, list(self.services.values()))
-        except OSError as error:
-            pod.problem = str(error)
+        except (
+            Exception
+        ) as error:  # one pod that cannot be started must not end the others; the reason stands in its status
+            pod.problem = f"{type(error).__name__}: {error}"
         finally:
             self.tasks.pop(pod.uid, None)
         probe = probes.probe_of(pod.raw)

@@ -167,7 +167,10 @@ def _write_places(settings: LabSettings) -> None:
 
 
 def _api_program(settings: LabSettings) -> Program:
-    common = ("--listen", _API_URL, "--listen-fd", str(HANDED_FD), "--service-cidr", addressing.SERVICE_CIDR)
+    services = (
+        f"{addressing.SERVICE_CIDR},{addressing.SERVICE_CIDR6}" if network.has_ipv6() else addressing.SERVICE_CIDR
+    )
+    common = ("--listen", _API_URL, "--listen-fd", str(HANDED_FD), "--service-cidr", services)
     if settings.api == "real":
         argv: tuple[str, ...] = (sys.executable, "-m", "kproxy.lab.realapi", *common, "--directory", settings.directory)
     else:

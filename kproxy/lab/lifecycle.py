@@ -63,6 +63,7 @@ def open_directory(directory: Path) -> None:
         raise KproxyError(
             f"a lab is up already (process {state.pid}, API at 127.0.0.1:{state.port}); `kproxy lab down` ends it"
         )
+    _end_strays(directory)
     statefile.clear(directory)
 
 
@@ -106,8 +107,17 @@ def down(directory: Path) -> LabState | None:
             if _gone(state, _DOWN_LIMIT_S):
                 break
     if directory.exists():
+        _end_strays(directory)
         statefile.clear(directory)
     return state
+
+
+def _end_strays(directory: Path) -> None:
+    for pid in statefile.strays(directory):
+        try:
+            os.kill(pid, signal.SIGKILL)  # the lab's other processes die with it
+        except (ProcessLookupError, PermissionError):
+            pass
 
 
 def _gone(state: LabState, seconds: float) -> bool:

@@ -42,6 +42,23 @@ _FORWARDING = {
 }
 
 
+# IPv6 wants to be told: forwarding, and no waiting for duplicate address detection (a pod's address would be unusable for a second).
+_FORWARDING6 = {
+    "net/ipv6/conf/all/disable_ipv6": "0",
+    "net/ipv6/conf/default/disable_ipv6": "0",
+    "net/ipv6/conf/all/forwarding": "1",
+    "net/ipv6/conf/all/accept_dad": "0",
+    "net/ipv6/conf/default/accept_dad": "0",
+    "net/ipv6/conf/default/accept_ra": "0",
+}
+_NO_DAD = 0x02  # IFA_F_NODAD
+
+
+def has_ipv6() -> bool:
+    """Whether this kernel has IPv6 at all; where it has not, the lab is IPv4 alone."""
+    return Path("/proc/sys/net/ipv6/conf").exists()
+
+
 def _sysctl(values: dict[str, str]) -> None:
     for name, value in values.items():
         Path("/proc/sys", name).write_text(value)
@@ -55,18 +72,19 @@ def _index(ip: Any, name: str) -> int:
 def build(nodes: Iterable[LabNode]) -> None:
     """Makes the whole standing network, called in the parent's network namespace; pods come later."""
     nodes = tuple(nodes)
-    _sysctl(_FORWARDING)
+    _settle_forwarding()
     with IPRoute() as ip:
         ip.link("set", index=1, state="up")
-        ip.link("add", ifname=BRIDGE, kind="bridge")
+        # A fixed address: otherwise the bridge takes that of its lowest port, and forgets multicast groups when it changes.
+        ip.link("add", ifname=BRIDGE, kind="bridge", address="02:00:c0:a8:c8:01", br_mcast_snooping=0)
         bridge = _index(ip, BRIDGE)
-        ip.addr("add", index=bridge, address=addressing.PARENT_IP, prefixlen=24)
+        _add_addresses(ip, bridge, addressing.PARENT_IP, 24, addressing.PARENT_IP6, addressing.WIRE6_LENGTH)
         ip.link("set", index=bridge, state="up")
         for node in nodes:
-            _attach_machine(ip, bridge, node.name, node.ip)
-            ip.route("add", dst=node.pod_cidr, gateway=node.ip)
-        _attach_machine(ip, bridge, addressing.CLIENT, addressing.CLIENT_IP)
-        _attach_machine(ip, bridge, addressing.OUTSIDE, addressing.OUTSIDE_IP)
+            _attach_machine(ip, bridge, node.name, node.ip, node.ip6)
+            _add_routes(ip, node)
+        _attach_machine(ip, bridge, addressing.CLIENT, addressing.CLIENT_IP, addressing.CLIENT_IP6)
+        _attach_machine(ip, bridge, addressing.OUTSIDE, addressing.OUTSIDE_IP, addressing.OUTSIDE_IP6)
         ip.route("add", dst=addressing.INTERNET, gateway=addressing.OUTSIDE_IP)
     for node in nodes:
         _settle_node(node, nodes)
@@ -74,8 +92,27 @@ def build(nodes: Iterable[LabNode]) -> None:
     _settle_outside(nodes)
 
 
-def _attach_machine(ip: Any, bridge: int, name: str, address: str) -> None:
-    """A namespace `name` whose eth0 has `address` on the wire."""
+def _settle_forwarding() -> None:
+    _sysctl(_FORWARDING)
+    if has_ipv6():
+        _sysctl(_FORWARDING6)
+
+
+def _add_addresses(ip: Any, index: int, address: str, length: int, address6: str, length6: int) -> None:
+    ip.addr("add", index=index, address=address, prefixlen=length)
+    if has_ipv6():
+        ip.addr("add", index=index, address=address6, prefixlen=length6, flags=_NO_DAD)
+
+
+def _add_routes(ip: Any, node: LabNode) -> None:
+    """The pods of `node` are behind its addresses on the wire."""
+    ip.route("add", dst=node.pod_cidr, gateway=node.ip)
+    if has_ipv6():
+        ip.route("add", dst=node.pod_cidr6, gateway=node.ip6)
+
+
+def _attach_machine(ip: Any, bridge: int, name: str, address: str, address6: str) -> None:
+    """A namespace `name` whose eth0 has these addresses on the wire."""
     netns = create_netns(name)
     try:
         port = f"to-{name}"[:15]
@@ -86,7 +123,7 @@ def _attach_machine(ip: Any, bridge: int, name: str, address: str) -> None:
             eth0 = _index(there, "eth0")
             there.link("set", index=1, state="up")
             there.link("set", index=eth0, state="up")
-            there.addr("add", index=eth0, address=address, prefixlen=24)
+            _add_addresses(there, eth0, address, 24, address6, addressing.WIRE6_LENGTH)
     finally:
         os.close(netns)
 
@@ -95,12 +132,15 @@ def _settle_node(node: LabNode, nodes: tuple[LabNode, ...]) -> None:
     netns = open_netns(node.name)
     try:
         with inside(netns):
-            _sysctl(_FORWARDING)
+            _settle_forwarding()
             with IPRoute() as ip:
                 for other in nodes:
                     if other != node:
-                        ip.route("add", dst=other.pod_cidr, gateway=other.ip)
+                        _add_routes(ip, other)
                 ip.route("add", dst="default", gateway=addressing.PARENT_IP)
+                if has_ipv6():
+                    ip.route("add", dst="::/0", gateway=addressing.PARENT_IP6)
+                    ip.route("add", dst=node.pod_cidr6, type="unreachable")
                 # An address of the pod network that no pod has must not travel out and back by the parent's route.
                 ip.route("add", dst=node.pod_cidr, type="unreachable")
     finally:
@@ -127,7 +167,7 @@ def _settle_outside(nodes: tuple[LabNode, ...]) -> None:
             for address in addressing.INTERNET_IPS:
                 ip.addr("add", index=1, address=address, prefixlen=32)
             for node in nodes:
-                ip.route("add", dst=node.pod_cidr, gateway=node.ip)
+                _add_routes(ip, node)
             ip.route("add", dst="default", gateway=addressing.PARENT_IP)
     finally:
         os.close(netns)
@@ -143,15 +183,20 @@ def attach_pod(node: LabNode, netns_name: str, link: str, address: str) -> None:
             ip.link("add", ifname=link, kind="veth", peer={"ifname": "eth0", "net_ns_fd": pod_netns})
             index = _index(ip, link)
             ip.link("set", index=index, state="up")
-            ip.addr("add", index=index, address=node.gateway, prefixlen=32)
+            _add_addresses(ip, index, node.gateway, 32, node.gateway6, 128)
             ip.route("replace", dst=f"{address}/32", oif=index, scope=_LINK_SCOPE)
+            if has_ipv6():
+                ip.route("replace", dst=f"{node.pod_ip6(address)}/128", oif=index)
         with inside(pod_netns), IPRoute() as ip:
             eth0 = _index(ip, "eth0")
             ip.link("set", index=1, state="up")
             ip.link("set", index=eth0, state="up")
-            ip.addr("add", index=eth0, address=address, prefixlen=32)
+            _add_addresses(ip, eth0, address, 32, node.pod_ip6(address), 128)
             ip.route("add", dst=f"{node.gateway}/32", oif=eth0, scope=_LINK_SCOPE)
             ip.route("add", dst="default", gateway=node.gateway)
+            if has_ipv6():
+                ip.route("add", dst=f"{node.gateway6}/128", oif=eth0)
+                ip.route("add", dst="::/0", gateway=node.gateway6, oif=eth0)
     finally:
         os.close(node_netns)
         os.close(pod_netns)

@@ -9,6 +9,7 @@ import yaml
 
 from kproxy.lab import addressing, kubeconfigs
 from kproxy.lab.addressing import LabNode
+from kproxy.lab.network import has_ipv6
 
 NODE_FILES = Path("/run/kproxy-node")  # as the node's processes see it
 DNS_WORKERS = 2  # per node: enough to show that one may die, few enough for a laptop that plays three nodes
@@ -20,14 +21,12 @@ def kproxy_config(node: LabNode, variant: str) -> str:
         "apiVersion": "kproxy.dev/v1alpha1",
         "kind": "KproxyConfiguration",
         "hostnameOverride": node.name,
-        "bindAddress": node.ip,  # DNS workers answer there too, for the other nodes
         "clientConnection": {"kubeconfig": str(NODE_FILES / "kubeconfig")},
         "mode": "iptables",
         "iptables": {"variant": variant},
-        "clusterCIDR": addressing.POD_CIDR,
+        "clusterCIDR": f"{addressing.POD_CIDR},{addressing.POD_CIDR6}" if has_ipv6() else addressing.POD_CIDR,
         "detectLocalMode": "ClusterCIDR",
         "healthzBindAddress": "0.0.0.0:10256",
-        "metricsBindAddress": "0.0.0.0:10249",  # the kube-dns Service leads its port 9153 there
         "dns": {
             "zone": addressing.CLUSTER_DOMAIN,
             "clusterDNS": [addressing.DNS_SERVICE_IP],
@@ -42,6 +41,7 @@ def kproxy_command(node: LabNode, variant: str) -> tuple[str, ...]:
     """The command line that runs kproxy on `node`, entering it first."""
     return (
         sys.executable, "-m", "kproxy.lab.enter", node.name, "--",
+        "env", f"NODE_IP={node.ip}",  # as the DaemonSet says it; DNS workers answer there too, for the other nodes
         sys.executable, "-m", "kproxy", "run", "--config", str(NODE_FILES / "config.yaml"), "--run-dir", "/run/kproxy",
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import os
 import socket
 from collections.abc import Mapping
@@ -54,6 +55,13 @@ class RunningPod:
         return bool(self.raw["spec"].get("hostNetwork"))
 
     @property
+    def addresses(self) -> tuple[str, ...]:
+        """One per family, IPv4 first."""
+        if not network.has_ipv6():
+            return (self.address,)
+        return (self.address, self.node.ip6 if self.host_network else self.node.pod_ip6(self.address))
+
+    @property
     def place(self) -> str:
         return place_name(self.namespace, self.name)
 
@@ -81,7 +89,7 @@ def facts_of(pod: RunningPod) -> dict[str, str]:
         "spec.serviceAccountName": pod.raw["spec"].get("serviceAccountName", "default"),
         "status.hostIP": pod.node.ip,
         "status.podIP": pod.address,
-        "status.podIPs": pod.address,
+        "status.podIPs": ",".join(pod.addresses),
     }
 
 
@@ -98,14 +106,14 @@ async def start(pod: RunningPod, services: list[Raw]) -> None:
     wanted = images.server_of(pod.raw, env, ip=pod.address, node=pod.node.name)
     pod.face = Face(name=pod.name, page=wanted.page, content_type=wanted.content_type, env=env)
     netns = open_netns(pod.netns)
-    bind_to = pod.address if pod.host_network else "0.0.0.0"
+    bind_to = pod.addresses if pod.host_network else ("0.0.0.0", "::")[: len(pod.addresses)]
     tcp: list[socket.socket] = []
     udp: list[socket.socket] = []
     try:
         for ports, kind, made in ((wanted.tcp, socket.SOCK_STREAM, tcp), (wanted.udp, socket.SOCK_DGRAM, udp)):
-            for port in ports:
+            for port, address in itertools.product(ports, bind_to):
                 try:
-                    made.append(listening(netns, bind_to, port, kind))
+                    made.append(listening(netns, address, port, kind))
                 except OSError as error:
                     pod.problem = f"port {port}: {error.strerror}"
     finally:
@@ -179,9 +187,11 @@ def status_of(pod: RunningPod, now: str) -> Raw:
         "phase": "Running",
         "conditions": conditions,
         "hostIP": pod.node.ip,
-        "hostIPs": [{"ip": pod.node.ip}],
+        "hostIPs": [
+            {"ip": address} for address in ((pod.node.ip, pod.node.ip6) if network.has_ipv6() else (pod.node.ip,))
+        ],
         "podIP": pod.address,
-        "podIPs": [{"ip": pod.address}],
+        "podIPs": [{"ip": address} for address in pod.addresses],
         "startTime": pod.started_at,
         "containerStatuses": containers,
     }

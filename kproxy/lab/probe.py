@@ -41,16 +41,18 @@ def udp(host: str, port: int, text: str, times: int) -> int:
 def wait(url: str, wanted: str, until: float) -> int:
     """Tries every 10 ms; prints when it came true."""
     parts = urlsplit(url)
+    last = "no attempt"
     while time.monotonic() < until:
+        said = None
         try:
-            said = _fetch(parts.hostname or "", parts.port or 80, parts.path or "/", 0.5)
-        except OSError:
-            said = None
+            last = said = _fetch(parts.hostname or "", parts.port or 80, parts.path or "/", 0.5)
+        except OSError as error:
+            last = repr(error)
         if (said is None and not wanted) or (said is not None and wanted and wanted in said):
             print(time.monotonic())
             return 0
         time.sleep(0.01)
-    print("never")
+    print(f"never; at last: {last}")
     return 1
 
 

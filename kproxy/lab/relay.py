@@ -16,8 +16,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     while data := await reader.read(_CHUNK):
         writer.write(data)
         await writer.drain()
-    if writer.can_write_eof():
-        writer.write_eof()
+    writer.write_eof()
 
 
 async def relay(door: socket.socket, host: str, port: int) -> asyncio.Server:
@@ -33,7 +32,7 @@ async def relay(door: socket.socket, host: str, port: int) -> asyncio.Server:
             async with asyncio.TaskGroup() as group:
                 group.create_task(_copy(reader, there_writer))
                 group.create_task(_copy(there_reader, writer))
-        except* (ConnectionError, TimeoutError):
+        except* OSError:
             pass  # one side went away; both are closed below
         finally:
             there_writer.close()

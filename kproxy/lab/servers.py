@@ -41,6 +41,10 @@ def listening(netns: int, address: str, port: int, kind: socket.SocketKind) -> s
         made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if made.family == socket.AF_INET6:
+            made.setsockopt(
+                socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1
+            )  # IPv4 has a socket of its own, and shows its callers unmapped
         made.setblocking(False)
         made.bind((address, port))
         if kind == socket.SOCK_STREAM:

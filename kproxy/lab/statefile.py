@@ -102,6 +102,31 @@ def running(directory: Path) -> LabState | None:
     return state if state is not None and start_time(state.pid) == state.started else None
 
 
+def strays(directory: Path) -> list[int]:
+    """First processes of labs of this directory that lab.json does not know (it was lost, or overwritten).
+
+    Found by their command line, and by seeing the same directory (device and inode) under that path from their side.
+    """
+    state = load(directory)
+    known = state.pid if state is not None else 0
+    return [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and int(entry.name) != known and _is_first_process(entry, directory)
+    ]
+
+
+def _is_first_process(entry: Path, directory: Path) -> bool:
+    try:
+        words = (entry / "cmdline").read_bytes().split(b"\0")
+        if words[1:3] != [b"-m", b"kproxy.lab.first"] or json.loads(words[3])["directory"] != str(directory):
+            return False
+        theirs, ours = Path(f"{entry}/root{directory}").stat(), directory.stat()
+        return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return False
+
+
 def clear(directory: Path) -> bool:
     """Removes what a lab left in `directory`; True when there was something. The caller made sure that none runs.
 

@@ -13,10 +13,11 @@ from typing import Any
 from kproxy.lab import addressing
 from kproxy.lab.addressing import LabNode
 from kproxy.lab.client import ApiClient, ApiError
+from kproxy.lab.network import has_ipv6
 
 Raw = dict[str, Any]
 HEALTH_PORT = 10256
-METRICS_PORT = 10249
+METRICS_PORT = 9153
 KPROXY_LABELS = {"k8s-app": "kube-dns", "app.kubernetes.io/name": "kproxy", "component": "kube-proxy"}
 
 
@@ -62,7 +63,7 @@ def _node_object(node: LabNode) -> Raw:
                 "topology.kubernetes.io/zone": node.zone,
             },
         },
-        "spec": {"podCIDR": node.pod_cidr, "podCIDRs": [node.pod_cidr]},
+        "spec": {"podCIDR": node.pod_cidr, "podCIDRs": [node.pod_cidr, *([node.pod_cidr6] if has_ipv6() else [])]},
     }
 
 
@@ -86,7 +87,13 @@ def _node_status(node: LabNode, now: datetime) -> Raw:
         )
     ]
     return {
-        "addresses": [{"type": "InternalIP", "address": node.ip}, {"type": "Hostname", "address": node.name}],
+        "addresses": [
+            *(
+                {"type": "InternalIP", "address": address}
+                for address in ((node.ip, node.ip6) if has_ipv6() else (node.ip,))
+            ),
+            {"type": "Hostname", "address": node.name},
+        ],
         "capacity": capacity,
         "allocatable": capacity,
         "conditions": conditions,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.lab import LabUnderTest, members, processes_of
+from tests.support.lab import LabUnderTest, lab_processes, members, processes_of
 
 
 def _outside_world() -> str:
@@ -117,6 +117,7 @@ def test_an_ordinary_user_gets_the_same_lab(tmp_path: Path) -> None:
     user = LabUnderTest(tmp_path, before=("unshare", "--user", "--map-user=1000", "--map-group=1000"))
     done = user.run("check", "S1", "S14", "-o", "json")
     assert done.returncode == 0, done.stdout + done.stderr + user.logs()
+    assert lab_processes(tmp_path) == []
 
 
 def test_where_user_namespaces_are_forbidden_the_message_says_what_to_do(own_lab: LabUnderTest) -> None:
@@ -126,3 +127,16 @@ def test_where_user_namespaces_are_forbidden_the_message_says_what_to_do(own_lab
     assert refused.returncode == 3, refused.stderr
     assert "user.max_user_namespaces" in refused.stderr
     assert "sudo kproxy lab up" in refused.stderr
+
+
+def test_a_lab_whose_state_was_lost_is_cleared_by_the_next_down(own_lab: LabUnderTest) -> None:
+    own_lab.ok("up", "--detach", "--proxy", "none")
+    everyone = members(own_lab.status()["pid"])
+    (own_lab.directory / "lab.json").unlink()
+    own_lab.ok("down")
+    assert _ended(everyone)
+
+
+def test_a_check_that_brought_a_lab_up_takes_it_down(own_lab: LabUnderTest) -> None:
+    own_lab.ok("check", "S15")
+    assert lab_processes(own_lab.directory) == []

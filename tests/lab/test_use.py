@@ -87,7 +87,7 @@ def test_status_tells_nodes_and_programs(lab: LabUnderTest) -> None:
         "kproxy-node-3",
     }
     nodes = {node["name"]: (node["addresses"], node["pod_cidrs"], node["ready"]) for node in status["cluster"]["nodes"]}
-    assert nodes["node-2"] == (["192.168.200.22"], ["10.244.1.0/24"], True)
+    assert nodes["node-2"] == (["192.168.200.22", "fd00:200::22"], ["10.244.1.0/24", "fd00:10:244:1::/64"], True)
     assert "node-2" in lab.ok("status")
 
 
@@ -162,3 +162,17 @@ def test_logs_and_events_can_be_read(lab: LabUnderTest) -> None:
     events = [json.loads(line)["event"] for line in lab.ok("logs", "events").splitlines()]
     assert events[:2] == ["network", "api"]
     assert lab.run("logs", "../lab.json").returncode == 1
+
+
+def test_a_service_of_both_families_answers_over_both(lab: LabUnderTest) -> None:
+    """IPv6 is there for who asks: cluster IP from a pod and from a node, node port from outside, AAAA beside A."""
+    spec = "ipFamilyPolicy: RequireDualStack, type: NodePort"
+    port = "{port: 80, targetPort: 80, nodePort: 30166}"
+    text = web("both").replace("ports: [{port: 80}]", f"ports: [{port}], {spec}", 1)
+    lab.ok("apply", "-f", "-", stdin=text)
+    lab.until("both", "both", "curl", "-s", "-4", "-m", "2", "http://both-svc/hostname")
+    lab.until("both", "both", "curl", "-s", "-6", "-m", "2", "http://both-svc/hostname")
+    address = lab.at("both", "getent", "ahostsv6", "both-svc").split()[0]
+    assert address.startswith("fd00:10:96::")
+    assert lab.at("node-3", "curl", "-s", "-m", "2", f"http://[{address}]/hostname") == "both"
+    assert lab.at("client", "curl", "-s", "-m", "2", "http://[fd00:200::21]:30166/hostname") == "both"
