@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.backends.iptables.apply import IptablesBackend
+from kproxy.backends.iptables.apply import IptablesBackend, ask_library
+from kproxy.backends.iptables.libiptc import Capabilities
 from kproxy.backends.iptables.variant import Variant
 from kproxy.errors import ApplyError
 from kproxy.model.desired import DesiredState, Endpoint
@@ -292,3 +293,12 @@ def test_packets_pass_untouched_after_cleanup_and_come_back(variant: Variant) ->
             results = probe(Protocol.TCP, P.address, ("172.30.0.41", 80), 3, 2.0)
         assert set(results) == (reached if step == "apply" else passed), step
     bed.close()
+
+
+def test_this_kernel_has_what_rules_use() -> None:
+    """python-iptables asks; the behaviour table has shown that every one of them works."""
+    node = Node(Variant.LEGACY)
+    with node.space.entered():
+        found = asyncio.run(ask_library())
+    assert found == Capabilities()
+    node.space.close()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kproxy.backends.iptables.apply import Done
+from kproxy.backends.iptables.libiptc import Capabilities
 from kproxy.backends.iptables.matches import (
     DestinationNat,
     Jump,
@@ -172,12 +173,17 @@ class FakeMachine:
     """Both families, as the runner of an IptablesBackend."""
 
     def __init__(self) -> None:
+        self.lacking: tuple[str, ...] = ()
         self.of = {family: FakeIptables() for family in Family}
 
     def tools(self, variant: Variant = Variant.LEGACY) -> Tools:
         """Tools whose programs only this machine knows."""
         names = {(family, verb): f"{family.value}-{verb}" for family in Family for verb in ("restore", "save")}
         return Tools(choice=VariantChoice(variant=variant, evidence="a fake"), programs=names, version=(1, 8, 9))
+
+    async def capabilities(self) -> Capabilities:
+        """What this machine's kernel lacks."""
+        return Capabilities(missing=self.lacking)
 
     async def run(self, program: Sequence[str], text: str, timeout_s: float) -> Done | None:
         """The runner."""

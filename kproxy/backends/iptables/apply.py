@@ -17,14 +17,16 @@ import asyncio
 import logging
 import os
 import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kproxy.backends.base import ApplyReport
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.compile import compile_ruleset
 from kproxy.backends.iptables.failures import FamilyUnusableError, classify
+from kproxy.backends.iptables.libiptc import Capabilities
 from kproxy.backends.iptables.plan import (
     LEGACY_BATCH_LINES,
     NFT_BATCH_LINES,
@@ -52,6 +54,7 @@ _FAMILIES = (Family.IPV4, Family.IPV6)
 _RACES = 3  # how often a commit that may have met a concurrent writer is tried
 _RACE_PAUSE_S = 0.05
 _ASK_TIMEOUT_S = 30.0
+_RECENT = "match recent"
 _ROUTE_LOCALNET = Path("/proc/sys/net/ipv4/conf/all/route_localnet")
 
 
@@ -108,6 +111,12 @@ async def run_tool(program: Sequence[str], text: str, timeout_s: float) -> Done 
     return Done(process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace"))
 
 
+async def ask_library() -> Capabilities:
+    """What this kernel lacks, from a process of its own (libiptc.py says why)."""
+    done = await run_tool((sys.executable, "-m", "kproxy.backends.iptables.libiptc"), "", _ASK_TIMEOUT_S)
+    return Capabilities.of_json(done.stdout if done is not None else "")
+
+
 class IptablesBackend:
     """The iptables data plane, both families. Raises UnsupportedError when made on a machine without any iptables."""
 
@@ -118,8 +127,11 @@ class IptablesBackend:
         variant: Variant | None = None,
         tools: Tools | None = None,
         runner: Runner = run_tool,
+        capabilities: Callable[[], Awaitable[Capabilities]] = ask_library,
     ) -> None:
         self._runner = runner
+        self._ask_capabilities = capabilities
+        self._capabilities: Capabilities | None = None
         self.tools = tools if tools is not None else find_tools(variant)
         self.settings = self.tools.settings_for(settings if settings is not None else IptablesSettings())
         self._compiled: Ruleset | None = None
@@ -136,7 +148,9 @@ class IptablesBackend:
         """What an operator should know: the variant and its evidence, warnings, families that cannot be served."""
         choice = self.tools.choice
         unusable = (f"{family.value} is not served: {reason}" for family, reason in self._unusable.items())
-        return (f"iptables-{choice.variant.value}: {choice.evidence}", *choice.warnings, *unusable)
+        lacking = self._capabilities.missing if self._capabilities is not None else ()
+        lacks = (f"this kernel lacks {name}, which rules use" for name in lacking)
+        return (f"iptables-{choice.variant.value}: {choice.evidence}", *choice.warnings, *unusable, *lacks)
 
     def compile(self, desired: DesiredState) -> Ruleset:
         """The ruleset that gives `desired`, reusing what the last call made."""
@@ -170,6 +184,8 @@ class IptablesBackend:
             except FamilyUnusableError as error:
                 self._leave(batch.family, str(error))
                 continue
+            if refused:
+                await self._learn()
             problems += [self._quarantine(batch.family, change, why, plan.wanted) for change, why in refused]
             batches += 1
             rules += batch.rules_written
@@ -215,6 +231,16 @@ class IptablesBackend:
         self._unusable[family] = reason
         log.warning("%s is not served: %s", family.value, reason)
 
+    async def _learn(self) -> None:
+        """After a refusal, once: does the kernel lack something? What can be done without is then left out of all rules."""
+        if self._capabilities is not None:
+            return
+        self._capabilities = await self._ask_capabilities()
+        if _RECENT in self._capabilities.missing and self.settings.affinity:
+            self.settings = replace(self.settings, affinity=False)
+            told = "this kernel lacks the match recent (xt_recent): session affinity is off, all else works"
+            raise ApplyError(told, retryable=True, detail=told)
+
     def _quarantine(self, family: Family, change: Change, error: ApplyError, wanted: Ruleset) -> Problem:
         if change.owner is None:
             chains = [place.chain for place in change.removed] or [place.chain for place, _ in change.deleted]
@@ -223,7 +249,10 @@ class IptablesBackend:
         if fragment is not None:
             self._refused[family, change.owner] = fragment.service_port
         log.warning("%s refused %s: %s", family.value, change.owner, error.detail)
-        return Problem("Service", str(change.owner), f"{family.value}: left out, the kernel refused its rules: {error}")
+        lacking = self._capabilities.missing if self._capabilities is not None else ()
+        hint = f" (this kernel lacks {', '.join(lacking)})" if lacking else ""
+        reason = f"{family.value}: left out, the kernel refused its rules: {error}{hint}"
+        return Problem("Service", str(change.owner), reason)
 
     # Running
 

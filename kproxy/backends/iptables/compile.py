@@ -78,6 +78,7 @@ class _Context:
 
     family: Family
     detector: LocalDetector | None
+    affinity: bool  # the kernel can remember clients
     comments: bool  # per-endpoint comments; left out in large clusters, which makes the text 40 % shorter
 
 
@@ -109,6 +110,7 @@ def _compile_family(
     context = _Context(
         family=state.family,
         detector=state.local_detector,
+        affinity=settings.affinity,
         comments=endpoints <= settings.max_endpoints_with_comments,
     )
     known = previous.fragments if previous is not None and previous.context == context else {}
@@ -183,6 +185,7 @@ class _Compiler:
         self.protocol = TransportProtocol(protocol)
         self.ports = Ports(protocol, str(service_port.port))
         self.prefix = _PREFIX[context.family]
+        self.affinity = service_port.affinity if context.affinity else None
         self.endpoint_chains = {e: names.endpoint_chain(service_port.name, e) for e in service_port.reachable}
 
     def fragment(self) -> Fragment:
@@ -282,8 +285,8 @@ class _Compiler:
     def _balance(self, chain: str, endpoints: tuple[Endpoint, ...]) -> Chain:
         rules = list(self._cluster_ip_masquerade()) if chain == self._chain_of(self.port.internal) else []
         targets = [(self._endpoint_comment(e), self.endpoint_chains[e]) for e in endpoints]
-        if self.port.affinity is not None:
-            seconds, mask = self.port.affinity.timeout_s, _ALL_ONES[self.context.family]
+        if self.affinity is not None:
+            seconds, mask = self.affinity.timeout_s, _ALL_ONES[self.context.family]
             rules += [rule(*comment, Recent(to, mask, seconds), Jump(to)) for comment, to in targets]
         for i, (comment, to) in enumerate(targets[:-1]):
             rules.append(rule(*comment, Chance.of(1 / (len(targets) - i)), Jump(to)))
@@ -346,7 +349,7 @@ class _Compiler:
     def _endpoint(self, endpoint: Endpoint, chain: str) -> Chain:
         comment = (Comment(self.name),) if self.context.comments else ()
         remember: tuple[Match, ...] = ()
-        if self.port.affinity is not None:
+        if self.affinity is not None:
             remember = (Recent(chain, _ALL_ONES[self.context.family]),)
         return (
             rule(Source(endpoint.address + self.prefix), *comment, _TO_MASQUERADE),

@@ -41,7 +41,7 @@ def machine() -> FakeMachine:
 
 @pytest.fixture(params=list(Variant), ids=lambda variant: variant.value)
 def backend(machine: FakeMachine, request: pytest.FixtureRequest) -> Iterator[IptablesBackend]:
-    return IptablesBackend(tools=machine.tools(request.param), runner=machine.run)
+    return IptablesBackend(tools=machine.tools(request.param), runner=machine.run, capabilities=machine.capabilities)
 
 
 def _apply(backend: IptablesBackend, *objects: Built, applied: Ruleset | None = None) -> Ruleset:
@@ -65,7 +65,7 @@ def test_what_was_applied_is_there(backend: IptablesBackend) -> None:
 def test_a_blind_plan_looks_first(backend: IptablesBackend, machine: FakeMachine) -> None:
     _apply(backend, *_services("a", "b"))
     taken = len(machine.of[Family.IPV4].restored)
-    again = IptablesBackend(tools=backend.tools, runner=machine.run)
+    again = IptablesBackend(tools=backend.tools, runner=machine.run, capabilities=machine.capabilities)
     _apply(again, *_services("a", "b"))
     assert len(machine.of[Family.IPV4].restored) == taken
 
@@ -140,7 +140,7 @@ def test_a_tool_that_hangs_is_an_error_to_retry(machine: FakeMachine) -> None:
 def test_a_family_that_cannot_be_served_does_not_stop_the_other(machine: FakeMachine) -> None:
     tools = machine.tools()
     only_four = replace(tools, programs={key: name for key, name in tools.programs.items() if key[0] is Family.IPV4})
-    backend = IptablesBackend(tools=only_four, runner=machine.run)
+    backend = IptablesBackend(tools=only_four, runner=machine.run, capabilities=machine.capabilities)
     _apply(backend, *_services("a"))
     assert "KUBE-SERVICES" in machine.of[Family.IPV4].tables["nat"]
     assert machine.of[Family.IPV6].tables == {}
@@ -148,7 +148,9 @@ def test_a_family_that_cannot_be_served_does_not_stop_the_other(machine: FakeMac
 
 
 def test_no_family_at_all_is_not_supported(machine: FakeMachine) -> None:
-    backend = IptablesBackend(tools=replace(machine.tools(), programs={}), runner=machine.run)
+    backend = IptablesBackend(
+        tools=replace(machine.tools(), programs={}), runner=machine.run, capabilities=machine.capabilities
+    )
     with pytest.raises(UnsupportedError, match="is not installed"):
         asyncio.run(backend.observe())
 
@@ -210,12 +212,30 @@ def test_a_chain_that_somebody_else_uses_is_a_problem_and_nothing_more(
 
 
 def test_notes_tell_the_evidence(machine: FakeMachine) -> None:
-    backend = IptablesBackend(tools=machine.tools(Variant.NFT), runner=machine.run)
+    backend = IptablesBackend(tools=machine.tools(Variant.NFT), runner=machine.run, capabilities=machine.capabilities)
     assert backend.notes == ("iptables-nft: a fake",)
     assert backend.mode == "iptables"
 
 
 def test_a_kernel_without_ipv6_is_noted(machine: FakeMachine) -> None:
-    backend = IptablesBackend(tools=replace(machine.tools(), has_ipv6=False), runner=machine.run)
+    backend = IptablesBackend(
+        tools=replace(machine.tools(), has_ipv6=False), runner=machine.run, capabilities=machine.capabilities
+    )
     asyncio.run(backend.observe())
     assert "IPv6 is not served: this kernel runs without IPv6" in backend.notes[-1]
+
+
+def _no_recent(text: str) -> Done | None:
+    return Done(1, "", "iptables-restore: line 9 failed") if " -m recent " in text else None
+
+
+def test_a_kernel_without_recent_serves_without_affinity(backend: IptablesBackend, machine: FakeMachine) -> None:
+    machine.lacking = ("match recent",)
+    machine.of[Family.IPV4].weather = _no_recent
+    objects = [*_services("a"), svc("172.30.0.9", name="sticky", affinity_s=600), slice_(ep("10.180.0.9"), of="sticky")]
+    with pytest.raises(ApplyError, match="session affinity is off") as caught:
+        _apply(backend, *objects)
+    assert caught.value.retryable
+    assert _nothing_left(backend, _apply(backend, *objects))
+    assert "this kernel lacks match recent, which rules use" in backend.notes
+    assert sum(chain.startswith("KUBE-SVC-") for chain in machine.of[Family.IPV4].tables["nat"]) == 2
