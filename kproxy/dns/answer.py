@@ -274,7 +274,7 @@ def _inner(zone: Zone, place: Place, owner: bytes, qtype: int) -> list[bytes]:
 
 
 def _own(zone: Zone) -> list[bytes]:
-    return [names.pack(text) for text in zone.settings.own_addresses]
+    return [names.pack(text) for text in zone.settings.own_addresses or zone.settings.listen]
 
 
 def _apex(zone: Zone, apex: Apex, start: int, query: Query) -> _Found:

@@ -36,7 +36,7 @@ class DnsSettings:
         False  # other names below .local leave the node (RFC 6762 section 22 says they should not)
     )
     service: str = "kube-system/kube-dns"  # the Service in front of the cluster's DNS servers, for NS and its glue
-    own_addresses: tuple[str, ...] = ()  # ns.dns.<zone>, and how the Service is recognised by its endpoints
+    own_addresses: tuple[str, ...] = ()  # ns.dns.<zone>, and how the Service is recognised; empty: `listen`
 
     listen: tuple[str, ...] = ("127.0.0.1",)
     port: int = 53

@@ -6,7 +6,6 @@ and not answered, which RFC 7873 allows), P26 at 10,000 (capped at 20 here: the 
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 import time
@@ -21,13 +20,13 @@ import dns.rcode
 import pytest
 
 from kproxy.dns.settings import DnsSettings
+from tests.support.dns_messages import MALFORMED, NAME, message, opt, question
 from tests.support.dns_worker import Outside, Workers, framed, read_frame, records
 from tests.support.queries import zone_of
 
 SETTINGS = DnsSettings(
     reverse_zones=(), fallthrough=(), own_addresses=("127.0.0.1",), tcp_idle_s=1.0, tcp_connections=20
 )
-NAME = "svc1.testns.svc.cluster.local."
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +47,6 @@ def big() -> Iterator[Workers]:
         yield workers
 
 
-def question(name: str = NAME, qtype: int = 1, qclass: int = 1) -> bytes:
-    return dns.name.from_text(name).to_wire() + struct.pack("!HH", qtype, qclass)
-
-
-def message(body: bytes, *, flags: int = 0x0100, counts: tuple[int, int, int, int] = (1, 0, 0, 0)) -> bytes:
-    return os.urandom(2) + struct.pack("!HHHHH", flags, *counts) + body
-
-
-def opt(size: int = 1232, *, version: int = 0, flags: int = 0, options: bytes = b"") -> bytes:
-    return struct.pack("!BHHBBHH", 0, 41, size, 0, version, flags, len(options)) + options
-
-
 def rcode_of(reply: bytes | None) -> int:
     assert reply is not None
     return dns.message.from_wire(reply).rcode()
@@ -69,26 +56,6 @@ def rcode_of(reply: bytes | None) -> int:
 def test_silence(worker: Workers, data: bytes) -> None:
     assert worker.udp(data, timeout_s=0.2) is None
     assert rcode_of(worker.udp(message(question()))) == 0, "it answers all the same"
-
-
-LONG = b"\x3f" + b"a" * 63
-MALFORMED = {
-    "P04-0": message(b"", counts=(0, 0, 0, 0)),
-    "P04-2": message(question() * 2, counts=(2, 0, 0, 0)),
-    "P04-65535": message(question(), counts=(65535, 0, 0, 0)),
-    "P05": message(question() + b"\0\0\1\0\1\0\0\0\0\0\0" * 2, counts=(1, 2, 0, 0)),
-    "P06-label-64": message(b"\x40" + b"a" * 64 + b"\0\0\1\0\1"),
-    "P06-pointer": message(b"\xc0\x0c\0\1\0\1"),
-    "P07": message(LONG * 3 + b"\x3f" + b"a" * 63 + b"\0\0\1\0\1"),
-    "P08-name": message(b"\x04svc1"),
-    "P08-type": message(question()[:-3]),
-    "P17": message(question() + opt() + opt(), counts=(1, 0, 0, 2)),
-    "P19-7": message(question() + opt(options=b"\0\x0a\0\x07" + b"c" * 7), counts=(1, 0, 0, 1)),
-    "P19-41": message(question() + opt(options=b"\0\x0a\0\x29" + b"c" * 41), counts=(1, 0, 0, 1)),
-    "options-cut": message(question() + opt(options=b"\0\x0a\0\x09abc"), counts=(1, 0, 0, 1)),
-    "opt-in-answer": message(question() + opt(), counts=(1, 1, 0, 0)),
-    "additional-missing": message(question(), counts=(1, 0, 0, 1)),
-}
 
 
 @pytest.mark.parametrize("case", MALFORMED, ids=str)

@@ -194,6 +194,7 @@ T188 | C | 10-20-0-101.test-1.pod A | NX
 T189 | C pods=insecure | 10-20-0-101.test-1.pod A | OK | A 10.20.0.101
 T190 | C pods=insecure | 10-20-0-101.test-X.pod A | NX
 T193 | U pods=insecure | x.10-240-0-1.podns.pod A | NX
+K008 | U pods=insecure | 10-1-1-1.10-240-0-1.podns.pod A | NX
 """
 
 # What the upstream of a row's server says: (question, type) → rcode, whether truncated, records.

@@ -48,6 +48,15 @@ def test_queries_are_what_dnspython_reads() -> None:
     assert message.payload == 1232 and message.ednsflags & dns.flags.DO
 
 
+@pytest.mark.parametrize(
+    ("at", "change"),
+    [(0, b"\0\0"), (2, b"\x01"), (2, b"\xa8"), (4, b"\0\2"), (13, b"x"), (13, b"W"), (30, b"\x1c"), (32, b"\3")],
+)
+def test_what_is_no_reply_to_this_query_is_ignored(at: int, change: bytes) -> None:
+    good = said(f"{NAME} 5 A 192.0.2.1")
+    assert upstream.read(QUESTION, 7, good[:at] + change + good[at + len(change) :]) is None
+
+
 def test_a_chain_is_followed_and_anything_beside_it_dropped() -> None:
     reply = read(
         said(
