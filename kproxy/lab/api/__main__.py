@@ -20,6 +20,7 @@ from aiohttp import web
 from kproxy.lab.api.cluster import Cluster, Settings
 from kproxy.lab.api.controllers.balancer import parse_pool
 from kproxy.lab.api.http import Surface
+from kproxy.lab.api.weather import Weather
 
 
 def listener(where: str) -> socket.socket:
@@ -33,9 +34,9 @@ def listener(where: str) -> socket.socket:
     return sock
 
 
-async def serve(cluster: Cluster, sockets: list[socket.socket]) -> None:
+async def serve(cluster: Cluster, sockets: list[socket.socket], weather: Weather | None) -> None:
     """Serve until SIGTERM or SIGINT."""
-    surface = Surface(cluster)
+    surface = Surface(cluster, weather)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, surface.stopping.set)
@@ -70,6 +71,11 @@ async def serve(cluster: Cluster, sockets: list[socket.socket]) -> None:
 )
 @click.option("--lb-pool", default="", metavar="FIRST-LAST", help="Addresses for Services of type LoadBalancer.")
 @click.option("--hollow-nodes", default=0, help="Nodes whose pods exist in the API only, for trying things out.")
+@click.option(
+    "--weather",
+    is_flag=True,
+    help="Let tests order faults by POST /kproxy.lab/weather (see kproxy/lab/api/weather.py).",
+)
 @click.option("--history", default=10_000, show_default=True, help="Changes remembered per resource, for watches.")
 def main(
     listen: tuple[str, ...],
@@ -78,6 +84,7 @@ def main(
     advertise: str,
     lb_pool: str,
     hollow_nodes: int,
+    weather: bool,
     history: int,
 ) -> None:
     """An in-memory Kubernetes API server for the lab: no credentials, loopback and lab networks only."""
@@ -103,7 +110,7 @@ def main(
     except ImportError:
         runner = asyncio.Runner()
     with runner:
-        runner.run(serve(cluster, sockets))
+        runner.run(serve(cluster, sockets, Weather() if weather else None))
     sys.exit(0)
 
 

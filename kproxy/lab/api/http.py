@@ -10,7 +10,9 @@ from aiohttp import web
 
 from kproxy.lab.api import discovery, openapi, views
 from kproxy.lab.api.cluster import Cluster
+from kproxy.lab.api.delivery import Delivery, Severed
 from kproxy.lab.api.fields import quoted
+from kproxy.lab.api.intake import read_value
 from kproxy.lab.api.kinds import GROUPS, Resource
 from kproxy.lab.api.listing import list_page
 from kproxy.lab.api.negotiation import Form, negotiate
@@ -20,6 +22,7 @@ from kproxy.lab.api.status import ApiError, internal_error, method_not_allowed, 
 from kproxy.lab.api.store import Record
 from kproxy.lab.api.values import Object
 from kproxy.lab.api.watching import parse_watch, stream
+from kproxy.lab.api.weather import Storm, Weather
 from kproxy.lab.api.writing import WriteRequest, write
 
 log = logging.getLogger(__name__)
@@ -30,8 +33,9 @@ BODY_LIMIT = 3 * 1024 * 1024  # the real server's limit of a request body
 class Surface:
     """The handlers of one cluster."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, weather: Weather | None = None) -> None:
         self.cluster = cluster
+        self.weather = weather  # None: there is no bad weather, and no path to make it
         self.registry = cluster.registry
         self.stopping = asyncio.Event()
 
@@ -57,10 +61,20 @@ class Surface:
 
     async def _route(self, request: web.Request) -> web.StreamResponse:
         path = request.path
+        if path.startswith("/kproxy.lab/") and self.weather is not None:
+            return await self._administer(request, self.weather)
         plain = self._plain(request, path)
         if plain is not None:
             return plain
         target = parse_path(path)
+        watch = request.method == "GET" and (target.watch or flag(request.query, "watch"))
+        storm = self.weather.strike(request.method, path, watch=watch) if self.weather else None
+        if storm is not None and storm.action == "status":
+            raise storm.refusal()
+        if storm is not None and storm.action == "drop":
+            return _sever(request)
+        if watch:
+            return await self._watch(request, target, storm)
         response = await self._serve(request, target)
         for name, value in _deprecations(path):
             if not response.prepared:
@@ -70,8 +84,6 @@ class Surface:
     async def _serve(self, request: web.Request, target: Target) -> web.StreamResponse:
         method = request.method
         if method == "GET":
-            if target.watch or flag(request.query, "watch"):
-                return await self._watch(request, target)
             return self._read(request, target)
         if method not in ("POST", "PUT", "PATCH", "DELETE"):
             raise method_not_allowed()
@@ -139,26 +151,41 @@ class Surface:
             raise no_such_path()
         return _json(views.one(target.resource, record, form, include, now), content_type=form.media_type)
 
-    async def _watch(self, request: web.Request, target: Target) -> web.StreamResponse:
+    async def _watch(self, request: web.Request, target: Target, storm: Storm | None) -> web.StreamResponse:
         form = negotiate(request.headers.get("Accept", ""))
         wanted = parse_watch(target.resource, target.namespace, target.name, request.query)
         response = web.StreamResponse(
             headers={"Content-Type": "application/json", "Cache-Control": "no-cache, private"}
         )
+        for name, value in _deprecations(request.path):
+            response.headers.add(name, value)
         await response.prepare(request)
         include = request.query.get("includeObject", "Metadata")
         render = views.event_renderer(target.resource, form, include, self.registry.clock)
-
-        async def send(data: bytes) -> None:
-            if data:
-                await response.write(data)
-
+        delivery = Delivery(response, storm, self.stopping)
         try:
-            await stream(self.cluster.store, wanted, send, render, self.stopping)
+            await stream(self.cluster.store, wanted, delivery.send, render, self.stopping)
+            if delivery.stalls:
+                await delivery.stall()
             await response.write_eof()
+        except Severed:
+            return _sever(request, response)
         except ConnectionError:
             pass  # the client went away; nothing is owed to it
         return response
+
+    # for tests only
+
+    async def _administer(self, request: web.Request, weather: Weather) -> web.Response:
+        """POST /kproxy.lab/weather sets the rules, GET shows how many are left; POST /kproxy.lab/compact forgets the history."""
+        if request.path == "/kproxy.lab/weather":
+            if request.method == "POST":
+                weather.forecast(read_value(await request.read(), "application/json"))
+            return _json(Form().body({"left": weather.left()}))
+        if request.path == "/kproxy.lab/compact" and request.method == "POST":
+            self.cluster.store.compact()
+            return _json(Form().body({"revision": self.cluster.store.revision}))
+        raise no_such_path()
 
     # writing
 
@@ -190,6 +217,13 @@ class Surface:
         if stored is not None and stored.object is obj:
             return stored
         return Record(("", ""), obj, int(metadata.get("resourceVersion") or 0))
+
+
+def _sever(request: web.Request, response: web.StreamResponse | None = None) -> web.StreamResponse:
+    """Close the connection as it stands."""
+    if request.transport is not None:
+        request.transport.abort()
+    return response or web.Response()
 
 
 def _deprecations(path: str) -> list[tuple[str, str]]:

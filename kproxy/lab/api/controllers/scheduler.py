@@ -64,8 +64,7 @@ class Scheduler:
         return min(fitting, key=lambda name: (siblings[name], total[name], name))
 
     def _report_unschedulable(self, pod: Object, reasons: list[str]) -> None:
-        counted = sorted({reason: reasons.count(reason) for reason in reasons}.items())
-        listed = ", ".join(f"{count} {reason}" for reason, count in counted)
+        listed = ", ".join(sorted(f"{reasons.count(reason)} {reason}" for reason in set(reasons)))
         message = (
             f"0/{len(reasons)} nodes are available: {listed}." if reasons else "no nodes available to schedule pods"
         )
