@@ -12,15 +12,17 @@ from kproxy.model.events import Event
 from kproxy.model.names import Family
 from kproxy.model.resolve import resolve, resolve_with_problems
 from kproxy.model.snapshot import Snapshot, fold
-from tests.support.strategies import events, settings
+from tests.support.strategies import histories, settings
+
+_AT_ONCE = 5  # events that one sync sees together
 
 
-@given(events, settings)
+@given(histories, settings)
 def test_incremental_equals_fresh(happened: list[Event], node: NodeSettings) -> None:
     snapshot = Snapshot()
     desired: DesiredState | None = None
-    for event in happened:
-        snapshot = fold(snapshot, [event])
+    for start in range(0, len(happened), _AT_ONCE):
+        snapshot = fold(snapshot, happened[start : start + _AT_ONCE])
         before, resolved = desired, resolve_with_problems(snapshot, node, desired)
         desired = resolved.desired
         fresh = resolve_with_problems(snapshot, node)
@@ -44,13 +46,13 @@ def _check_identity(before: DesiredState, now: DesiredState) -> None:
     assert bool(summarize(before, now)) is (before != now)
 
 
-@given(events, settings, settings)
+@given(histories, settings, settings)
 def test_other_settings_leave_nothing_behind(happened: list[Event], one: NodeSettings, other: NodeSettings) -> None:
     snapshot = fold(Snapshot(), happened)
     assert resolve(snapshot, other, resolve(snapshot, one)) == resolve(snapshot, other)
 
 
-@given(events, settings)
+@given(histories, settings)
 def test_every_port_makes_sense(happened: list[Event], node: NodeSettings) -> None:
     desired = resolve(fold(Snapshot(), happened), node)
     for family in Family:

@@ -1,9 +1,12 @@
 """Random clusters for property tests: few names, so that objects meet; all fields, so that decisions meet; hostile addresses too.
 
-`objects` gives `Decoded` objects of the kinds the proxy looks at, `events` lists of events, `settings` node settings.
+`objects` gives `Decoded` objects of the kinds the proxy looks at, `events` lists of events, `settings` node settings,
+`clusters` events that make a cluster in which nearly everything is served.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from hypothesis import strategies as st
 
@@ -166,3 +169,78 @@ events = st.lists(
     ),
     max_size=12,
 )
+
+
+@st.composite
+def clusters(draw: st.DrawFn) -> list[Event]:
+    """Events that make a cluster where nearly everything is served: each Service with ports, addresses of its own and fitting endpoints."""
+    made: list[Event] = [AddressesChanged(frozenset({"192.168.0.2", "fd00:192:168::2", "127.0.0.1", "::1"}))]
+    made.append(Applied(_decoded(draw(nodes), False)))
+    for number in range(draw(st.integers(1, 3))):
+        name = NamespacedName("a", f"svc{number}")
+        ips = (f"172.30.0.{number + 1}", f"fd00:172:30::{number + 1}")
+        ports = draw(st.lists(_served_port(number), min_size=1, max_size=2, unique_by=lambda p: (p.name, p.protocol)))
+        service = replace(
+            draw(services),
+            name=name,
+            type=draw(st.sampled_from(["ClusterIP", "NodePort", "LoadBalancer"])),
+            proxied=True,
+            headless=False,
+            cluster_ips=ips,
+            external_ips=draw(_some(f"192.168.99.{number}", f"fd00:192:168:99::{number}")),
+            load_balancer_ips=draw(_some(f"1.2.3.{number + 4}", f"2001:db8:1:2:3::{number + 4}")),
+            ports=tuple(ports),
+        )
+        made.append(Applied(_decoded(service, False)))
+        for family in Family:
+            for part in draw(st.sampled_from([(), ("x",), ("x",), ("x", "y")])):
+                numbers = [SlicePort(name=p.name, protocol=p.protocol, port=p.port + 8000) for p in ports]
+                made.append(Applied(_decoded(_slice(draw, name, family, part, tuple(numbers)), False)))
+    return made
+
+
+def _served_port(number: int) -> st.SearchStrategy[PortSpec]:
+    return st.builds(
+        PortSpec,
+        name=_PORT_NAMES,
+        protocol=_PROTOCOLS,
+        port=st.sampled_from([53, 80]),
+        node_port=st.sampled_from([0, 3001 + 10 * number, 3002 + 10 * number]),
+    )
+
+
+def _some(*addresses: str) -> st.SearchStrategy[tuple[str, ...]]:
+    return st.sampled_from([(), addresses, addresses])
+
+
+def _slice(
+    draw: st.DrawFn, service: NamespacedName, family: Family, part: str, ports: tuple[SlicePort, ...]
+) -> EndpointSlice:
+    addresses = _FOUR if family is Family.IPV4 else tuple(map(six, _FOUR))
+    endpoints = draw(
+        st.lists(
+            st.builds(
+                SliceEndpoint,
+                address=st.sampled_from(addresses),
+                ready=st.sampled_from([True, True, False]),
+                serving=st.booleans(),
+                terminating=st.booleans(),
+                node_name=st.sampled_from([NODE, "othernode"]),
+                hint_zones=_ZONES,
+                hint_nodes=_HINT_NODES,
+            ),
+            min_size=1,
+            max_size=4,
+        )
+    )
+    return EndpointSlice(
+        name=NamespacedName(service.namespace, f"{service.name}-{family.value}-{part}"),
+        service=service,
+        family=family,
+        ports=ports,
+        endpoints=tuple(endpoints),
+    )
+
+
+# A cluster that is served, random things, and the same Services otherwise.
+histories = st.tuples(clusters(), events, clusters()).map(lambda parts: [*parts[0], *parts[1], *parts[2]])
