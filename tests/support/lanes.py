@@ -78,14 +78,18 @@ def _control_plane() -> str | None:
 
 @cache
 def _peers() -> str | None:
-    if find_program("kube-proxy", os.environ) is None:
-        return "needs kube-proxy: `tests/peers/build` makes it with the Go toolchain"
+    absent = [name for name in ("kube-proxy", "coredns") if find_program(name, os.environ) is None]
+    if absent:
+        return f"needs {', '.join(absent)}: `tests/peers/build` makes them with the Go toolchain"
     return _control_plane() or _packets()
 
 
 @cache
 def _kind() -> str | None:
-    return _programs("docker", "kind", "kubectl")
+    if absent := _programs("docker", "kind", "kubectl"):
+        return absent
+    server = subprocess.run(["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, timeout=20)
+    return None if server.returncode == 0 else "needs docker's daemon, which does not answer"
 
 
 def _with_sbin() -> dict[str, str]:
