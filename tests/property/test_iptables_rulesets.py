@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -219,6 +221,25 @@ def test_a_second_plan_is_empty(desired: DesiredState, settings: IptablesSetting
     assert plan(wanted, wanted).batches == ()
     assert plan(wanted, compile_ruleset(desired, settings, wanted)).batches == ()
     assert plan(wanted, compile_ruleset(desired, settings)).batches == ()
+
+
+@given(desired_states(), desired_states(), SETTINGS)
+def test_compiling_from_the_last_ruleset_gives_what_compiling_afresh_gives(
+    first: DesiredState, second: DesiredState, settings: IptablesSettings
+) -> None:
+    mixed = {**second.ipv4.service_ports, **first.ipv4.service_ports}
+    ports = dict(sorted(mixed.items(), key=lambda item: item[0].sort_key))
+    third = replace(second, ipv4=replace(second.ipv4, service_ports=ports))
+    made: Ruleset | None = None
+    for desired in (first, second, third, third, first):
+        made = compile_ruleset(desired, settings, made)
+        afresh = compile_ruleset(desired, settings)
+        assert made == afresh
+        assert list(made.ipv4.fragments) == list(desired.ipv4.service_ports)
+        for family in Family:
+            assert {n: f.entries for n, f in made.of(family).fragments.items()} == {
+                n: f.entries for n, f in afresh.of(family).fragments.items()
+            }
 
 
 @given(desired_states(), SETTINGS)

@@ -43,7 +43,16 @@ from kproxy.backends.iptables.matches import (
     TransportProtocol,
 )
 from kproxy.backends.iptables.rules import Rule, rule
-from kproxy.backends.iptables.ruleset import Chain, Entry, FamilyRuleset, Fragment, Place, Ruleset
+from kproxy.backends.iptables.ruleset import (
+    Chain,
+    Entry,
+    FamilyRuleset,
+    Fragment,
+    Fragments,
+    Place,
+    Ruleset,
+    differing,
+)
 from kproxy.backends.iptables.settings import IptablesSettings
 from kproxy.model.desired import (
     DesiredState,
@@ -82,6 +91,14 @@ class _Context:
     comments: bool  # per-endpoint comments; left out in large clusters, which makes the text 40 % shorter
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Memo:
+    """What the next compilation may take over: entries of the dispatch chains, without the hidden ones."""
+
+    context: _Context
+    entries: Mapping[Place, Chain]
+
+
 def compile_ruleset(
     desired: DesiredState,
     settings: IptablesSettings,
@@ -113,24 +130,64 @@ def _compile_family(
         affinity=settings.affinity,
         comments=endpoints <= settings.max_endpoints_with_comments,
     )
-    known = previous.fragments if previous is not None and previous.context == context else {}
+    memo = previous.memo if previous is not None and isinstance(previous.memo, _Memo) else None
+    if previous is None or memo is None or memo.context != context:
+        previous, memo = FamilyRuleset(family=state.family), None
+    fragments = _fragments(state, context, previous.fragments, refused)
+    gone, new = differing(previous.fragments, fragments)
+    tables = {table: dict(chains) for table, chains in base_tables(state, settings).items()}
+    tables["nat"] = _nat(previous.tables.get("nat", {}), gone, new, tables["nat"])
+    if memo is not None and _same_entries(gone, new):
+        entries = memo.entries
+    else:
+        entries = {place: tuple(rules) for place, rules in _dispatch(fragments.values()).items()}
+    for place, rules in entries.items():
+        tail = tables[place.table][place.chain]
+        old = previous.chain(place.table, place.chain)
+        keeps = old is not None and memo is not None and memo.entries is entries and old[len(rules) :] == tail
+        tables[place.table][place.chain] = old if keeps and old is not None else (*rules, *tail)
+    return FamilyRuleset(
+        family=state.family, tables=tables, fragments=fragments, memo=_Memo(context=context, entries=entries)
+    )
+
+
+def _fragments(
+    state: FamilyState,
+    context: _Context,
+    known: Mapping[ServicePortName, Fragment],
+    refused: Mapping[tuple[Family, ServicePortName], ServicePort],
+) -> Mapping[ServicePortName, Fragment]:
+    """The fragments of all ServicePorts in order, known ones where the ServicePort is the same object."""
+    ports = state.service_ports
+    if not refused and len(known) == len(ports):  # mostly the same names: see `differing`
+        pairs = zip(known.values(), ports.values(), strict=True)
+        changed = [(old, port) for old, port in pairs if old.service_port is not port]
+        if all(old.service_port.name == port.name for old, port in changed):
+            return {**known, **{port.name: fragment_of(port, context) for _, port in changed}} if changed else known
     fragments: dict[ServicePortName, Fragment] = {}
-    for name, service_port in state.service_ports.items():
-        if refused and refused.get((state.family, name)) is service_port:
+    for name, port in ports.items():
+        if refused and refused.get((state.family, name)) is port:
             continue
         old = known.get(name)
-        if old is not None and old.service_port is service_port:
-            fragments[name] = old
-        else:
-            fragments[name] = fragment_of(service_port, context)
-    tables = {table: dict(chains) for table, chains in base_tables(state, settings).items()}
-    nat = tables["nat"]
-    for fragment in fragments.values():
+        fragments[name] = old if old is not None and old.service_port is port else fragment_of(port, context)
+    return fragments
+
+
+def _nat(previous: Mapping[str, Chain], gone: Fragments, new: Fragments, base: Mapping[str, Chain]) -> dict[str, Chain]:
+    """The nat table: what was there, without the chains of fragments that went, with those of new ones."""
+    nat = dict(previous)
+    for fragment in gone.values():
+        for chain in fragment.chains:
+            nat.pop(chain, None)
+    for fragment in new.values():
         nat.update(fragment.chains)
-    for place, rules in _dispatch(fragments.values()).items():
-        chain = tables[place.table][place.chain]
-        tables[place.table][place.chain] = (*rules, *chain)
-    return FamilyRuleset(family=state.family, tables=tables, fragments=fragments, context=context)
+    nat.update(base)
+    return nat
+
+
+def _same_entries(gone: Fragments, new: Fragments) -> bool:
+    """Whether the dispatch chains stay as they are: same ServicePorts, reached in the same ways."""
+    return gone.keys() == new.keys() and all(gone[name].entries == new[name].entries for name in new)
 
 
 def _dispatch(fragments: Iterable[Fragment]) -> dict[Place, list[Rule]]:
@@ -186,7 +243,7 @@ class _Compiler:
         self.ports = Ports(protocol, str(service_port.port))
         self.prefix = _PREFIX[context.family]
         self.affinity = service_port.affinity if context.affinity else None
-        self.endpoint_chains = {e: names.endpoint_chain(service_port.name, e) for e in service_port.reachable}
+        self.endpoint_chains = names.endpoint_chains(service_port.name, service_port.reachable)
 
     def fragment(self) -> Fragment:
         chains: dict[str, Chain] = {}

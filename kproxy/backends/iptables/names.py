@@ -6,8 +6,8 @@ A chain name may have 28 characters (XT_EXTENSION_MAXNAMELEN is 29 with the fina
 
 from __future__ import annotations
 
-import base64
-import hashlib
+from collections.abc import Iterable
+from hashlib import sha256
 
 from kproxy.model.desired import Endpoint
 from kproxy.model.names import ServicePortName
@@ -48,8 +48,15 @@ DISPATCH_CHAINS: dict[str, frozenset[str]] = {
 }
 
 
+_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+_SHIFTS = range(70, -10, -10)
+
+
 def _hash(text: str) -> str:
-    return base64.b32encode(hashlib.sha256(text.encode()).digest()[:10]).decode()
+    """SHA-256 in base32, the first 16 characters. Two characters at a time: base64.b32encode took a third of the compiler's time."""
+    number = int.from_bytes(sha256(text.encode()).digest()[:10])
+    return "".join([_PAIRS[(number >> shift) & 1023] for shift in _SHIFTS])
 
 
 def service_hash(name: ServicePortName) -> str:
@@ -60,6 +67,12 @@ def service_hash(name: ServicePortName) -> str:
 def endpoint_chain(name: ServicePortName, endpoint: Endpoint) -> str:
     """The chain of one endpoint of one ServicePort. An endpoint shared by two Services has two."""
     return ENDPOINT_PREFIX + _hash(f"{name}{name.protocol.lower}{endpoint.text}")
+
+
+def endpoint_chains(name: ServicePortName, endpoints: Iterable[Endpoint]) -> dict[Endpoint, str]:
+    """The chains of many endpoints of one ServicePort."""
+    start = f"{name}{name.protocol.lower}"
+    return {endpoint: ENDPOINT_PREFIX + _hash(start + endpoint.text) for endpoint in endpoints}
 
 
 def is_hashed(chain: str) -> bool:

@@ -27,7 +27,7 @@ from enum import Enum
 
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.rules import Rule, comparable
-from kproxy.backends.iptables.ruleset import BUILT_IN, Chain, FamilyRuleset, Place, Ruleset, declaration
+from kproxy.backends.iptables.ruleset import BUILT_IN, Chain, FamilyRuleset, Place, Ruleset, declaration, differing
 from kproxy.model.names import Family, ServicePortName
 
 NFT_BATCH_LINES = 4000
@@ -155,23 +155,23 @@ class _Difference:
         self.drafts: dict[ServicePortName, _Draft] = {}
         self.chain_owners: dict[str, ServicePortName] = {}
         self.rule_owners: dict[tuple[Place, str], ServicePortName] = {}
-        for fragments, others in ((applied.fragments, wanted.fragments), (wanted.fragments, applied.fragments)):
+        for fragments in differing(applied.fragments, wanted.fragments):
             for name, fragment in fragments.items():
-                if others.get(name) is not fragment:
-                    self.chain_owners.update(dict.fromkeys(fragment.chains, name))
-                    self.rule_owners.update({(entry.place, entry.rule.text): name for entry in fragment.entries})
+                self.chain_owners.update(dict.fromkeys(fragment.chains, name))
+                self.rule_owners.update({(entry.place, entry.rule.text): name for entry in fragment.entries})
 
     def changes(self) -> Iterator[Change]:
         """First what does not belong to a ServicePort, then the ServicePorts, then what nobody wants."""
         for table in self.wanted.tables:
             self._compare_table(table)
-        for place in self.applied.places():
-            if self.wanted.chain(place.table, place.chain) is None:
-                self._unwanted(place)
+        for table, chains in self.applied.tables.items():
+            wanted = self.wanted.tables.get(table, {})
+            for chain in chains:
+                if chain not in wanted:
+                    self._unwanted(Place(table, chain))
         if self.base != _Draft():
             yield self.base.finish(None)
-        order = {name: i for i, name in enumerate(self.wanted.fragments)}
-        for name in sorted(self.drafts, key=lambda n: (order.get(n, len(order)), n.sort_key)):
+        for name in sorted(self.drafts, key=lambda n: n.sort_key):
             yield self.drafts[name].finish(name)
         yield from self._last()
 

@@ -64,14 +64,13 @@ class FamilyRuleset:
     """All rules of one family.
 
     tables: table → chain → rules, built-in chains with our rules only. For rulesets that were compiled, and no part of equality:
-    fragments: who owns what, so that the plan keeps together what belongs together; context: what fragments depend on besides their
-    ServicePort.
+    fragments: who owns what, in order of the names, so that the plan keeps together what belongs together; memo: the compiler's own.
     """
 
     family: Family
     tables: Mapping[str, Mapping[str, Chain]] = field(default_factory=dict)
     fragments: Mapping[ServicePortName, Fragment] = field(default_factory=dict, compare=False, repr=False)
-    context: object = field(default=None, compare=False, repr=False)
+    memo: object = field(default=None, compare=False, repr=False)
 
     def chain(self, table: str, name: str) -> Chain | None:
         """The rules of a chain, None when there is no such chain."""
@@ -99,6 +98,33 @@ class Ruleset:
     def of(self, family: Family) -> FamilyRuleset:
         """The rules of `family`."""
         return self.ipv4 if family is Family.IPV4 else self.ipv6
+
+
+Fragments = Mapping[ServicePortName, Fragment]
+
+
+def differing(one: Fragments, other: Fragments) -> tuple[Fragments, Fragments]:
+    """What of `one` is not in `other` as the same object, and the reverse.
+
+    Both are in order of their names, so when they hold the same names they are walked side by side: hashing 10,000 names takes longer
+    (20 ms) than all else that one changed endpoint costs the compiler.
+    """
+    if len(one) == len(other):
+        left: dict[ServicePortName, Fragment] = {}
+        right: dict[ServicePortName, Fragment] = {}
+        for mine, theirs in zip(one.values(), other.values(), strict=True):
+            if mine is theirs:
+                continue
+            if mine.service_port.name != theirs.service_port.name:
+                break
+            left[mine.service_port.name] = mine
+            right[theirs.service_port.name] = theirs
+        else:
+            return left, right
+    return (
+        {name: fragment for name, fragment in one.items() if other.get(name) is not fragment},
+        {name: fragment for name, fragment in other.items() if one.get(name) is not fragment},
+    )
 
 
 def declaration(chain: str) -> str:
