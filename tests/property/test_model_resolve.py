@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 from hypothesis import given
+from hypothesis import strategies as st
 
 from kproxy.model.desired import DesiredState, Masquerade, NodeSettings, ServicePort, Verdict, VirtualIPKind
 from kproxy.model.diff import summarize
@@ -12,7 +13,7 @@ from kproxy.model.events import Event
 from kproxy.model.names import Family
 from kproxy.model.resolve import resolve, resolve_with_problems
 from kproxy.model.snapshot import Snapshot, fold
-from tests.support.strategies import histories, settings
+from tests.support.strategies import clusters, events, histories, settings
 
 _AT_ONCE = 5  # events that one sync sees together
 
@@ -46,13 +47,13 @@ def _check_identity(before: DesiredState, now: DesiredState) -> None:
     assert bool(summarize(before, now)) is (before != now)
 
 
-@given(histories, settings, settings)
+@given(clusters(), settings, settings)
 def test_other_settings_leave_nothing_behind(happened: list[Event], one: NodeSettings, other: NodeSettings) -> None:
     snapshot = fold(Snapshot(), happened)
     assert resolve(snapshot, other, resolve(snapshot, one)) == resolve(snapshot, other)
 
 
-@given(histories, settings)
+@given(st.one_of(clusters(), events), settings)
 def test_every_port_makes_sense(happened: list[Event], node: NodeSettings) -> None:
     desired = resolve(fold(Snapshot(), happened), node)
     for family in Family:
