@@ -39,6 +39,7 @@ EXERCISES: dict[str, tuple[str, Exercise]] = {
 }
 LEFT_OUT = (("S20", "Ingress rules need kproxy's own ingress controller, which does not exist yet"),)
 _LINE_LIMIT_S = 60.0
+_NODES_NEEDED = 3  # the notes' 192.168.200.21-23; more do no harm
 
 
 def chosen(ids: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -55,6 +56,8 @@ async def check(
     kubeconfig: Path, examples: Path, state: LabState, ids: Sequence[str], done: Callable[[Line], None]
 ) -> list[Line]:
     """Runs the lines; `done` is called for each as it ends. What the check created is removed afterwards."""
+    if len(state.nodes) < _NODES_NEEDED:
+        raise ConfigError(f"the exercises need {_NODES_NEEDED} nodes, this lab has {len(state.nodes)}")
     lines = {name: Line(id=name, title=EXERCISES[name][0]) for name in ids}
     async with ApiClient.from_kubeconfig(kubeconfig) as api:
         rig = Rig(api=api, examples=examples, nodes=state.nodes, variant=state.variant)
