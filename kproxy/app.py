@@ -99,7 +99,7 @@ class Controller:
     async def be_present(self) -> None:
         """Takes the cluster DNS addresses once there is a zone and somebody who answers, and again when they are lost; runs for ever."""
         while True:
-            ready = self.loop.status.writer and self.loop.status.dns_published and self.publisher.workers()
+            ready = self.loop.status.writer and self.loop.status.dns_published and self.publisher.answering()
             if ready and not set(self.cluster_dns) <= self.loop.snapshot.local_addresses:
                 self.held = await hold(self.cluster_dns)
                 log.info("Cluster DNS is answered on this node", extra=fields(addresses=", ".join(self.held)))

@@ -32,12 +32,17 @@ _LOCALHOST, _INVALID, _ONION, _LOCAL = b"\x09localhost\0", b"\x07invalid\0", b"\
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A finished reply. owner: the key of the one Service it is made from, b"" when it depends on more than that (or on an absence)."""
+    """A finished reply.
+
+    owner: the key of the one Service it is made from, b"" when it depends on more than that (or on an absence). turns: how many orders of
+    its addresses there are to go round; clients that take the first one spread over all.
+    """
 
     reply: bytes
     owner: bytes = b""
     query: Query | None = None
     rcode: int = 0
+    turns: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +64,13 @@ class _Found:
     owner: bytes = b""
 
 
-def answer(zone: Zone, query: bytes, transport: Transport) -> bytes | Forward | None:
-    """The reply to the bytes of a query; see the module's text."""
-    outcome = respond(zone, query, transport)
+def answer(zone: Zone, query: bytes, transport: Transport, turn: int = 0) -> bytes | Forward | None:
+    """The reply to the bytes of a query; see the module's text. turn: several addresses begin with this one of them (modulo)."""
+    outcome = respond(zone, query, transport, turn)
     return outcome.reply if isinstance(outcome, Outcome) else outcome
 
 
-def respond(zone: Zone, data: bytes, transport: Transport) -> Outcome | Forward | None:
+def respond(zone: Zone, data: bytes, transport: Transport, turn: int = 0) -> Outcome | Forward | None:
     """As `answer`, with what the worker's cache must know beside the bytes."""
     query = wire.parse_query(data)
     if query is None:
@@ -90,8 +95,12 @@ def respond(zone: Zone, data: bytes, transport: Transport) -> Outcome | Forward 
         return records
     if not records.answer:
         return _negative(zone, query, size, start, Rcode.NOERROR)
-    reply = wire.build(query, answer=records.answer, additional=records.additional, size=size)
-    return Outcome(reply, records.owner, query)
+    found_records, turns = records.answer, 1
+    if query.qtype in (Type.A, Type.AAAA) and records.owner:
+        turns = len(found_records)
+        found_records = wire.rotated(found_records, turn)
+    reply = wire.build(query, answer=found_records, additional=records.additional, size=size)
+    return Outcome(reply, records.owner, query, turns=turns)
 
 
 def _refusal(query: Query, size: int) -> Outcome:

@@ -7,6 +7,9 @@ construction. What must not happen here: forwarded answers (they age; `forward` 
 The zone is authoritative and never stale, so a change must throw out what it touches before the next query: positive replies made from one
 Service go with that Service, everything else (NXDOMAIN, NODATA, the SOA's serial, PTR, NS, chains) goes at every change.
 
+Replies with several addresses are kept in as many orders (up to TURNS), made one per query and then gone round: clients that take the first
+address, which are most, spread over all endpoints of a headless Service (CoreDNS's `loadbalance`).
+
 Bounded twice: entries and octets. A full half is emptied as a whole, which costs each name one slow answer; evicting one by one would cost
 every flood a search.
 """
@@ -18,7 +21,21 @@ from collections.abc import Iterable
 from kproxy.dns.answer import Outcome
 from kproxy.dns.wire import Rcode
 
+TURNS = 32
+
 _LASTING = frozenset({Rcode.NOERROR, Rcode.NXDOMAIN})
+
+
+class _Round:
+    """The orders of one reply: those made so far, how many there will be, of how many addresses, and which is next."""
+
+    __slots__ = ("addresses", "next", "orders", "wanted")
+
+    def __init__(self, addresses: int) -> None:
+        self.orders: list[bytes] = []
+        self.wanted = min(addresses, TURNS)
+        self.addresses = addresses
+        self.next = 0
 
 
 class AnswerCache:
@@ -32,9 +49,23 @@ class AnswerCache:
         self.octets = octets
         self.lasting: dict[bytes, bytes] = {}
         self.fleeting: dict[bytes, bytes] = {}
+        self._rounds: dict[bytes, _Round] = {}
         self._by_owner: dict[bytes, list[bytes]] = {}
         self._lasting_octets = 0
         self._fleeting_octets = 0
+
+    def next_order(self, key: bytes) -> bytes | None:
+        """The next order of a reply with several addresses; None until all of its orders are made."""
+        known = self._rounds.get(key)
+        if known is None or len(known.orders) < known.wanted:
+            return None
+        known.next = (known.next + 1) % known.wanted
+        return known.orders[known.next]
+
+    def turn_to_make(self, key: bytes) -> int:
+        """The address that the next order to be made begins with; evenly spread where there are more addresses than orders."""
+        known = self._rounds.get(key)
+        return 0 if known is None else len(known.orders) * known.addresses // known.wanted
 
     def store(self, data: bytes, outcome: Outcome) -> None:
         """Remembers the reply to the UDP query `data`, unless equal bytes will hardly come again.
@@ -49,10 +80,16 @@ class AnswerCache:
         key, value = data[2:], outcome.reply[2:]
         size = len(key) + len(value)
         if outcome.owner:
-            if len(self.lasting) >= self.entries or self._lasting_octets + size > self.octets:
+            if len(self.lasting) + len(self._rounds) >= self.entries or self._lasting_octets + size > self.octets:
                 self._empty_lasting()
-            self.lasting[key] = value
             self._lasting_octets += size
+            if outcome.turns > 1:
+                orders = self._rounds.setdefault(key, _Round(outcome.turns)).orders
+                orders.append(value)
+                if len(orders) > 1:
+                    return
+            else:
+                self.lasting[key] = value
             self._by_owner.setdefault(outcome.owner, []).append(key)
         else:
             if len(self.fleeting) >= self.entries or self._fleeting_octets + size > self.octets:
@@ -65,9 +102,11 @@ class AnswerCache:
         self._empty_fleeting()
         for owner in owners:
             for key in self._by_owner.pop(owner, ()):
-                value = self.lasting.pop(key, None)
-                if value is not None:
-                    self._lasting_octets -= len(key) + len(value)
+                if key in self._rounds:
+                    gone = self._rounds.pop(key).orders
+                else:
+                    gone = [self.lasting.pop(key)]
+                self._lasting_octets -= sum(len(key) + len(value) for value in gone)
 
     def clear(self) -> None:
         """Throws out everything: another zone, other settings, other namespaces."""
@@ -76,6 +115,7 @@ class AnswerCache:
 
     def _empty_lasting(self) -> None:
         self.lasting.clear()
+        self._rounds.clear()
         self._by_owner.clear()
         self._lasting_octets = 0
 

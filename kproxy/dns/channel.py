@@ -113,7 +113,7 @@ async def receive_from_controller(reader: asyncio.StreamReader) -> FromControlle
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """A connected worker: its process and the zone number it has acknowledged."""
+    """A connected worker: its process and the number of the zone it answers from; -1 while it listens to nobody yet or has none."""
 
     pid: int
     number: int
@@ -188,6 +188,10 @@ class ZonePublisher:
     def workers(self) -> tuple[WorkerStatus, ...]:
         """The connected workers, by pid."""
         return tuple(sorted((WorkerStatus(s.pid, s.held) for s in self._sessions), key=lambda status: status.pid))
+
+    def answering(self) -> int:
+        """How many workers are bound and answer from a zone: what makes it right to draw pods' queries to this node."""
+        return sum(session.held >= 0 for session in self._sessions)
 
     async def close(self) -> None:
         """Stops listening and hangs up; workers go on with what they have."""

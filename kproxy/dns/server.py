@@ -116,14 +116,14 @@ class Server:
     def _drain(self, sock: socket.socket) -> bool:
         """Answers up to a batch of queries; whether there may be more."""
         receive, send = sock.recvfrom, sock.sendto
-        lasting, fleeting = self.cache.lasting.get, self.cache.fleeting.get
+        lasting, fleeting, next_order = self.cache.lasting.get, self.cache.fleeting.get, self.cache.next_order
         slow = errors = served = 0
         try:
             while served < BATCH:
                 data, peer = receive(RECEIVE)
                 served += 1
                 key = data[2:]
-                reply = lasting(key) or fleeting(key)
+                reply = lasting(key) or fleeting(key) or next_order(key)
                 if reply is None:
                     slow += 1
                     self._slowly(sock, data, peer)
@@ -146,7 +146,7 @@ class Server:
                 counters["socket_errors"] += errors
 
     def _slowly(self, sock: socket.socket, data: bytes, peer: Any) -> None:
-        outcome = self._respond(data, Transport.UDP)
+        outcome = self._respond(data, Transport.UDP, self.cache.turn_to_make(data[2:]))
         if isinstance(outcome, Forward):
             reply = self._at_once(outcome, Transport.UDP)
             if reply is None:
@@ -169,9 +169,9 @@ class Server:
     def _count(self, reply: bytes) -> None:
         self.counters[f"rcode_{reply[3] & 15}"] += 1
 
-    def _respond(self, data: bytes, transport: Transport) -> Outcome | Forward | None:
+    def _respond(self, data: bytes, transport: Transport, turn: int) -> Outcome | Forward | None:
         try:
-            outcome = respond(self.zone, data, transport)
+            outcome = respond(self.zone, data, transport, turn)
         except Exception as error:  # see the module's text
             self._fault(error, data)
             return Outcome(wire.bare(data, Rcode.SERVFAIL), rcode=Rcode.SERVFAIL)
@@ -258,7 +258,7 @@ class Server:
             if not data:
                 return
             self.counters["queries_tcp"] += 1
-            outcome = self._respond(data, Transport.TCP)
+            outcome = self._respond(data, Transport.TCP, self.counters["queries_tcp"])
             if isinstance(outcome, Forward):
                 reply = self._at_once(outcome, Transport.TCP)
                 if reply is None:

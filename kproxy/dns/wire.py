@@ -225,6 +225,12 @@ def record(owner: bytes, rtype: int, ttl: int, rdata: bytes) -> bytes:
     return owner + struct.pack("!HHIH", rtype, 1, ttl, len(rdata)) + rdata
 
 
+def rotated(records: Sequence[bytes], turn: int) -> Sequence[bytes]:
+    """The records beginning with number `turn` (modulo), in the same cyclic order."""
+    at = turn % len(records) if records else 0
+    return [*records[at:], *records[:at]] if at else records
+
+
 def pointer(offset: int) -> bytes:
     """A compression pointer to `offset` in the message (below 16384)."""
     return struct.pack("!H", 0xC000 | offset)

@@ -83,6 +83,7 @@ def test_what_the_cache_gives_back_is_what_would_be_answered(data: bytes, zone: 
     cache = AnswerCache()
     cache.store(data, outcome)
     again = mark + data[2:]
+    assert len(cache.lasting) + len(cache.fleeting) <= 1
     kept = cache.lasting.get(again[2:]) or cache.fleeting.get(again[2:])
     if kept is not None:
         assert mark + kept == answer(ZONES[zone], again, Transport.UDP)

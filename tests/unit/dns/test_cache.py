@@ -13,7 +13,7 @@ from kproxy.dns.wire import Transport
 from tests.support.queries import absolute, zone_of
 
 ZONE = zone_of("U", DnsSettings(own_addresses=("10.0.0.10",)))
-SVC1, HDLS1 = b"\x04svc1\x06testns", b"\x05hdls1\x06testns"
+SVC1, HDLS1 = b"\x04svc1\x06testns", b"\x09hdlsprtls\x06testns"
 
 
 def query(name: str, qtype: str = "A", **more: object) -> bytes:
@@ -30,7 +30,7 @@ def store(cache: AnswerCache, data: bytes) -> bytes:
 def test_positive_answers_go_with_their_service_and_all_others_with_any_change() -> None:
     cache = AnswerCache()
     svc1 = [store(cache, query("svc1.testns.svc")), store(cache, query("_http._tcp.svc1.testns.svc", "SRV"))]
-    hdls1 = store(cache, query("hdls1.testns.svc"))
+    hdls1 = store(cache, query("hdlsprtls.testns.svc"))
     fleeting = [
         store(cache, query("svc0.testns.svc")),
         store(cache, query("svc1.testns.svc", "AAAA")),
@@ -89,3 +89,41 @@ def test_both_halves_are_bounded_in_entries_and_octets() -> None:
                 assert len(half) <= bounds["entries"]
                 assert sum(len(k) + len(v) for k, v in half.items()) <= bounds["octets"]
         assert cache.fleeting and cache.lasting
+
+
+def first_address(reply: bytes) -> str:
+    return dns.message.from_wire(reply).answer[0][0].to_text()
+
+
+def asked(cache: AnswerCache, data: bytes) -> str:
+    kept = cache.next_order(data[2:])
+    if kept is not None:
+        return first_address(data[:2] + kept)
+    outcome = respond(ZONE, data, Transport.UDP, cache.turn_to_make(data[2:]))
+    assert isinstance(outcome, Outcome)
+    cache.store(data, outcome)
+    return first_address(outcome.reply)
+
+
+def test_several_addresses_take_turns_in_being_the_first() -> None:
+    cache, data = AnswerCache(), query("hdls1.testns.svc")
+    firsts = [asked(cache, data) for _ in range(40)]
+    assert {first: firsts.count(first) for first in firsts} == dict.fromkeys(
+        ("172.0.0.2", "172.0.0.3", "172.0.0.4", "172.0.0.5"), 10
+    )
+    cache.forget([b"\x05hdls1\x06testns"])
+    assert cache.next_order(data[2:]) is None and cache.turn_to_make(data[2:]) == 0
+
+
+def test_more_addresses_than_orders_are_spread_evenly() -> None:
+    zone = zone_of("big", DnsSettings())
+    cache, data = AnswerCache(), query("big.testns.svc", use_edns=0, payload=1232)
+    firsts = set()
+    for _ in range(100):
+        outcome = respond(zone, data, Transport.UDP, cache.turn_to_make(data[2:]))
+        assert isinstance(outcome, Outcome)
+        if cache.next_order(data[2:]) is not None:
+            break
+        firsts.add(first_address(outcome.reply))
+        cache.store(data, outcome)
+    assert len(firsts) == 32 and {int(first.split(".")[2]) for first in firsts} == {0, 1, 2, 3}
