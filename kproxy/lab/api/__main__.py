@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import random
+import shlex
 import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 import click
 from aiohttp import web
@@ -20,6 +22,7 @@ from aiohttp import web
 from kproxy.lab.api.cluster import Cluster, Settings
 from kproxy.lab.api.controllers.balancer import parse_pool
 from kproxy.lab.api.http import Surface
+from kproxy.lab.api.sessions import PodDoor
 from kproxy.lab.api.weather import Weather
 
 
@@ -34,9 +37,9 @@ def listener(where: str) -> socket.socket:
     return sock
 
 
-async def serve(cluster: Cluster, sockets: list[socket.socket], weather: Weather | None) -> None:
+async def serve(cluster: Cluster, sockets: list[socket.socket], weather: Weather | None, door: PodDoor | None) -> None:
     """Serve until SIGTERM or SIGINT."""
-    surface = Surface(cluster, weather)
+    surface = Surface(cluster, weather, door)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, surface.stopping.set)
@@ -76,6 +79,17 @@ async def serve(cluster: Cluster, sockets: list[socket.socket], weather: Weather
     is_flag=True,
     help="Let tests order faults by POST /kproxy.lab/weather (see kproxy/lab/api/weather.py).",
 )
+@click.option(
+    "--pod-command",
+    default="",
+    metavar="WORDS",
+    help="How a command gets into a pod, for kubectl exec, attach and run -it: words before the command, with {namespace} and {pod}.",
+)
+@click.option(
+    "--pod-key-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with the secret first part of the server URL's path that commands in pods need.",
+)
 @click.option("--history", default=10_000, show_default=True, help="Changes remembered per resource, for watches.")
 def main(
     listen: tuple[str, ...],
@@ -85,6 +99,8 @@ def main(
     lb_pool: str,
     hollow_nodes: int,
     weather: bool,
+    pod_command: str,
+    pod_key_file: Path | None,
     history: int,
 ) -> None:
     """An in-memory Kubernetes API server for the lab: no credentials, loopback and lab networks only."""
@@ -102,6 +118,9 @@ def main(
     sockets = [listener(where) for where in listen] + [socket.socket(fileno=number) for number in listen_fds]
     if not sockets:
         raise click.UsageError("give --listen or --listen-fd")
+    door = None
+    if pod_command and pod_key_file is not None:
+        door = PodDoor(tuple(shlex.split(pod_command)), pod_key_file.read_text().strip())
     cluster = Cluster(settings, clock=time.time, randomness=random.SystemRandom())
     try:
         import uvloop
@@ -110,7 +129,7 @@ def main(
     except ImportError:
         runner = asyncio.Runner()
     with runner:
-        runner.run(serve(cluster, sockets, Weather() if weather else None))
+        runner.run(serve(cluster, sockets, Weather() if weather else None, door))
     sys.exit(0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 from collections.abc import Iterable
 
@@ -13,11 +14,12 @@ from kproxy.lab.api.cluster import Cluster
 from kproxy.lab.api.delivery import Delivery, Severed
 from kproxy.lab.api.fields import quoted
 from kproxy.lab.api.intake import read_value
-from kproxy.lab.api.kinds import GROUPS, Resource
+from kproxy.lab.api.kinds import GROUPS, PODS, Resource
 from kproxy.lab.api.listing import list_page
 from kproxy.lab.api.negotiation import Form, negotiate
 from kproxy.lab.api.requests import Target, flag, parse_path
 from kproxy.lab.api.scaling import scale_of
+from kproxy.lab.api.sessions import PodDoor, serve_session
 from kproxy.lab.api.status import ApiError, internal_error, method_not_allowed, no_such_path
 from kproxy.lab.api.store import Record
 from kproxy.lab.api.values import Object
@@ -33,8 +35,9 @@ BODY_LIMIT = 3 * 1024 * 1024  # the real server's limit of a request body
 class Surface:
     """The handlers of one cluster."""
 
-    def __init__(self, cluster: Cluster, weather: Weather | None = None) -> None:
+    def __init__(self, cluster: Cluster, weather: Weather | None = None, door: PodDoor | None = None) -> None:
         self.cluster = cluster
+        self.door = door  # how commands get into pods; None: they do not
         self.weather = weather  # None: there is no bad weather, and no path to make it
         self.registry = cluster.registry
         self.stopping = asyncio.Event()
@@ -51,7 +54,11 @@ class Surface:
             return await self._route(request)
         except ApiError as error:
             headers = [("Retry-After", str(error.retry_after_s))] if error.retry_after_s is not None else []
-            return _json(Form().body(error.status()), status=error.code, headers=headers + _deprecations(request.path))
+            return _json(
+                Form().body(error.status()),
+                status=error.code,
+                headers=headers + _deprecations(self._without_key(request.path)[0]),
+            )
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as problem:
@@ -59,10 +66,18 @@ class Surface:
             log.exception("%s %s", request.method, request.path)
             return _json(Form().body(internal_error(str(problem)).status()), status=500)
 
+    def _without_key(self, path: str) -> tuple[str, bool]:
+        """The path behind the door's key, and whether the key was there."""
+        if self.door is None:
+            return path, False
+        first, slash, rest = path[1:].partition("/")
+        has_key = bool(self.door.key) and hmac.compare_digest(first.encode(), self.door.key.encode())
+        return (slash + rest, True) if has_key else (path, False)
+
     async def _route(self, request: web.Request) -> web.StreamResponse:
-        path = request.path
+        path, has_key = self._without_key(request.path)
         if path.startswith("/kproxy.lab/") and self.weather is not None:
-            return await self._administer(request, self.weather)
+            return await self._administer(request, path, self.weather)
         plain = self._plain(request, path)
         if plain is not None:
             return plain
@@ -74,7 +89,9 @@ class Surface:
         if storm is not None and storm.action == "drop":
             return _sever(request)
         if watch:
-            return await self._watch(request, target, storm)
+            return await self._watch(request, path, target, storm)
+        if target.resource is PODS and target.subresource in ("exec", "attach"):
+            return await serve_session(request, target, self.registry, self.door if has_key else None)
         response = await self._serve(request, target)
         for name, value in _deprecations(path):
             if not response.prepared:
@@ -145,19 +162,22 @@ class Surface:
             page = list_page(self.cluster.store, target.resource, target.namespace, request.query)
             return _json(views.many(target.resource, page, form, include, now), content_type=form.media_type)
         record = self.registry.get(target.resource, target.namespace, target.name)
+        if target.resource is PODS and target.subresource == "log":
+            # The lab's pods keep no log; kubectl should find an empty one rather than an error.
+            return _json(b"", content_type="text/plain")
         if target.subresource == "scale" and target.resource.has_scale:
             return _json(form.body(scale_of(target.resource, record.object)))
         if target.subresource not in ("", "status"):
             raise no_such_path()
         return _json(views.one(target.resource, record, form, include, now), content_type=form.media_type)
 
-    async def _watch(self, request: web.Request, target: Target, storm: Storm | None) -> web.StreamResponse:
+    async def _watch(self, request: web.Request, path: str, target: Target, storm: Storm | None) -> web.StreamResponse:
         form = negotiate(request.headers.get("Accept", ""))
         wanted = parse_watch(target.resource, target.namespace, target.name, request.query)
         response = web.StreamResponse(
             headers={"Content-Type": "application/json", "Cache-Control": "no-cache, private"}
         )
-        for name, value in _deprecations(request.path):
+        for name, value in _deprecations(path):
             response.headers.add(name, value)
         await response.prepare(request)
         include = request.query.get("includeObject", "Metadata")
@@ -176,13 +196,13 @@ class Surface:
 
     # for tests only
 
-    async def _administer(self, request: web.Request, weather: Weather) -> web.Response:
+    async def _administer(self, request: web.Request, path: str, weather: Weather) -> web.Response:
         """POST /kproxy.lab/weather sets the rules, GET shows how many are left; POST /kproxy.lab/compact forgets the history."""
-        if request.path == "/kproxy.lab/weather":
+        if path == "/kproxy.lab/weather":
             if request.method == "POST":
                 weather.forecast(read_value(await request.read(), "application/json"))
             return _json(Form().body({"left": weather.left()}))
-        if request.path == "/kproxy.lab/compact" and request.method == "POST":
+        if path == "/kproxy.lab/compact" and request.method == "POST":
             self.cluster.store.compact()
             return _json(Form().body({"revision": self.cluster.store.revision}))
         raise no_such_path()

@@ -62,6 +62,6 @@ def parse_body(body: bytes, content_type: str) -> object:
         if body[:1] in (b"{", b"["):
             return decode(body)
         return yaml.safe_load(body)
-    if media_type.endswith("json") or media_type in ("text/plain", "*/*", "application/octet-stream"):
+    if media_type.endswith("json"):
         return decode(body)
     raise unsupported_media_type((JSON, YAML))
