@@ -173,7 +173,7 @@ class Api:
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise client_errors.of_exception(error, self.server, credentials) from None
         finally:
-            response.close()
+            _drop(response)
 
     async def _respond(
         self, path: str, params: Mapping[str, str], timeout: aiohttp.ClientTimeout
@@ -182,7 +182,7 @@ class Api:
         response = await self._send(await self.refresh(), path, params, timeout)
         if response.status != 401:
             return response
-        response.close()
+        _drop(response)
         return await self._send(await self.refresh(force=True), path, params, timeout)
 
     async def _send(
@@ -245,6 +245,15 @@ async def connect(settings: ClientSettings) -> AsyncIterator[Api]:
         yield api
     finally:
         await api.close()
+
+
+def _drop(response: aiohttp.ClientResponse) -> None:
+    """Lets go of an answer. One that is not read to its end takes its connection along, without the farewell of TLS: the server
+    may be dead, and nobody would wait for its part of it."""
+    connection = response.connection
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
+    response.close()
 
 
 def _session_facts(credentials: Credentials) -> tuple[object, ...]:

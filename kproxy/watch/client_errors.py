@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import aiohttp
 
 from kproxy.errors import SourceError
-from kproxy.watch.credentials import Credentials
+from kproxy.watch.credentials import SERVICE_ACCOUNT, Credentials
 from kproxy.watch.decode import decode_status
 from kproxy.watch.fields import shown
 
@@ -35,6 +35,11 @@ def of_exception(error: BaseException, server: str, credentials: Credentials) ->
 
 def _cause(error: BaseException, credentials: Credentials) -> tuple[str, str]:
     address = f"the address comes from {credentials.source}; --master or the kubeconfig's server changes it"
+    if credentials.source.startswith(SERVICE_ACCOUNT):
+        address = (
+            "the address comes from KUBERNETES_SERVICE_HOST, which must name the API server itself: a Service's address answers"
+            " only where something serves it already"
+        )
     match error:
         case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
             inner = (
@@ -64,7 +69,9 @@ def _cause(error: BaseException, credentials: Credentials) -> tuple[str, str]:
             return "is no URL", address
         case ssl.SSLError():
             return f"TLS failed ({_plain(error)})", f"are the certificates in {credentials.source} right?"
-        case aiohttp.ClientPayloadError() | aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError():
+        case aiohttp.ClientPayloadError():
+            return f"broke the connection in the middle of an answer{_inner(error)}", "it is connected anew"
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError():
             return f"broke the connection ({_plain(error)})", "it is connected anew"
         case _:
             return f"{type(error).__name__}: {_plain(error)}", address
@@ -94,6 +101,16 @@ def _seconds(text: str) -> float | None:
 def _kernel_word(error: OSError) -> str:
     """ "Connection refused" and the like; the event loops each have their own words around it."""
     return os.strerror(error.errno) if error.errno and error.errno > 0 else _plain(error)
+
+
+def _inner(error: BaseException) -> str:
+    """The kernel's reason behind an answer that stopped, where there is one (`Connection timed out`)."""
+    seen: BaseException | None = error
+    for _ in range(5):
+        if isinstance(seen, OSError) and seen.errno:
+            return f" ({_kernel_word(seen)})"
+        seen = seen.__cause__ or seen.__context__ if seen is not None else None
+    return ""
 
 
 def _plain(error: object) -> str:

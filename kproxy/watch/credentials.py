@@ -29,6 +29,7 @@ from kproxy.errors import ConfigError, SourceError
 
 EXPIRY_MARGIN_S = 30.0  # an exec plug-in's token is renewed this long before it runs out
 PLUGIN_S = 60.0  # for an exec plug-in; those that open a browser need a person and have no place on a node
+SERVICE_ACCOUNT = "the service account"  # how `Credentials.source` begins for a pod's own
 _PATH_SEPARATOR = ":"
 
 
@@ -182,7 +183,7 @@ def _from_service_account(folder: Path, environ: Mapping[str, str]) -> Credentia
         server=str(found.host),
         authorization=_authorization(found),
         tls=tls,
-        source=f"service account in {folder}",
+        source=f"{SERVICE_ACCOUNT} in {folder}",
         files=tuple((path, _look(path)) for path in (token, authority)),
     )
 

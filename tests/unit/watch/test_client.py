@@ -310,6 +310,13 @@ def test_errors_name_address_cause_and_remedy(answer: Answer, message: str) -> N
     assert text.isprintable()
 
 
+def test_a_pod_with_the_services_own_address_is_told_what_is_wrong(tmp_path: Path) -> None:
+    environ = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": "1"} | NOWHERE
+    settings = ClientSettings(service_account=service_account(tmp_path / "sa"))
+    with pytest.raises(SourceError, match="KUBERNETES_SERVICE_HOST, which must name the API server itself"):
+        with_api([], lambda api, _: api.get("/x", {}), lambda _: settings, environ)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
