@@ -133,7 +133,7 @@ def clear(directory: Path) -> bool:
     Files are enough: a lab's processes, namespaces, mounts and rules end with its first process.
     """
     found = False
-    for name in ("lab.json", "status.json", "kubeconfig", "inside.config", "kproxy.config"):
+    for name in ("lab.json", "status.json", "kubeconfig", "inside.config", "kproxy.config", "pod.key"):
         if (directory / name).exists():
             (directory / name).unlink()
             found = True
