@@ -196,9 +196,10 @@ class ResolveMemo:
     """What the next `resolve` may take over. No part of the meaning of a DesiredState, hence not compared."""
 
     facts: NodeFacts
-    services: Mapping[NamespacedName, Service]  # the snapshot's own map, for the case that nothing changed
+    services: Mapping[NamespacedName, Service]  # the snapshot's own maps: their objects tell by identity what changed
     slices_of: Mapping[NamespacedName, tuple[EndpointSlice, ...]]
     resolved: Mapping[NamespacedName, ServiceMemo]
+    problems: tuple[Problem, ...] = ()  # of all Services, sorted
     conflicts: tuple[tuple[Problem, ...], tuple[Problem, ...]] = ((), ())  # IPv4, IPv6
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kproxy.model.desired import DesiredState
 from kproxy.model.names import Family, ServicePortName
+from kproxy.model.snapshot import differing
 
 _NAMED = 3  # names spelled out in `str()`; the rest is counted
 
@@ -38,7 +39,7 @@ def _words(sign: str, names: tuple[ServicePortName, ...]) -> str:
 
 
 def summarize(old: DesiredState, new: DesiredState) -> Difference:
-    """What leads from `old` to `new`. Costs one walk with identity tests where `resolve` kept what did not change."""
+    """What leads from `old` to `new`. Costs one sweep of identity tests where `resolve` kept what did not change."""
     added: set[ServicePortName] = set()
     changed: set[ServicePortName] = set()
     removed: set[ServicePortName] = set()
@@ -51,15 +52,14 @@ def summarize(old: DesiredState, new: DesiredState) -> Difference:
             (before.local_detector, before.node_port_addresses, before.untracked_dns, before.node_ip)
             != (after.local_detector, after.node_port_addresses, after.untracked_dns, after.node_ip)
         )
-        if before.service_ports is after.service_ports:
-            continue
-        for name, port in after.service_ports.items():
-            was = before.service_ports.get(name)
-            if was is None:
+        for name in differing(before.service_ports, after.service_ports):
+            was, port = before.service_ports.get(name), after.service_ports.get(name)
+            if port is None:
+                removed.add(name)
+            elif was is None:
                 added.add(name)
-            elif was is not port and was != port:
+            elif was != port:
                 changed.add(name)
-        removed |= before.service_ports.keys() - after.service_ports.keys()
     return Difference(added=_sorted(added), changed=_sorted(changed - added), removed=_sorted(removed), node=node)
 
 

