@@ -36,7 +36,7 @@ class Forwarder:
 
     def __init__(self, settings: DnsSettings, counters: Counter[str]) -> None:
         """Raises ValueError when a configured upstream cannot be read."""
-        own = frozenset(settings.listen) | frozenset(settings.own_addresses)
+        own = frozenset(Upstream(address, settings.port) for address in (*settings.listen, *settings.own_addresses))
         self.upstreams = Upstreams(settings.upstreams, settings.resolv_conf, own)
         self._settings = settings
         self._counters = counters

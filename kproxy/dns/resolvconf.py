@@ -61,14 +61,14 @@ def servers_in(text: str) -> list[Upstream]:
     return found[:MAX_SERVERS]
 
 
-def choose(files: Iterable[str], own: frozenset[str]) -> tuple[Upstream, ...]:
-    """The servers of the first file that names any besides this server (`own` addresses) and systemd's stub.
+def choose(files: Iterable[str], own: frozenset[Upstream]) -> tuple[Upstream, ...]:
+    """The servers of the first file that names any besides this server (`own` addresses and port) and systemd's stub.
 
     The stub is better than nobody: it is taken when no file has more.
     """
     stub: tuple[Upstream, ...] = ()
     for name in files:
-        found = [server for server in servers_in(_read(name)) if server.address not in own]
+        found = [server for server in servers_in(_read(name)) if server not in own]
         real = tuple(server for server in found if server.address not in _STUBS)
         if real:
             return real
@@ -89,7 +89,7 @@ class Upstreams:
 
     CHECK_S = 5.0
 
-    def __init__(self, fixed: Iterable[str], files: tuple[str, ...], own: frozenset[str]) -> None:
+    def __init__(self, fixed: Iterable[str], files: tuple[str, ...], own: frozenset[Upstream]) -> None:
         """Raises ValueError when a configured upstream cannot be read."""
         self._files = files
         self._own = own
@@ -97,7 +97,7 @@ class Upstreams:
         self._checked = float("-inf")
         parsed = tuple(parse_upstream(text) for text in fixed)
         self.fixed = bool(parsed)
-        self.servers = tuple(server for server in parsed if server.address not in own)
+        self.servers = tuple(server for server in parsed if server not in own)
 
     def refresh(self, now: float) -> tuple[Upstream, ...]:
         """The servers to ask; `now` in monotonic seconds."""

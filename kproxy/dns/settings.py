@@ -62,6 +62,12 @@ class DnsSettings:
             raise ValueError(f"ttl: {self.ttl} is not within 0 to 3600 seconds")
         if not 0 < self.port < 65536:
             raise ValueError(f"port: {self.port} is not within 1 to 65535")
+        for address in self.listen:
+            if address in (
+                "0.0.0.0",
+                "::",
+            ):  # a reply could come from another address than was asked, and be thrown away
+                raise ValueError(f"listen: {address} is no address of its own; name those to answer on")
         if self.service.count("/") != 1:
             raise ValueError(f"service: {self.service!r} is not namespace/name")
         for name in ("forward_deadline_s", "forward_attempt_s", "tcp_idle_s"):

@@ -20,6 +20,7 @@ import gc
 import logging
 import os
 import random
+import resource
 import signal
 import socket
 import sys
@@ -46,6 +47,7 @@ FIRST_PAUSE_S = 0.05  # before connecting again; doubles with jitter
 LONGEST_PAUSE_S = 2.0
 GRACE_S = 0.5  # a controller that is there sends its zone well within it
 LOOK_EVERY_S = 0.1
+FILES = 16384
 
 
 class Feed:
@@ -124,6 +126,14 @@ class Feed:
             self._writer.write(channel.frame(Held(self._number)))
 
 
+def raise_file_limit() -> None:
+    """As many descriptors as allowed, within reason: TCP clients and forwarded questions have one each, the usual soft limit is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def settle_memory() -> None:
     """Takes all that lives now out of later garbage collections: a zone is large, without cycles, and not worth walking."""
     gc.unfreeze()
@@ -184,6 +194,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--parent", type=int, default=None, metavar="PID", help="end when this process ends")
     options = parser.parse_args(argv)
     settle(options.name, parent_pid=options.parent)
+    raise_file_limit()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s " + options.name + " %(message)s")
     text = options.config
     try:

@@ -173,6 +173,15 @@ def test_what_ps_shows() -> None:
         assert (Path("/proc") / str(workers.processes[0].pid) / "comm").read_text() == "kproxy-dns-0\n"
 
 
+def test_descriptors_suffice_for_tcp_clients_and_forwards() -> None:
+    with Workers(SETTINGS) as workers:
+        workers.ready()
+        limits = (Path("/proc") / str(workers.processes[0].pid) / "limits").read_text()
+    line = next(line for line in limits.splitlines() if line.startswith("Max open files"))
+    soft, hard = line.split()[3:5]
+    assert int(soft) >= min(16384, int(hard))
+
+
 def test_heavy_modules_stay_out_of_the_worker() -> None:
     code = "import sys, kproxy.dns.worker; print(*sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True).stdout

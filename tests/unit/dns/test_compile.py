@@ -86,6 +86,7 @@ def test_a_bad_external_name_is_a_problem_and_no_record(name: str, said: str) ->
         {"port": 0},
         {"service": "kube-dns"},
         {"tcp_in_flight": 0},
+        {"listen": ("::",)},
         {"forward_deadline_s": 0.0},
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from kproxy.dns.resolvconf import Upstream, Upstreams, choose, parse_upstream, servers_in
 
-OWN = frozenset({"10.96.0.10", "192.168.200.21"})
+OWN = frozenset({Upstream("10.96.0.10"), Upstream("192.168.200.21")})
 
 
 @pytest.mark.parametrize(
@@ -76,5 +76,7 @@ def test_files_are_followed_and_configured_servers_are_not(tmp_path: Path) -> No
     assert following.refresh(6.0) == (Upstream("8.8.8.8"),)
     file.unlink()
     assert following.refresh(12.0) == ()
-    fixed = Upstreams(("1.1.1.1:54", "10.96.0.10"), (str(file),), OWN)
-    assert fixed.refresh(0.0) == (Upstream("1.1.1.1", 54),)
+    fixed = Upstreams(("1.1.1.1:54", "10.96.0.10", "192.168.200.21:54"), (str(file),), OWN)
+    assert fixed.refresh(0.0) == (Upstream("1.1.1.1", 54), Upstream("192.168.200.21", 54)), (
+        "another port is another server"
+    )
