@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -183,6 +184,63 @@ def test_balancer_address_comes_from_the_pool_and_goes_back(hollow: Caller) -> N
     hollow("delete", "service", "one")
     hollow("create", "service", "loadbalancer", "three", "--tcp=80")
     hollow("wait", "--for=" + path + "=192.168.200.240", "service/three", "--timeout=20s")
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Caller, Caller]]:
+    """kubectl with and without the key to pods, whose commands run right here with NS and POD in their environment; a pod `p` runs."""
+    folder = tmp_path_factory.mktemp("door")
+    key = folder / "key"
+    key.write_text("open-sesame\n")
+    flags = ("--hollow-nodes", "1", "--pod-command", "env NS={namespace} POD={pod}", "--pod-key-file", str(key))
+    with serving(*flags) as url:
+        with_key = Caller(f"{url}/open-sesame", folder)
+        with_key("run", "p", "--image=busybox")
+        with_key("wait", "--for=condition=Ready", "pod/p", "--timeout=20s")
+        yield with_key, Caller(url, folder)
+
+
+def run(caller: Caller, *arguments: str, stdin: str = "") -> tuple[int, str]:
+    """Exit code and both outputs of kubectl."""
+    done = subprocess.run([*caller.command, *arguments], input=stdin, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_exec_passes_output_input_and_exit_code(door: tuple[Caller, Caller]) -> None:
+    caller = door[0]
+    code, said = run(caller, "exec", "p", "--", "sh", "-c", "echo $NS/$POD; echo wrong >&2; exit 3")
+    assert code == 3
+    assert "default/p\n" in said
+    assert "wrong\n" in said
+    assert run(caller, "exec", "-i", "p", "--", "cat", stdin="a" * 100_000) == (0, "a" * 100_000)
+    assert "container x is not valid for pod p" in run(caller, "exec", "p", "-c", "x", "--", "ls")[1]
+
+
+def test_exec_needs_the_key(door: tuple[Caller, Caller]) -> None:
+    code, said = run(door[1], "exec", "p", "--", "id")
+    assert code == 1
+    assert "is forbidden" in said
+    assert run(door[1], "get", "pod", "p", "-o", "name") == (0, "pod/p\n"), "everything else is open"
+
+
+def test_run_interactively_and_remove(door: tuple[Caller, Caller]) -> None:
+    """`kubectl run NAME -it --rm --image IMAGE COMMAND`, as the notes do; without a terminal, so `-i` only."""
+    caller = door[0]
+    code, said = run(
+        caller, "run", "tool", "--image=x", "-i", "--rm", "--restart=Never", "--", "sh", stdin="echo in $POD\n"
+    )
+    assert code == 0
+    assert "in tool\n" in said
+    assert run(caller, "get", "pod", "tool")[0] == 1
+
+
+def test_a_terminal_is_one(door: tuple[Caller, Caller]) -> None:
+    command = shlex.join([*door[0].command, "exec", "-it", "p", "--", "sh", "-c", "test -t 0 && tty && exit 7"])
+    done = subprocess.run(
+        ["script", "-qec", command, "/dev/null"], stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+    )
+    assert done.returncode == 7
+    assert b"/dev/pts/" in done.stdout
 
 
 def test_watch_prints_changes_as_rows(hollow: Caller) -> None:

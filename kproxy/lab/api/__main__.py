@@ -110,7 +110,7 @@ def main(
         advertise_address=host.strip("[]"),
         advertise_port=int(port),
         # Above every number an earlier run handed out, so that its clients are told to list again.
-        first_revision=int(time.time()),
+        first_revision=int(time.time() * 1000),  # a run would have to write 1,000 objects a second to overtake it
         history=history,
         balancer_pool=parse_pool(lb_pool),
         hollow_nodes=hollow_nodes,

@@ -115,7 +115,8 @@ async def stream(store: Store, request: WatchRequest, send: Send, render: Render
         if request.announce_end:
             lines.append(bookmark_line(request.resource, at, end_of_initial_events=True))
         await _send_lines(send, lines)
-    elif request.since and request.since < log.compacted:
+    elif request.since > store.revision or (request.since and request.since < log.compacted):
+        # A revision from the future is one of an earlier run of this server: expired as well.
         await send(_expired_line(request.since, log.compacted))
         return
     else:

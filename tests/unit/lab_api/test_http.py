@@ -187,6 +187,14 @@ def test_an_old_watch_is_expired_by_an_event(empty: World, play: Play) -> None:
     play(scene)
 
 
+def test_a_watch_from_an_earlier_run_is_expired(empty: World, play: Play) -> None:
+    async def scene(client: Client) -> None:
+        events = [event async for event in client.lines(f"{MAPS}?watch=1&resourceVersion=99999999")]
+        assert [event["object"]["code"] for event in events] == [410]
+
+    play(scene)
+
+
 def test_tables_in_lists_and_watches(empty: World, play: Play) -> None:
     empty.service("s")
     accept = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json"
