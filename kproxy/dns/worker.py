@@ -161,8 +161,8 @@ async def _worth_binding(settings: DnsSettings, feed: Feed, ended: asyncio.Event
     return True
 
 
-async def serve(settings: DnsSettings, path: str) -> None:
-    """Binds, says `ready` on standard output, answers until SIGTERM or SIGINT. Raises OSError when it cannot bind."""
+async def serve(settings: DnsSettings, path: str, *, announce: bool) -> None:
+    """Binds, says `ready` on standard output if wished, answers until SIGTERM or SIGINT. Raises OSError when it cannot bind."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -178,7 +178,9 @@ async def serve(settings: DnsSettings, path: str) -> None:
             await server.start()
             feed.listening()
             settle_memory()
-            print("ready", flush=True)
+            log.info("answering on %s port %d", ", ".join(settings.listen), settings.port)
+            if announce:
+                print("ready", flush=True)
             await ended.wait()
             await server.stop()
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
@@ -192,6 +194,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", required=True, metavar="JSON", help="DnsSettings, or @FILE")
     parser.add_argument("--name", default="kproxy-dns", help="what ps shows")
     parser.add_argument("--parent", type=int, default=None, metavar="PID", help="end when this process ends")
+    parser.add_argument("--announce", action="store_true", help="say `ready` on standard output once it answers")
     options = parser.parse_args(argv)
     settle(options.name, parent_pid=options.parent)
     raise_file_limit()
@@ -207,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     code = 0
     try:
-        run(serve(settings, options.channel))
+        run(serve(settings, options.channel, announce=options.announce))
     except* OSError as group:
         print(f"{options.name}: {group.exceptions[0]}", file=sys.stderr)
         code = 3

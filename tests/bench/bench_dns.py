@@ -217,9 +217,7 @@ async def bench_worker(options: argparse.Namespace, folder: Path, files: dict[st
     config = msgspec.json.encode(settings).decode()
     command = ["taskset", "-c", "0", sys.executable, "-m", "kproxy.dns.worker"]
     begun = time.monotonic()
-    process = subprocess.Popen(
-        [*command, "--channel", str(folder / "dns.sock"), "--config", config], stdout=subprocess.PIPE
-    )
+    process = subprocess.Popen([*command, "--channel", str(folder / "dns.sock"), "--config", config])
     try:
         await asyncio.to_thread(_first_answer, PORT, services[0])
         report["start_to_first_answer_s"] = time.monotonic() - begun

@@ -107,6 +107,7 @@ class Workers:
                 "error",
                 "-m",
                 "kproxy.dns.worker",
+                "--announce",
                 *("--channel", str(self.channel)),
                 *("--config", msgspec.json.encode(self.settings).decode()),
                 *("--name", f"kproxy-dns-{len(self.processes)}"),
