@@ -20,6 +20,8 @@ from kproxy.errors import ConfigError
 from kproxy.model.addresses import LOOPBACK_ADDRESS
 from kproxy.model.desired import NodeSettings
 from kproxy.model.events import AddressesChanged
+from kproxy.model.names import Family
+from kproxy.model.node import local_detector
 from kproxy.model.objects import Problem
 from kproxy.model.snapshot import Snapshot, fold
 from kproxy.watch.manifests import describe, load, snapshot_of
@@ -82,6 +84,10 @@ def read_node(files: Iterable[str], flags: Mapping[str, object]) -> NodeOnFiles:
     remarks = [remark for remark in (describe(loaded), *config.warnings) if remark]
     if snapshot.node(config.node_name) is None:
         remarks.append(f"no Node {config.node_name!r} in the files: its addresses and zone are not known")
+    if not any(local_detector(snapshot, settings, family) for family in Family):
+        remarks.append(
+            "no way to tell pods' packets from others (--cluster-cidr, --detect-local-mode): all count as from outside"
+        )
     return NodeOnFiles(
         config=config,
         settings=settings,

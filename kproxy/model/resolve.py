@@ -5,8 +5,8 @@ are fields; and the Problems met on the way. No packet facility, no clock, no I/
 Problem, never an exception: every other Service still works.
 
 How one Service port is decided (kube-proxy 1.36; the order matters):
-1. The Service counts at all: proxied (neither hand-over label), not ExternalName, and a cluster IP of the family (else the whole
-   Service is skipped in this family, node port included).
+1. The Service counts at all: proxied (no label that hands it to another proxy), not ExternalName, and a cluster IP of the family (else
+   the whole Service is skipped in this family, node port included).
 2. `topology.usable` gives the Cluster set, the Local set, and whether anything could answer.
 3. Internal traffic (to the cluster IP) takes the Local set under internalTrafficPolicy Local, else the Cluster set.
 4. External traffic (external and load-balancer IPs, node port) takes the Local set under externalTrafficPolicy Local, which counts

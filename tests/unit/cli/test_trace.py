@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -170,3 +172,25 @@ def test_outcomes_of_a_large_service_are_counted(tmp_path: Path) -> None:
     assert "51 outcomes, chosen at random" in result.output
     assert "and 39 more (-o json shows all)" in result.output
     assert "then as in the first outcome" in result.output
+
+
+def test_a_missing_detector_is_said(cluster: str) -> None:
+    assert "no way to tell pods' packets from others" in _run("--from", POD, "ns1/svc1", cluster).stderr
+    told = _run("--from", POD, "ns1/svc1", cluster, "--cluster-cidr", "10.0.0.0/8")
+    assert told.stderr == ""
+
+
+def test_the_program_itself_with_objects_from_standard_input(cluster: str) -> None:
+    words = [sys.executable, "-m", "kproxy", "trace", "--from", POD, "-", "-o", "json"]
+    with Path(cluster).open() as objects:
+        done = subprocess.run(
+            [*words[:6], "ns1/svc1", *words[6:]], stdin=objects, capture_output=True, text=True, timeout=30
+        )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["outcomes"][0]["to"] == "10.180.0.1:80"
+    with Path(cluster).open() as objects:
+        wrong = subprocess.run(
+            [*words[:6], "ns1/nobody", *words[6:]], stdin=objects, capture_output=True, text=True, timeout=30
+        )
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("kproxy: DEST: no Service ns1/nobody in the files")
