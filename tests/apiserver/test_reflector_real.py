@@ -79,7 +79,7 @@ async def following(api: Any, *resources: Resource) -> AsyncIterator[Following]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        # A connection that was cancelled within its TLS handshake says farewell by itself; asyncio complains when the loop ends before that.
+        # A connection cancelled within its TLS handshake says farewell by itself; asyncio complains when the loop ends before.
         await asyncio.sleep(0.3)
 
 

@@ -208,7 +208,12 @@ def test_settings_name_fields_that_config_has() -> None:
             found |= names(value, f"{prefix}{item.name}.") if is_dataclass(value) else {prefix + item.name}
         return found
 
-    assert {s.target for s in SETTINGS} | {"dns.resolv_conf", "client.cache", "client.service_account", "warnings"} == names(default(), "")
+    assert {s.target for s in SETTINGS} | {
+        "dns.resolv_conf",
+        "client.cache",
+        "client.service_account",
+        "warnings",
+    } == names(default(), "")
 
 
 def test_both_kinds_in_one_file_and_flags_over_both(tmp_path: Path) -> None:
