@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
+import shlex
 import signal
 import sys
 import time
@@ -93,9 +95,22 @@ class Lab:
                 f"{name} ended with {how}; see {self.programs.logs / name}.log\n{_tail(self.programs.logs / f'{name}.log')}"
             )
             return
+        if name == "api" and self.settings.api == "real":
+            self.fail(
+                f"the control plane ended with {how}, and its objects with it; see {self.programs.logs / name}.log"
+            )
+            return
+        if name == "api":
+            self.stop_agent()
         pause = self.programs.pause_before_restart(running)
         self.say("restart", f"{name} ended ({how}); it starts again in {pause:g} s", program=name)
         asyncio.get_running_loop().call_later(pause, self.start, running.program)
+
+    def stop_agent(self) -> None:
+        """The embedded API keeps nothing on disk: it comes back empty, and a new agent registers the nodes there."""
+        agent = self.programs.all.get("agent")
+        if agent is not None and agent.pid:
+            os.kill(agent.pid, signal.SIGTERM)
 
     def start(self, program: Program) -> None:
         """Starts a program and reads what it says."""
@@ -105,9 +120,15 @@ class Lab:
         self.write_status()
 
     def keep(self, task: asyncio.Task[None]) -> None:
-        """Holds a reference to a task until it is done."""
+        """Holds a reference to a task until it is done; one that breaks ends the lab, because nobody else would notice."""
+
+        def done(ended: asyncio.Task[None]) -> None:
+            self.loops.discard(ended)
+            if not ended.cancelled() and (error := ended.exception()) is not None:
+                self.fail(f"the first process itself failed: {type(error).__name__}: {error}")
+
         self.loops.add(task)
-        task.add_done_callback(self.loops.discard)
+        task.add_done_callback(done)
 
     async def _listen(self, name: str, fd: int) -> None:
         reader = asyncio.StreamReader(limit=1 << 20)
@@ -175,7 +196,9 @@ def _api_program(settings: LabSettings) -> Program:
         argv: tuple[str, ...] = (sys.executable, "-m", "kproxy.lab.realapi", *common, "--directory", settings.directory)
     else:
         pool = f"{addressing.POOL_FIRST}-{addressing.POOL_LAST}"
-        argv = (sys.executable, "-m", "kproxy.lab.api", *common, "--lb-pool", pool)
+        enter = f"{shlex.quote(sys.executable)} -m kproxy.lab.enter {{namespace}}_{{pod}} --"
+        door = ("--pod-command", enter, "--pod-key-file", str(Path(settings.directory) / "pod.key"))
+        argv = (sys.executable, "-m", "kproxy.lab.api", *common, "--lb-pool", pool, *door)
     return Program(name="api", argv=argv, place=addressing.PARENT, hand=settings.listen_fd, speaks=True)
 
 
@@ -183,7 +206,10 @@ def _write_kubeconfigs(settings: LabSettings) -> None:
     directory = Path(settings.directory)
     for name in ("inside.config", "kproxy.config"):
         statefile.write_whole(directory / name, kubeconfigs.kubeconfig(f"http://{_API_URL}"))
-    statefile.write_whole(directory / "kubeconfig", kubeconfigs.kubeconfig(f"http://127.0.0.1:{settings.port}"))
+    # The key opens `kubectl exec` and `run -it` to whoever can read this kubeconfig, and to nobody else on the machine.
+    key = secrets.token_hex(16)
+    statefile.write_whole(directory / "pod.key", key)
+    statefile.write_whole(directory / "kubeconfig", kubeconfigs.kubeconfig(f"http://127.0.0.1:{settings.port}/{key}"))
 
 
 def _configure_nodes(settings: LabSettings) -> None:

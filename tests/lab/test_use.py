@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 import urllib.request
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def test_the_client_outside_knows_no_way_to_pods_and_services(lab: LabUnderTest)
 def test_the_api_is_reached_from_outside_by_its_one_door(lab: LabUnderTest) -> None:
     config = yaml.safe_load(lab.ok("kubeconfig"))
     server = config["clusters"][0]["cluster"]["server"]
-    assert server == f"http://127.0.0.1:{lab.status()['port']}"
+    assert server.startswith(f"http://127.0.0.1:{lab.status()['port']}")
     with urllib.request.urlopen(f"{server}/readyz", timeout=5) as reply:
         assert reply.read() == b"ok"
     path = lab.ok("kubeconfig", "--path").strip()
@@ -176,3 +177,17 @@ def test_a_service_of_both_families_answers_over_both(lab: LabUnderTest) -> None
     assert address.startswith("fd00:10:96::")
     assert lab.at("node-3", "curl", "-s", "-m", "2", f"http://[{address}]/hostname") == "both"
     assert lab.at("client", "curl", "-s", "-m", "2", "http://[fd00:200::21]:30166/hostname") == "both"
+
+
+def test_an_embedded_api_that_died_comes_back_empty_and_works(lab: LabUnderTest) -> None:
+    """The last test of this lab: everything in it is gone afterwards, but for what every lab has."""
+    lab.ok("apply", "-f", "-", stdin=web("before"))
+    by_name = {Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[2]: pid for pid in members(lab.status()["pid"])}
+    os.kill(by_name[b"kproxy.lab.api"], signal.SIGKILL)
+    until = time.monotonic() + 20
+    while lab.status()["cluster"].get("pods_ready") != 3:
+        assert time.monotonic() < until, lab.status()
+        time.sleep(0.2)
+    lab.ok("apply", "-f", "-", stdin=web("after"))
+    lab.until("after", "after", "curl", "-s", "-m", "2", "http://after-svc/hostname", limit_s=20)
+    assert lab.run("exec", "before", "--", "true").returncode == 1
