@@ -227,6 +227,29 @@ def test_counters_reach_the_controller_and_never_fall() -> None:
         assert counters()["queries_udp"] == 40
 
 
+@pytest.mark.parametrize(
+    "junk", [b"", b"\xff\xff\xff\xff", b"\0\0\0\4junk", b"GET / HTTP/1.0\r\n\r\n", b"\0\0\0\1\x80" * 100], ids=repr
+)
+def test_nonsense_on_the_channel_harms_nobody(junk: bytes) -> None:
+    with Workers(SETTINGS) as workers:
+        workers.publish(zone_of("U", SETTINGS))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(2)
+            sock.connect(str(workers.channel))
+            sock.sendall(junk)
+            sock.shutdown(socket.SHUT_WR)
+            assert sock.recv(100) == b"", "hung up on"
+        workers.publish(zone_of("U", DnsSettings(reverse_zones=(), fallthrough=(), ttl=9)))
+        reply = workers.udp(QUERY)
+        assert reply is not None and dns.message.from_wire(reply).answer[0].ttl == 9
+        assert len(workers.status()) == 1
+
+
+def test_only_root_may_speak_on_the_channel() -> None:
+    with Workers(SETTINGS) as workers:
+        assert workers.channel.stat().st_mode & 0o777 == 0o600
+
+
 def test_settings_travel_as_json() -> None:
     settings = DnsSettings(ttl=7, upstreams=("1.2.3.4",))
     assert msgspec.json.decode(msgspec.json.encode(settings), type=DnsSettings) == settings
