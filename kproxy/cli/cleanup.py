@@ -1,8 +1,8 @@
 """`kproxy cleanup`: takes every service rule of kproxy and kube-proxy from this node.
 
 In: which variants to look into. Out: the chains and jumps are gone, other people's rules are as they were; KUBE-FIREWALL stays, for the
-kubelet owns it too. Nothing else is undone (conntrack entries, sysctls), as with `kube-proxy --cleanup`. A kproxy that still runs would
-put its rules back.
+kubelet owns it too. The cluster DNS addresses that kproxy put on this node go as well. Nothing else is undone (conntrack entries, sysctls),
+as with `kube-proxy --cleanup`. A kproxy that still runs would put its rules back.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.plan import Plan, cleanup_plan, render_batch
 from kproxy.backends.iptables.variant import Variant
 from kproxy.cli.options import output_option
+from kproxy.dns.node import release
 from kproxy.errors import ExitCode, KproxyError, UnsupportedError
 
 
@@ -45,7 +46,8 @@ class Outcome:
 def command(variant: str, dry_run: bool, output: str) -> None:
     """Remove all service rules of kproxy and kube-proxy from this node.
 
-    Other rules are not touched, and KUBE-FIREWALL stays (it is the kubelet's too). Stop kproxy and kube-proxy first.
+    Other rules are not touched, and KUBE-FIREWALL stays (it is the kubelet's too). The cluster DNS
+    addresses that kproxy holds here are given back. Stop kproxy and kube-proxy first.
 
     \b
     Examples:
@@ -54,6 +56,8 @@ def command(variant: str, dry_run: bool, output: str) -> None:
     """
     backends = _backends(list(Variant) if variant == "all" else [Variant(variant)])
     outcomes = [asyncio.run(_clean(backend, dry_run)) for backend in backends]
+    if not dry_run:
+        asyncio.run(release())
     if output == "json":
         click.echo(json.dumps({"dryRun": dry_run, "variants": [_as_json(outcome) for outcome in outcomes]}, indent=2))
     else:
