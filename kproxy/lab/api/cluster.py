@@ -20,6 +20,7 @@ from kproxy.lab.api.controllers.endpoints_objects import EndpointsController, Mi
 from kproxy.lab.api.controllers.events import Recorder
 from kproxy.lab.api.controllers.garbage import GarbageCollector
 from kproxy.lab.api.controllers.hollow import HollowKubelet, make_nodes
+from kproxy.lab.api.controllers.index import Index
 from kproxy.lab.api.controllers.loop import Controllers
 from kproxy.lab.api.controllers.namespaces import NamespaceController
 from kproxy.lab.api.controllers.replicas import ReplicaController
@@ -57,13 +58,14 @@ class Cluster:
         pools = ServicePools(ranges, PortAllocator(*NODE_PORTS, choose))
         self.store = Store(first_revision=settings.first_revision, history=settings.history)
         self.registry = Registry(self.store, strategies(pools), clock=clock, randomness=randomness)
+        self.index = Index(self.store)
         self.controllers = Controllers(self.store, clock)
         self._add_controllers()
         self._found()
         self.controllers.settle()
 
     def _add_controllers(self) -> None:
-        registry, settings = self.registry, self.settings
+        registry, index, settings = self.registry, self.index, self.settings
         written: deque[Key] = deque()
 
         def recorder(component: str) -> Recorder:
@@ -72,13 +74,13 @@ class Cluster:
         add = self.controllers.add
         add(NamespaceController(registry))
         add(GarbageCollector(registry))
-        add(DeploymentController(registry, recorder("deployment-controller")))
-        add(ReplicaController(registry, kinds.REPLICA_SETS, recorder("replicaset-controller")))
-        add(ReplicaController(registry, kinds.REPLICATION_CONTROLLERS, recorder("replication-controller")))
-        add(Scheduler(registry, recorder("default-scheduler")))
-        add(SliceController(registry))
-        add(EndpointsController(registry))
-        add(MirrorController(registry))
+        add(DeploymentController(registry, index, recorder("deployment-controller")))
+        add(ReplicaController(registry, index, kinds.REPLICA_SETS, recorder("replicaset-controller")))
+        add(ReplicaController(registry, index, kinds.REPLICATION_CONTROLLERS, recorder("replication-controller")))
+        add(Scheduler(registry, index, recorder("default-scheduler")))
+        add(SliceController(registry, index))
+        add(EndpointsController(registry, index))
+        add(MirrorController(registry, index))
         if settings.balancer_pool:
             add(LoadBalancer(registry, settings.balancer_pool, recorder("lab-load-balancer")))
         if settings.hollow_nodes:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from kproxy.lab.api import kinds, scaling
 from kproxy.lab.api.controllers import pods
 from kproxy.lab.api.controllers.events import Recorder
+from kproxy.lab.api.controllers.index import Index
 from kproxy.lab.api.controllers.owners import controller_reference, is_controlled_by, owner_reference
 from kproxy.lab.api.kinds import Resource
 from kproxy.lab.api.registry import Registry
@@ -98,8 +99,9 @@ def same_template(deployment: Object, replica_set: Object) -> bool:
 class DeploymentController:
     """The controller of Deployments."""
 
-    def __init__(self, registry: Registry, recorder: Recorder) -> None:
+    def __init__(self, registry: Registry, index: Index, recorder: Recorder) -> None:
         self._registry = registry
+        self._index = index
         self._recorder = recorder
 
     def concerned(self, resource: Resource, change: Change) -> Iterable[Key]:
@@ -186,7 +188,7 @@ class DeploymentController:
         total = int(deployment["spec"]["replicas"])
         running = sum(replicas(item) for item in old)
         if dig(deployment, "spec", "strategy", "type") == "Recreate":
-            return 0 if running or self._old_pods(deployment, old) else total
+            return 0 if running or self._old_pods(old) else total
         return max(0, min(total, total + limits_of(deployment).surge - running))
 
     def _annotate(self, replica_set: Object, notes: dict[str, str]) -> Object:
@@ -224,14 +226,10 @@ class DeploymentController:
 
     def _must_wait(self, deployment: Object, old: list[Object]) -> bool:
         recreate = dig(deployment, "spec", "strategy", "type") == "Recreate"
-        return recreate and self._old_pods(deployment, old)
+        return recreate and self._old_pods(old)
 
-    def _old_pods(self, deployment: Object, old: list[Object]) -> bool:
-        uids = {item["metadata"]["uid"] for item in old}
-        for pod in self._registry.objects(kinds.PODS, deployment["metadata"]["namespace"]):
-            if (controller_reference(pod) or {}).get("uid") in uids and not pods.has_ended(pod):
-                return True
-        return False
+    def _old_pods(self, old: list[Object]) -> bool:
+        return any(not pods.has_ended(pod) for item in old for pod in self._index.pods_owned(item))
 
     def _roll_up(self, deployment: Object, new: Object, running: list[Object], total: int) -> None:
         if replicas(new) > total:

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kproxy.lab.api.controllers import pods
+from kproxy.lab.api.controllers import index, pods
 from kproxy.lab.api.fields import parse_ip
 from kproxy.lab.api.objects.service_types import is_headless
-from kproxy.lab.api.selectors import map_selector, matches_labels
 from kproxy.lab.api.values import Object, dig, is_terminating, labels_of, parse_timestamp, timestamp
 
 ZONE = "topology.kubernetes.io/zone"
@@ -28,8 +27,7 @@ def has_endpoints_of_pods(service: Object) -> bool:
 
 def selects(service: Object, pod: Object) -> bool:
     """Whether a Service selects a pod."""
-    selector = service["spec"].get("selector")
-    return bool(selector) and matches_labels(map_selector(selector), labels_of(pod))
+    return index.selects(service["spec"].get("selector"), labels_of(pod))
 
 
 def belongs(pod: Object, *, include_terminating: bool) -> bool:

@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from kproxy.lab.api import kinds
 from kproxy.lab.api.controllers import endpoints as parts
 from kproxy.lab.api.controllers import pods
+from kproxy.lab.api.controllers.index import Index
 from kproxy.lab.api.controllers.owners import owner_reference
+from kproxy.lab.api.controllers.slices import selecting
 from kproxy.lab.api.fields import parse_ip
 from kproxy.lab.api.kinds import Resource
 from kproxy.lab.api.objects.service_types import is_headless
@@ -33,8 +35,9 @@ Port = tuple[str, str, int]
 class EndpointsController:
     """The controller of Endpoints made from pods."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, index: Index) -> None:
         self._registry = registry
+        self._index = index
         self._triggers = parts.TriggerTimes()
 
     def concerned(self, resource: Resource, change: Change) -> Iterable[Key]:
@@ -44,9 +47,7 @@ class EndpointsController:
             return (key,)
         if resource is not kinds.PODS:
             return ()
-        versions = [change.record.object] + ([change.previous.object] if change.previous else [])
-        services = self._registry.store.records(kinds.SERVICES, key[0])
-        return [r.key for r in services if any(parts.selects(r.object, pod) for pod in versions)]
+        return selecting(self._index, change)
 
     def reconcile(self, key: Key) -> None:
         """Bring one Service's Endpoints up to date; they go with the Service."""
@@ -60,7 +61,7 @@ class EndpointsController:
         if not parts.has_endpoints_of_pods(service):
             return
         published = bool(service["spec"].get("publishNotReadyAddresses"))
-        members = [pod for pod in self._registry.objects(kinds.PODS, key[0]) if parts.selects(service, pod)]
+        members = self._index.pods_selected(key[0], service["spec"]["selector"])
         trigger = self._triggers.changed_at(service, members)
         members = [pod for pod in members if parts.belongs(pod, include_terminating=published)]
         subsets = subsets_of(service, members)
@@ -137,8 +138,9 @@ def _address(service: Object, pod: Object, family: str) -> Object | None:
 class MirrorController:
     """The controller of slices made from hand-made Endpoints."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, index: Index) -> None:
         self._registry = registry
+        self._index = index
 
     def concerned(self, resource: Resource, change: Change) -> Iterable[Key]:
         """Endpoints, and the Service of the same name."""
@@ -161,7 +163,7 @@ class MirrorController:
             and self._is_mirrored(source)
         ):
             wanted = mirrored(source)
-        existing = [obj for obj in self._registry.objects(kinds.ENDPOINT_SLICES, key[0]) if self._is_mine(obj, key[1])]
+        existing = [obj for obj in self._index.slices_of(key) if self._is_mine(obj)]
         for new in wanted:
             old = next((obj for obj in existing if _same_place(obj, new)), None)
             if old is None:
@@ -175,9 +177,8 @@ class MirrorController:
     def _is_mirrored(self, source: Object) -> bool:
         return labels_of(source).get(SKIP_MIRROR) != "true" and LEADER not in annotations_of(source)
 
-    def _is_mine(self, obj: Object, name: str) -> bool:
-        labels = labels_of(obj)
-        return labels.get(parts.SERVICE_NAME) == name and labels.get(parts.MANAGED_BY) == MIRROR_NAME
+    def _is_mine(self, obj: Object) -> bool:
+        return labels_of(obj).get(parts.MANAGED_BY) == MIRROR_NAME
 
     def _write(self, old: Object, new: Object) -> None:
         def change(copy: Object) -> Object:

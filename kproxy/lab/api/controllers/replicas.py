@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from kproxy.lab.api import kinds
 from kproxy.lab.api.controllers import pods
 from kproxy.lab.api.controllers.events import Recorder
+from kproxy.lab.api.controllers.index import Index
 from kproxy.lab.api.controllers.owners import controller_reference, is_controlled_by, owner_reference
 from kproxy.lab.api.kinds import Resource
 from kproxy.lab.api.registry import Registry
@@ -20,8 +21,9 @@ BURST = 500  # pods made or deleted in one step, as in the real controller
 class ReplicaController:
     """The controller of one of the two kinds."""
 
-    def __init__(self, registry: Registry, resource: Resource, recorder: Recorder) -> None:
+    def __init__(self, registry: Registry, index: Index, resource: Resource, recorder: Recorder) -> None:
         self._registry = registry
+        self._index = index
         self._resource = resource
         self._recorder = recorder
 
@@ -61,9 +63,8 @@ class ReplicaController:
     def _claim(self, owner: Object) -> list[Object]:
         """The pods of a set, after adopting those that are selected and belong to nobody."""
         selector = self.selector(owner)
-        namespace = owner["metadata"]["namespace"]
         mine = []
-        for pod in self._registry.objects(kinds.PODS, namespace):
+        for pod in self._candidates(owner):
             selected = matches_labels(selector, labels_of(pod))
             free = controller_reference(pod) is None and pods.is_active(pod) and not is_terminating(owner)
             if is_controlled_by(pod, owner):
@@ -74,6 +75,17 @@ class ReplicaController:
             elif selected and free:
                 mine.append(self._adopt(pod, owner))
         return mine
+
+    def _candidates(self, owner: Object) -> list[Object]:
+        """The pods that are ours, and those that may be: found by the plain part of the selector where it has one."""
+        selector = dig(owner, "spec", "selector", default={})
+        plain = selector if self._resource is kinds.REPLICATION_CONTROLLERS else selector.get("matchLabels")
+        namespace = owner["metadata"]["namespace"]
+        if not plain:
+            return self._registry.objects(kinds.PODS, namespace)
+        found = {pod["metadata"]["uid"]: pod for pod in self._index.pods_owned(owner)}
+        found.update((pod["metadata"]["uid"], pod) for pod in self._index.pods_selected(namespace, plain))
+        return list(found.values())
 
     def _adopt(self, pod: Object, owner: Object) -> Object:
         def change(copy: Object) -> Object:
@@ -117,8 +129,7 @@ class ReplicaController:
         now = self._registry.clock()
         min_ready_s = int(dig(owner, "spec", "minReadySeconds", default=0))
         labels = dig(owner, "spec", "template", "metadata", "labels", default={}).items()
-        all_mine = [pod for pod in self._registry.objects(kinds.PODS, key[0]) if is_controlled_by(pod, owner)]
-        mine = [pod for pod in all_mine if pods.is_active(pod)]
+        mine = [pod for pod in self._index.pods_owned(owner) if pods.is_active(pod)]
         ready = [pod for pod in mine if pods.is_ready(pod)]
         available = [pod for pod in ready if pods.is_available(pod, min_ready_s, now)]
         counts = {

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from kproxy.lab.api import kinds, scaling
 from kproxy.lab.api.controllers import pods
 from kproxy.lab.api.controllers.events import Recorder
+from kproxy.lab.api.controllers.index import Index
 from kproxy.lab.api.controllers.owners import controller_reference
 from kproxy.lab.api.kinds import Resource
 from kproxy.lab.api.registry import Registry
@@ -25,8 +26,9 @@ NAME = "default-scheduler"
 class Scheduler:
     """The controller that binds pods."""
 
-    def __init__(self, registry: Registry, recorder: Recorder) -> None:
+    def __init__(self, registry: Registry, index: Index, recorder: Recorder) -> None:
         self._registry = registry
+        self._index = index
         self._recorder = recorder
 
     def concerned(self, resource: Resource, change: Change) -> Iterable[Key]:
@@ -54,14 +56,8 @@ class Scheduler:
         self._recorder.record(kinds.PODS, pod, "Normal", "Scheduled", message)
 
     def _emptiest(self, pod: Object, fitting: list[str]) -> str:
-        owner = (controller_reference(pod) or {}).get("uid")
-        siblings, total = dict.fromkeys(fitting, 0), dict.fromkeys(fitting, 0)
-        for other in self._registry.objects(kinds.PODS):
-            node = dig(other, "spec", "nodeName", default="")
-            if node in total and pods.is_active(other):
-                total[node] += 1
-                siblings[node] += owner is not None and (controller_reference(other) or {}).get("uid") == owner
-        return min(fitting, key=lambda name: (siblings[name], total[name], name))
+        owner = (controller_reference(pod) or {}).get("uid", "")
+        return min(fitting, key=lambda name: (*self._index.load(name, owner), name))
 
     def _report_unschedulable(self, pod: Object, reasons: list[str]) -> None:
         listed = ", ".join(sorted(f"{reasons.count(reason)} {reason}" for reason in set(reasons)))

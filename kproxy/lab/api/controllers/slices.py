@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from kproxy.lab.api import kinds
 from kproxy.lab.api.controllers import endpoints as parts
+from kproxy.lab.api.controllers.index import Index
 from kproxy.lab.api.controllers.owners import owner_reference
 from kproxy.lab.api.kinds import Resource
 from kproxy.lab.api.registry import Registry
@@ -22,11 +23,21 @@ CAPACITY = 100
 Ports = tuple[tuple[str, str, int, str], ...]
 
 
+def selecting(index: Index, change: Change) -> list[Key]:
+    """The Services that select a pod now or did before the change."""
+    namespace = change.record.key[0]
+    keys = index.services_selecting(namespace, labels_of(change.record.object))
+    if change.previous is not None and labels_of(change.previous.object) != labels_of(change.record.object):
+        keys += index.services_selecting(namespace, labels_of(change.previous.object))
+    return keys
+
+
 class SliceController:
     """The controller of slices made from pods."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, index: Index) -> None:
         self._registry = registry
+        self._index = index
         self._triggers = parts.TriggerTimes()
 
     def concerned(self, resource: Resource, change: Change) -> Iterable[Key]:
@@ -39,9 +50,7 @@ class SliceController:
             mine = labels_of(change.record.object).get(parts.MANAGED_BY) == NAME
             return ((key[0], name),) if name and mine else ()
         if resource is kinds.PODS:
-            versions = [change.record.object] + ([change.previous.object] if change.previous else [])
-            services = self._registry.store.records(kinds.SERVICES, key[0])
-            return [r.key for r in services if any(parts.selects(r.object, pod) for pod in versions)]
+            return selecting(self._index, change)
         if resource is kinds.NODES and self._zone_changed(change):
             return [record.key for record in self._registry.store.records(kinds.SERVICES)]
         return ()
@@ -61,7 +70,7 @@ class SliceController:
             return
         if not parts.has_endpoints_of_pods(service) or is_terminating(service):
             return
-        members = [pod for pod in self._registry.objects(kinds.PODS, key[0]) if parts.selects(service, pod)]
+        members = self._index.pods_selected(key[0], service["spec"]["selector"])
         members = [pod for pod in members if parts.belongs(pod, include_terminating=True)]
         trigger = self._triggers.changed_at(service, members)
         families = service["spec"].get("ipFamilies") or ["IPv4"]
@@ -78,13 +87,8 @@ class SliceController:
 
     def _mine(self, key: Key) -> list[Object]:
         found = []
-        for obj in self._registry.objects(kinds.ENDPOINT_SLICES, key[0]):
-            labels = labels_of(obj)
-            if (
-                labels.get(parts.SERVICE_NAME) == key[1]
-                and labels.get(parts.MANAGED_BY) == NAME
-                and not is_terminating(obj)
-            ):
+        for obj in self._index.slices_of(key):
+            if labels_of(obj).get(parts.MANAGED_BY) == NAME and not is_terminating(obj):
                 found.append(obj)
         return sorted(found, key=lambda obj: str(obj["metadata"]["name"]))
 
