@@ -25,7 +25,7 @@ from pathlib import Path
 
 import kproxy
 from kproxy.errors import KproxyError, UnsupportedError
-from kproxy.lab import namespaces
+from kproxy.lab import namespaces, places
 from kproxy.lab.namespaces import (
     CLONE_NEWIPC,
     CLONE_NEWNET,
@@ -206,14 +206,7 @@ def settle(directory: Path) -> None:
     finally:
         os.close(state)
     for name in ("/etc/resolv.conf", "/etc/hosts"):
-        real = Path(name).resolve()
-        if not real.exists() and real.is_relative_to("/run"):  # a link to what the empty /run just hid
-            real.parent.mkdir(parents=True, exist_ok=True)
-            real.touch()
-        if not real.exists():
-            raise UnsupportedError(
-                f"{name} does not exist, so pods cannot be given their own; create an empty file there"
-            )
+        places.target_of(Path(name))
 
 
 def join(pid: int) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kproxy.errors import KproxyError
+from kproxy.errors import KproxyError, UnsupportedError
 from kproxy.lab import namespaces
 
 PLACES = Path("/run/lab/places")
@@ -99,6 +99,23 @@ def environment(place: Place, caller: Mapping[str, str]) -> dict[str, str]:
     return {"HOME": "/", "PATH": os.defpath, **kept, **place.env}
 
 
+def target_of(file: Path) -> Path:
+    """Where a file of /etc really lies, so that something can be mounted over it.
+
+    systemd makes /etc/resolv.conf a link into /run, which is empty in a lab: then the file is made there. UnsupportedError when there is
+    none at all, because nothing may be created in the machine's own /etc.
+    """
+    real = file.resolve()
+    if not real.exists():
+        if not real.is_relative_to("/run"):
+            raise UnsupportedError(
+                f"{file} does not exist, so pods cannot be given their own; create an empty file there"
+            )
+        real.parent.mkdir(parents=True, exist_ok=True)
+        real.touch()
+    return real
+
+
 def enter(name: str) -> Place:
     """Moves the calling process (which must have one thread) into the place; what it executes next sees that network and those files."""
     place = load(name)
@@ -107,10 +124,15 @@ def enter(name: str) -> Place:
     try:
         namespaces.unshare(namespaces.CLONE_NEWNS | namespaces.CLONE_NEWUTS)
         namespaces.mount("none", "/", flags=namespaces.MS_REC | namespaces.MS_PRIVATE)
-        for file in ("resolv.conf", "hosts"):
-            namespaces.bind(str(directory / file), str(Path("/etc", file).resolve()))
+        sources = [
+            (os.open(directory / file, os.O_RDONLY | os.O_CLOEXEC), Path("/etc", file))
+            for file in ("resolv.conf", "hosts")
+        ]
         if place.run:
             namespaces.bind(place.run, "/run")
+        for source, shown in sources:  # by descriptor: the node's own /run hides the place's directory by now
+            namespaces.bind(f"/proc/self/fd/{source}", str(target_of(shown)))
+            os.close(source)
         socket.sethostname(place.hostname[:63])
         namespaces.setns(netns, namespaces.CLONE_NEWNET)
     finally:

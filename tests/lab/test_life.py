@@ -140,3 +140,25 @@ def test_a_lab_whose_state_was_lost_is_cleared_by_the_next_down(own_lab: LabUnde
 def test_a_check_that_brought_a_lab_up_takes_it_down(own_lab: LabUnderTest) -> None:
     own_lab.ok("check", "S15")
     assert lab_processes(own_lab.directory) == []
+
+
+_LINKED = """
+set -e
+copy=$1; shift
+mkdir -p "$copy" /run/systemd/resolve
+mount -t tmpfs none /run/systemd/resolve
+cp -a /etc/. "$copy" 2>/dev/null || true
+cp -L /etc/resolv.conf /run/systemd/resolve/stub-resolv.conf
+mount --bind "$copy" /etc
+ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf
+exec "$@"
+"""
+
+
+def test_a_resolv_conf_that_systemd_linked_into_run_is_replaced_all_the_same(
+    own_lab: LabUnderTest, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The lab's own /run hides the link's target, on the nodes a second time."""
+    copy = str(tmp_path_factory.mktemp("etc"))
+    linked = LabUnderTest(own_lab.directory, before=("unshare", "--mount", "sh", "-c", _LINKED, "sh", copy))
+    assert linked.ok("check", "S1", "S17").splitlines()[-1] == "2 of 2 lines passed"
