@@ -307,6 +307,8 @@ class _Reflector:
         if self.stats.last_error != self.said:
             self.said = self.stats.last_error
             log.warning("%s: %s (next attempt in %.1f s)", self.resource.kind.value, self.said, wait)
+        else:
+            log.info("%s: attempt %d failed alike (next in %.1f s)", self.resource.kind.value, self.failures, wait)
         return wait
 
     def _wait(self) -> float:

@@ -190,6 +190,18 @@ def test_2_errors_make_one_request_a_step_and_no_list() -> None:
     assert seen.stats.errors == 11
 
 
+def test_retries_are_seen_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "kproxy.watch"):
+        play(
+            [status(500), page("5", A), status(503), status(503), status(503), stream(added(B))],
+            until_words("=a", "+b"),
+        )
+    said = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert [level for level, _ in said] == ["WARNING", "INFO", "INFO", "INFO"]
+    assert said[1][1] == "Service: attempt 2 failed alike (next in 0.3 s)"
+    assert said[3][1] == "Service: watching again"
+
+
 def test_2_retry_after_is_honoured() -> None:
     seen, _ = play([status(429, retry_after="7"), status(503, retry_after="99999999")], until_requests(3))
     assert seen.sleeps == [7.0, pytest.approx(0.3)]
