@@ -123,6 +123,10 @@ def same_rules(one: Chain | None, other: Chain) -> bool:
     )
 
 
+def _texts(chain: Chain) -> list[str]:
+    return sorted(comparable(rule.text) for rule in chain)
+
+
 @dataclass(slots=True)
 class _Draft:
     """A change while it is being collected."""
@@ -200,7 +204,7 @@ class _Difference:
             self.base.written.append((place, tail))
             old = tail
         old_tail = _tail(old)
-        if not same_rules(old_tail, tail):
+        if _texts(old_tail) != _texts(tail):  # one rule per node port address: their order has no meaning either
             self.base.deleted += [(place, rule) for rule in old_tail]
             self.base.appended += [(place, rule) for rule in tail]
         self._compare_unordered(place, old[: len(old) - len(old_tail)], rules[: len(rules) - len(tail)])

@@ -30,7 +30,7 @@ class Found:
     installed: bool = False
     kubelet_chains: tuple[str, ...] = ()  # KUBE-IPTABLES-HINT, KUBE-KUBELET-CANARY
     rules: int = 0
-    has_services: bool = False  # a chain KUBE-SERVICES in nat: somebody proxies there
+    has_services: bool = False  # kube-proxy's or kproxy's chains are in nat: somebody proxies there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ def choose(nft: Found, legacy: Found, default: Variant | None, wanted: Variant |
         return None
     if found[variant.other].has_services:
         warnings.append(
-            f"iptables-{variant.other.value} holds Service rules (KUBE-SERVICES) as well; the kernel obeys both sets. "
+            f"iptables-{variant.other.value} holds Service rules as well; the kernel obeys both sets. "
             f"Remove them with `kproxy cleanup --variant {variant.other.value}`"
         )
     return VariantChoice(variant=variant, evidence=evidence, warnings=tuple(warnings))

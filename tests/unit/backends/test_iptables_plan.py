@@ -192,6 +192,16 @@ def test_the_way_to_the_node_ports_stays_last() -> None:
     assert lines == [f"-A KUBE-SERVICES {last.text}", f"-D KUBE-SERVICES {last.text}"]
 
 
+def test_the_order_of_node_port_addresses_has_no_meaning() -> None:
+    settings = replace(SETTINGS, node_port_addresses=("192.168.0.0/16",))
+    wanted = compile_ruleset(resolve(Step(tuple(ONE)).snapshot(), settings), IptablesSettings())
+    chains = dict(wanted.ipv4.tables["nat"])
+    *entries, first, second = chains["KUBE-SERVICES"]
+    chains["KUBE-SERVICES"] = (*entries, second, first)
+    seen = replace(wanted, ipv4=replace(wanted.ipv4, tables={**wanted.ipv4.tables, "nat": chains}))
+    assert plan(seen, wanted).batches == ()
+
+
 def test_the_kubelets_firewall_chain_keeps_its_other_rules() -> None:
     wanted = _rules(*ONE)
     chains = dict(wanted.ipv4.tables["filter"])
