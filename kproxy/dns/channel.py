@@ -128,6 +128,7 @@ class _Session:
     sent: Zone | None = None
     sent_number: int = -1
     held: int = -1
+    resync: bool = False
     closing: bool = False
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -241,7 +242,7 @@ class ZonePublisher:
                     session.held = message.number
                     self._moved.set()
                 case Resync():
-                    session.sent, session.sent_number = None, -1
+                    session.resync = True
                     session.wake.set()
                 case Hello():
                     pass
@@ -252,6 +253,8 @@ class ZonePublisher:
             session.wake.clear()
             if session.closing:
                 raise EOFError
+            if session.resync:
+                session.sent, session.sent_number, session.resync = None, -1, False
             zone, number = self._zone, self._number
             if zone is None or session.sent_number == number:
                 continue

@@ -60,13 +60,14 @@ class Feed:
         self._loading: Loading | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._listening = False
+        self._complaint = ""
         self.arrived = asyncio.Event()  # the first zone
 
     async def run(self) -> None:
         """Never returns; cancelled at the end of the process."""
         pause = FIRST_PAUSE_S
         while True:
-            with contextlib.suppress(OSError, EOFError, ValueError, TimeoutError):
+            try:
                 reader, writer = await asyncio.open_unix_connection(self._path)
                 pause = FIRST_PAUSE_S
                 try:
@@ -74,6 +75,12 @@ class Feed:
                 finally:
                     self._loading = None
                     writer.transport.abort()
+            except (OSError, EOFError, TimeoutError):
+                pass  # the controller is away; what is held is answered
+            except ValueError as error:  # another version's, during an upgrade
+                if str(error) != self._complaint:
+                    self._complaint = str(error)
+                    log.warning("the controller's messages cannot be read: %s", error)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, LONGEST_PAUSE_S)
 
