@@ -96,6 +96,16 @@ def nodes(count: int) -> tuple[LabNode, ...]:
     )
 
 
+def is_pod_address(node: LabNode, address: str) -> bool:
+    """Whether a pod of `node` may have this address."""
+    try:
+        found = IPv4Address(address)
+    except ValueError:
+        return False
+    network = IPv4Network(node.pod_cidr)
+    return found in network and 2 <= int(found) - int(network.network_address) < network.num_addresses - 1
+
+
 def pod_address(node: LabNode, taken: frozenset[str], last: int) -> tuple[str, int] | None:
     """A free pod address of `node` and its index, going round from `last`, so that addresses are not reused at once.
 

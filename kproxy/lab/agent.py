@@ -57,6 +57,9 @@ class Agent:
     running: dict[str, RunningPod] = field(default_factory=dict)  # by uid
     services: dict[tuple[str, str], Raw] = field(default_factory=dict)
     services_known: asyncio.Event = field(default_factory=asyncio.Event)
+    told: frozenset[str] = (
+        frozenset()
+    )  # addresses that pods had at the last list: theirs, also before they are started again
     last_index: dict[str, int] = field(default_factory=dict)  # per node, for pod_address
     tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)  # the start of a pod, by uid
 
@@ -72,6 +75,7 @@ class Agent:
 
     def pods_replaced(self, items: list[Raw]) -> None:
         present = {item["metadata"]["uid"] for item in items}
+        self.told = frozenset((item.get("status") or {}).get("podIP", "") for item in items)
         for uid in [uid for uid in self.running if uid not in present]:
             self._spawn(self._vanished(uid))
         for item in items:
@@ -98,6 +102,8 @@ class Agent:
             if meta.get("deletionTimestamp") and not known.stopping:
                 known.stopping = True
                 self._spawn(self._stop(known))
+            elif uid not in self.tasks and (raw.get("status") or {}).get("podIP") != known.address:
+                self._spawn(self._report(known))  # it was told while the API server was away
             elif probes.probe_of(raw) is None:
                 self._spawn(self._set_ready(known, not pods.switched_off(raw)))
         elif meta.get("deletionTimestamp"):
@@ -122,9 +128,9 @@ class Agent:
     def _address(self, node: LabNode, wished: str) -> str | None:
         """The address the pod had before the agent was restarted, when it is free; else the next free one."""
         taken = frozenset(pod.address for pod in self.running.values())
-        if wished and wished not in taken:
+        if wished and wished not in taken and addressing.is_pod_address(node, wished):
             return wished
-        found = addressing.pod_address(node, taken, self.last_index.get(node.name, 1))
+        found = addressing.pod_address(node, taken | self.told, self.last_index.get(node.name, 1))
         if found is None:
             return None
         self.last_index[node.name] = found[1]

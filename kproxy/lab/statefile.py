@@ -40,14 +40,14 @@ class LabState:
 
 
 def state_dir(environ: Mapping[str, str], uid: int) -> Path:
-    """The directory for this user; it need not exist."""
+    """The directory for this user; it need not exist. Without symbolic links: a lab shows it inside under the same path."""
     if chosen := environ.get("KPROXY_LAB_DIR"):
-        return Path(chosen).absolute()
+        return Path(chosen).resolve()
     if uid == 0:
         return Path("/run/kproxy-lab")
     runtime = environ.get("XDG_RUNTIME_DIR")
     if runtime and os.access(runtime, os.W_OK):
-        return Path(runtime) / "kproxy-lab"
+        return Path(runtime).resolve() / "kproxy-lab"
     return Path(f"/tmp/kproxy-lab-{uid}")
 
 

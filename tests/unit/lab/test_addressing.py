@@ -38,3 +38,27 @@ def test_pod_addresses_go_round_and_skip_the_taken() -> None:
     everything = frozenset(f"10.244.0.{host}" for host in range(2, 255))
     assert addressing.pod_address(node, everything, 7) is None
     assert addressing.pod_address(node, everything - {"10.244.0.7"}, 7) == ("10.244.0.7", 7)
+
+
+@pytest.mark.parametrize(
+    ("address", "may"),
+    [
+        ("10.244.0.2", True),
+        ("10.244.0.254", True),
+        ("10.244.0.1", False),
+        ("10.244.0.255", False),
+        ("10.244.1.2", False),
+        ("192.168.200.1", False),
+        ("fd00::2", False),
+        ("", False),
+        ("x", False),
+    ],
+)
+def test_a_pod_keeps_only_an_address_of_its_node(address: str, may: bool) -> None:
+    assert addressing.is_pod_address(addressing.nodes(1)[0], address) is may
+
+
+def test_the_second_family_has_the_same_host_numbers() -> None:
+    node = addressing.nodes(2)[1]
+    assert (node.ip6, node.pod_cidr6, node.gateway6) == ("fd00:200::22", "fd00:10:244:1::/64", "fd00:10:244:1::1")
+    assert node.pod_ip6("10.244.1.17") == "fd00:10:244:1::11"
