@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import replace
+from functools import lru_cache
 
 from kproxy.dns import names
 from kproxy.dns.settings import DnsSettings
@@ -147,6 +148,7 @@ def _groups(slices: tuple[EndpointSlice, ...], settings: DnsSettings) -> tuple[G
     return tuple(Group(ports, tuple(members)) for ports, members in by_ports.items())
 
 
+@lru_cache(maxsize=4096)
 def _port(name: str, protocol: str, number: int) -> Port:
     return Port(name.lower().encode(), protocol.encode(), number)
 
