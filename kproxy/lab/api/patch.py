@@ -68,6 +68,8 @@ def json_patch(target: Object, operations: Any) -> Object:
         if not isinstance(operation, dict) or not isinstance(operation.get("path"), str):
             raise PatchError("a JSON patch operation needs op and path", malformed=True)
         _json_operation(root, operation)
+    if not isinstance(root.get(""), dict):
+        raise PatchError("the patch leaves no object")
     return root[""]
 
 

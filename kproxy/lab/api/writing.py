@@ -200,14 +200,9 @@ def _apply(registry: Registry, request: WriteRequest) -> Answer:
     value = prune(read_kind(request.body, APPLY_PATCH, resource.kind, resource.api_version))
     if dig(value, "metadata", "managedFields"):
         raise bad_request("metadata.managedFields must be nil")
-    unknown: list[str] = []
-    applied = clone(value)
-    _, warnings = take(resource, clone(value), field_validation(request.query))
-    try:
-        conform(structure_of(resource), applied, unknown)
-    except TypeMismatch as problem:
-        raise bad_request(str(problem)) from None
-    applied = _only_stated(applied, value)
+    conformed, warnings = take(resource, clone(value), field_validation(request.query))
+    applied = _only_stated(conformed, value)
+    applied.setdefault("metadata", {})
     applied["metadata"].setdefault("name", target.name)
     if resource.namespaced:
         applied["metadata"].setdefault("namespace", target.namespace)

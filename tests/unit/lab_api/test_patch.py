@@ -132,3 +132,8 @@ def test_strategic_merge_needs_the_merge_key() -> None:
     with pytest.raises(PatchError) as caught:
         strategic_merge({"spec": {"ports": []}}, {"spec": {"ports": [{"name": "x"}]}}, SERVICE)
     assert caught.value.malformed
+
+
+def test_json_patch_must_leave_an_object() -> None:
+    with pytest.raises(PatchError):
+        json_patch({"a": 1}, [{"op": "remove", "path": ""}])
