@@ -40,27 +40,37 @@ class PlaceKind(Enum):
     ADDRESS = "address"  # of a reverse tree, with at least one owner
 
 
+About = str | bytes | ServiceRecords  # what a reason is about: text, a label, a Service
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What a name stands for, and why; `reason` is for people.
+    """What a name stands for, and why.
 
-    ports: for PORT, the name and protocol asked for. groups: for ENDPOINT, its group(s) cut down to the members of that label.
+    text, about: the reason for people, put together only when somebody reads it (a flood of missing names must not pay for it).
+    port: for PORT, the name and protocol asked for. groups: for ENDPOINT, its group(s) cut down to the members of that label.
     """
 
     kind: PlaceKind
-    reason: str = ""
+    text: str = ""
+    about: tuple[About, ...] = ()
     service: ServiceRecords | None = None
     port: tuple[bytes, bytes] | None = None
     groups: tuple[Group, ...] = ()
     address: bytes = b""
 
+    @property
+    def reason(self) -> str:
+        """Why the name exists or does not, for people."""
+        return self.text.format(*map(_text, self.about))
 
-def _missing(reason: str) -> Place:
-    return Place(PlaceKind.MISSING, reason)
+
+def _missing(text: str, *about: About) -> Place:
+    return Place(PlaceKind.MISSING, text, about)
 
 
-def _empty(reason: str) -> Place:
-    return Place(PlaceKind.EMPTY, reason)
+def _empty(text: str, *about: About) -> Place:
+    return Place(PlaceKind.EMPTY, text, about)
 
 
 def find_apex(zone: Zone, lowered: bytes) -> tuple[Apex, int] | None:
@@ -102,20 +112,22 @@ def _locate_service(zone: Zone, labels: list[bytes]) -> Place:
         return Place(PlaceKind.UNKNOWN, "the API objects have not been listed yet")
     namespace = labels[-1]
     if namespace not in zone.namespaces:
-        return _missing(f"there is no namespace {_text(namespace)}")
+        return _missing("there is no namespace {}", namespace)
     if len(labels) == 1:
         return _empty("an existing namespace")
     key = bytes((len(labels[-2]),)) + labels[-2] + bytes((len(namespace),)) + namespace
     service = zone.services.get(key)
     if service is None:
         return _missing(
-            f"namespace {_text(namespace)} has no Service {_text(labels[-2])} that DNS could answer for "
-            "(absent, headless without ready endpoint, or without address)"
+            "namespace {} has no Service {} that DNS could answer for "
+            "(absent, headless without ready endpoint, or without address)",
+            namespace,
+            labels[-2],
         )
     if len(labels) == 2:
-        return Place(PlaceKind.SERVICE, f"Service {service.name}", service)
+        return Place(PlaceKind.SERVICE, "Service {}", (service,), service)
     if service.kind is RecordKind.EXTERNAL:
-        return _missing(f"Service {service.name} is an ExternalName: nothing lies below it")
+        return _missing("Service {} is an ExternalName: nothing lies below it", service)
     if len(labels) == 3:
         return _locate_endpoint(service, labels[0])
     if len(labels) == 4:
@@ -130,18 +142,18 @@ def _locate_endpoint(service: ServiceRecords, label: bytes) -> Place:
         if members:
             found.append(Group(group.ports, members))
     if found:
-        return Place(PlaceKind.ENDPOINT, f"endpoint {_text(label)} of {service.name}", service, groups=tuple(found))
+        return Place(PlaceKind.ENDPOINT, "endpoint {} of {}", (label, service), service, groups=tuple(found))
     bare = label.removeprefix(b"_")
     if any(port.protocol == bare and port.name for port in ports_of(service)):
-        return _empty(f"named {bare.decode().upper()} ports of {service.name} lie below it")
-    return _missing(f"Service {service.name} has no ready endpoint {_text(label)}")
+        return _empty("named {} ports of {} lie below it", bare.decode().upper(), service)
+    return _missing("Service {} has no ready endpoint {}", service, label)
 
 
 def _locate_port(service: ServiceRecords, name: bytes, protocol: bytes) -> Place:
     wanted = (name.removeprefix(b"_"), protocol.removeprefix(b"_"))
     if wanted[0] and any((port.name, port.protocol) == wanted for port in ports_of(service)):
-        return Place(PlaceKind.PORT, f"port {_text(wanted[0])} of {service.name}", service, port=wanted)
-    return _missing(f"Service {service.name} has no port {_text(wanted[0])} over {_text(wanted[1])}")
+        return Place(PlaceKind.PORT, "port {} of {}", (wanted[0], service), service, port=wanted)
+    return _missing("Service {} has no port {} over {}", service, wanted[0], wanted[1])
 
 
 def ports_of(service: ServiceRecords) -> list[Port]:
@@ -159,14 +171,14 @@ def _locate_pod(zone: Zone, labels: list[bytes]) -> Place:
     if not zone.synced:
         return Place(PlaceKind.UNKNOWN, "the API objects have not been listed yet")
     if labels[-1] not in zone.namespaces:
-        return _missing(f"there is no namespace {_text(labels[-1])}")
+        return _missing("there is no namespace {}", labels[-1])
     if len(labels) == 1:
         return _empty("an existing namespace")
     if len(labels) > 2:
         return _missing("nothing lies below a pod's name")
     packed = names.from_dashed(labels[0])
     if packed is None:
-        return _missing(f"{_text(labels[0])} is no address with dashes")
+        return _missing("{} is no address with dashes", labels[0])
     return Place(PlaceKind.POD, "pod records are insecure: any address is answered", address=packed)
 
 
@@ -186,8 +198,8 @@ def _locate_address(zone: Zone, tree: Tree, labels: list[bytes]) -> Place:
             return _empty("reverse names of Services or endpoints lie below it")
         return _missing("no Service or endpoint has an address below it")
     if owners_of(zone, low):
-        return Place(PlaceKind.ADDRESS, f"{names.unpack(low)} belongs to the cluster", address=low)
-    return _missing(f"no Service and no ready endpoint has the address {names.unpack(low)}")
+        return Place(PlaceKind.ADDRESS, "{} belongs to the cluster", (names.unpack(low),), address=low)
+    return _missing("no Service and no ready endpoint has the address {}", names.unpack(low))
 
 
 def _pack(tree: Tree, digits: list[int], filler: int) -> bytes:
@@ -219,5 +231,11 @@ def owners_of(zone: Zone, address: bytes) -> list[bytes]:
     return list(found)
 
 
-def _text(label: bytes) -> str:
-    return names.decode(bytes((len(label),)) + label)
+def _text(part: About) -> str:
+    match part:
+        case str():
+            return part
+        case bytes():
+            return names.decode(bytes((len(part),)) + part)
+        case ServiceRecords():
+            return part.name
