@@ -259,6 +259,7 @@ def test_a_held_lock_is_reported_and_gone_with_its_holder() -> None:
             node.sync(desired(*ONE))
         assert caught.value.retryable
         assert "xtables lock" in caught.value.detail
+        assert "; it is held by " in str(caught.value)
         assert 0.9 < time.monotonic() - started < 15
     finally:
         children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().split()

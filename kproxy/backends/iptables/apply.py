@@ -41,7 +41,7 @@ from kproxy.backends.iptables.plan import (
 )
 from kproxy.backends.iptables.ruleset import FamilyRuleset, Ruleset, RulesetSyntaxError, parse
 from kproxy.backends.iptables.settings import IptablesSettings
-from kproxy.backends.iptables.tools import Machine, Tools
+from kproxy.backends.iptables.tools import Machine, Tools, lock_holder
 from kproxy.backends.iptables.variant import Variant, VariantChoice
 from kproxy.errors import ApplyError, UnsupportedError
 from kproxy.model.desired import DesiredState, ServicePort
@@ -294,6 +294,9 @@ class IptablesBackend:
                 await self._run(program, text)
                 return
             except ApplyError as error:
+                if "xtables lock" in error.detail and (holder := lock_holder()):
+                    told = f"{error}; it is held by {holder}"
+                    raise ApplyError(told, retryable=True, batch=text, detail=error.detail) from error
                 if not error.retryable or "xtables lock" in error.detail:
                     raise
                 if attempt == _RACES:
