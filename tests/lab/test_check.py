@@ -81,3 +81,17 @@ def test_the_table_shows_line_did_expected_and_seen(lab: LabUnderTest) -> None:
     assert "S15" in table
     assert "NXDOMAIN" in table
     assert table.splitlines()[-1] == "1 of 1 lines passed"
+
+
+def test_one_broken_node_is_found_and_named(tmp_path: Path) -> None:
+    """Service traffic of node-2 alone is led past the rules, as another program's rules might do."""
+    lab = LabUnderTest(tmp_path)
+    try:
+        lab.ok("up", "--detach")
+        for chain in ("PREROUTING", "OUTPUT"):
+            lab.at("node-2", "iptables", "-t", "nat", "-I", chain, "-p", "tcp", "-d", "10.96.0.0/16", "-j", "ACCEPT")
+        code, lines, _ = checked(lab, "S1")
+        places = {did.split(":")[0] for _, did, _ in differences(lines)}
+        assert (code, places) == (1, {"node-2", "nettool-2"}), differences(lines)
+    finally:
+        lab.run("down")
