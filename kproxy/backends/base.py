@@ -32,6 +32,10 @@ class Backend(Protocol[R, P]):
     def mode(self) -> str:
         """`iptables`, `nftables` or `userspace`: what `/proxyMode` says."""
 
+    @property
+    def refused(self) -> tuple[Problem, ...]:
+        """ServicePorts left out at present because the kernel refused them; each until it changes."""
+
     def compile(self, desired: DesiredState) -> R:
         """The ruleset that gives `desired`. Fragments of unchanged ServicePorts (by identity) are reused."""
 

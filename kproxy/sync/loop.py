@@ -44,7 +44,6 @@ class _Kernel:
 
     applied: Any = None
     resolved: Resolved | None = None
-    quarantined: tuple[Problem, ...] = ()
 
 
 class SyncLoop:
@@ -157,7 +156,7 @@ class SyncLoop:
         report = await self._backend.apply(self._backend.plan(kernel.applied, wanted))
         # What the kernel refused is not in it: the next sync has to find that out by looking.
         kernel.applied = wanted if not report.problems else None
-        kernel.resolved, kernel.quarantined = resolved, report.problems
+        kernel.resolved = resolved
         self.desired = resolved.desired
         if changes or report.batches:
             log.info(
@@ -182,7 +181,7 @@ class SyncLoop:
         found = [problem for problems in self.snapshot.problems.values() for problem in problems]
         if self._kernel.resolved is not None:
             found.extend(self._kernel.resolved.problems)
-        return tuple(sorted([*found, *self._kernel.quarantined]))
+        return tuple(sorted([*found, *self._backend.refused]))
 
 
 def _log_problems(before: Snapshot, after: Snapshot) -> None:

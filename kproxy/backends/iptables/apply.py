@@ -136,6 +136,7 @@ class IptablesBackend:
         self.settings = self.tools.settings_for(settings if settings is not None else IptablesSettings())
         self._compiled: Ruleset | None = None
         self._refused: dict[tuple[Family, ServicePortName], ServicePort] = {}
+        self._why: dict[tuple[Family, ServicePortName], Problem] = {}
         self._unusable: dict[Family, str] = {}
 
     @property
@@ -151,6 +152,11 @@ class IptablesBackend:
         lacking = self._capabilities.missing if self._capabilities is not None else ()
         lacks = (f"this kernel lacks {name}, which rules use" for name in lacking)
         return (f"iptables-{choice.variant.value}: {choice.evidence}", *choice.warnings, *unusable, *lacks)
+
+    @property
+    def refused(self) -> tuple[Problem, ...]:
+        """The ServicePorts that are left out at present, because the kernel refused their rules and they have not changed since."""
+        return tuple(sorted(self._why[key] for key in self._refused))
 
     def compile(self, desired: DesiredState) -> Ruleset:
         """The ruleset that gives `desired`, reusing what the last call made."""
@@ -245,14 +251,16 @@ class IptablesBackend:
         if change.owner is None:
             chains = [place.chain for place in change.removed] or [place.chain for place, _ in change.deleted]
             return Problem("Chain", chains[0] if chains else "?", f"{family.value}: cannot be removed: {error}")
-        fragment = wanted.of(family).fragments.get(change.owner)
-        if fragment is not None:
-            self._refused[family, change.owner] = fragment.service_port
         log.warning("%s refused %s: %s", family.value, change.owner, error.detail)
         lacking = self._capabilities.missing if self._capabilities is not None else ()
         hint = f" (this kernel lacks {', '.join(lacking)})" if lacking else ""
         reason = f"{family.value}: left out, the kernel refused its rules: {error}{hint}"
-        return Problem("Service", str(change.owner), reason)
+        problem = Problem("Service", str(change.owner), reason)
+        fragment = wanted.of(family).fragments.get(change.owner)
+        if fragment is not None:
+            self._refused[family, change.owner] = fragment.service_port
+            self._why[family, change.owner] = problem
+        return problem
 
     # Running
 

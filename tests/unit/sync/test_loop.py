@@ -19,6 +19,7 @@ from kproxy.model.objects import (
     Kind,
     ObjectKey,
     PortSpec,
+    Problem,
     Service,
     SliceEndpoint,
     SlicePort,
@@ -48,6 +49,10 @@ class MemoryBackend:
     @property
     def mode(self) -> str:
         return "memory"
+
+    @property
+    def refused(self) -> tuple[Problem, ...]:
+        return ()
 
     def compile(self, desired: DesiredState) -> Contents:
         return frozenset(
