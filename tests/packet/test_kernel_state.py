@@ -241,7 +241,10 @@ def test_a_refused_service_port_does_not_stop_the_others(node: Node) -> None:
     assert [problem.name for problem in report.problems] == ["ns1/s07:p80"]
     assert sum(line.startswith("-A KUBE-SERVICES -d 172.30.1.") for line in node.save()) == 19
     assert node.left_to_do(poisoned) == 0
+    assert node.sync(poisoned).problems == ()
+    assert [problem.name for problem in node.backend.refused] == ["ns1/s07:p80"], "known until the Service changes"
     assert node.sync(good).problems == ()
+    assert node.backend.refused == ()
     assert node.left_to_do(good) == 0
 
 
