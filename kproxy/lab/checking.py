@@ -43,12 +43,11 @@ def examples_directory(asked: Path | None) -> Path:
 
 
 def bring_up(directory: Path, settings: LabSettings, say: Callable[[str], None]) -> LabState:
-    """Starts a lab and waits until it is ready."""
+    """Starts a lab and waits until it is ready. It stays on the leash: should this command be killed, the lab ends with it."""
     rising = lifecycle.up(directory, settings)
     try:
         for event in rising.events():
             if event["event"] == "ready":
-                rising.detach()
                 say(str(event["text"]))
                 return rising.state
     except BaseException:

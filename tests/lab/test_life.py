@@ -162,3 +162,23 @@ def test_a_resolv_conf_that_systemd_linked_into_run_is_replaced_all_the_same(
     copy = str(tmp_path_factory.mktemp("etc"))
     linked = LabUnderTest(own_lab.directory, before=("unshare", "--mount", "sh", "-c", _LINKED, "sh", copy))
     assert linked.ok("check", "S1", "S17").splitlines()[-1] == "2 of 2 lines passed"
+
+
+def test_a_check_that_is_killed_takes_its_lab_with_it(own_lab: LabUnderTest) -> None:
+    command = subprocess.Popen(
+        own_lab.argv("check", "S1"),
+        env=own_lab.environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    with command:
+        assert command.stderr is not None
+        assert "the lab is up" in command.stderr.readline()
+        everyone = lab_processes(own_lab.directory)
+        command.kill()
+    assert everyone
+    until = time.monotonic() + 30  # the check's own child goes on to its end, and holds the leash so long
+    while lab_processes(own_lab.directory):
+        assert time.monotonic() < until
+        time.sleep(0.1)
