@@ -24,7 +24,6 @@ from kproxy.lab.controlplane import ADMIN, ControlPlane, ControlPlaneSettings, f
 from kproxy.model.desired import NodeSettings
 from tests.packet.executor import Executor
 from tests.support.bed import Bed
-from tests.support.builders import Built
 from tests.support.control_plane import running
 from tests.support.flows import Row, Step
 from tests.support.netns import run
@@ -122,7 +121,7 @@ class UpstreamExecutor(Executor):
         """Tells the API server, then waits until kube-proxy's rules say so."""
         node = step.node.api
         self._marker += 1
-        self._api.become([node, *(_creatable(built) for built in step.objects), *_marker(self._marker)])
+        self._api.become([node, *(built.api for built in step.objects), *_marker(self._marker)])
         if self._running != (row.settings, node):
             self._start(row.settings)  # its configuration is read at start, and so are its own addresses
             self._running = (row.settings, node)
@@ -197,10 +196,6 @@ def _configuration(settings: NodeSettings, plane: ControlPlane) -> Manifest:
         "healthzBindAddress": "127.0.0.1:10256",
         "metricsBindAddress": "127.0.0.1:10249",
     }
-
-
-def _creatable(built: Built) -> Manifest:
-    return built.api
 
 
 def _marker(number: int) -> list[Manifest]:
