@@ -20,7 +20,7 @@ from kproxy.lab.api.negotiation import Form, negotiate
 from kproxy.lab.api.requests import Target, flag, parse_path
 from kproxy.lab.api.scaling import scale_of
 from kproxy.lab.api.sessions import PodDoor, serve_session
-from kproxy.lab.api.status import ApiError, internal_error, method_not_allowed, no_such_path
+from kproxy.lab.api.status import ApiError, bad_request, internal_error, method_not_allowed, no_such_path
 from kproxy.lab.api.store import Record
 from kproxy.lab.api.values import Object
 from kproxy.lab.api.watching import parse_watch, stream
@@ -61,6 +61,8 @@ class Surface:
             )
         except (ConnectionError, asyncio.CancelledError):
             raise
+        except RecursionError:
+            return _json(Form().body(bad_request("the body is nested too deeply").status()), status=400)
         except Exception as problem:
             # Whatever a client sends must not end the server: say so in the API's form, and keep the trace for us.
             log.exception("%s %s", request.method, request.path)

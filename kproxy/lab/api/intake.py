@@ -39,7 +39,14 @@ def read_value(body: bytes, content_type: str) -> Any:
         if content_type.split(";")[0].strip() == PROTOBUF:
             return read_object(body)
         return parse_body(body, content_type)
-    except (msgspec.DecodeError, yaml.YAMLError, MalformedProtobuf, UnicodeDecodeError) as problem:
+    except (
+        msgspec.MsgspecError,
+        yaml.YAMLError,
+        MalformedProtobuf,
+        UnicodeError,
+        RecursionError,
+        TypeError,
+    ) as problem:
         raise bad_request(f"couldn't get version/kind; json parse error: {problem}") from None
 
 

@@ -35,6 +35,20 @@ def render_yaml(value: object) -> bytes:
     return yaml.safe_dump(value, default_flow_style=False, allow_unicode=True).encode()
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML as JSON: no aliases (a few lines of them unfold to gigabytes, CVE-2019-11253), no dates, names are text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  (read by the parent class, which declares it so)
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not accepted")
+        return super().compose_node(parent, index)
+
+
 def negotiate(accept: str) -> Form:
     """The form to answer in. ApiError 406 when the client accepts nothing this server has."""
     if not accept:
@@ -61,7 +75,8 @@ def parse_body(body: bytes, content_type: str) -> object:
     if media_type in (YAML, "application/apply-patch+yaml"):
         if body[:1] in (b"{", b"["):
             return decode(body)
-        return yaml.safe_load(body)
+        value: object = yaml.load(body, _PlainLoader)
+        return decode(encode(value))  # names that are no text become text, or are refused
     if media_type.endswith("json"):
         return decode(body)
     raise unsupported_media_type((JSON, YAML))

@@ -236,6 +236,30 @@ def test_refusals_are_statuses(empty: World, play: Play) -> None:
     play(scene)
 
 
+@pytest.mark.parametrize(
+    ("body", "media_type", "code"),
+    [
+        (b"[" * 200_000, "application/json", 400),
+        (b'{"a":' * 900 + b"1" + b"}" * 900, "application/json", 422),
+        (b"a: &x [1]\nb: *x", "application/yaml", 400),
+        (b"a: [1", "application/yaml", 400),
+        (b"\xff\xfe", "application/yaml", 400),
+        (b"\xff\xfe", "application/json", 400),
+        (b"", "application/json", 400),
+        (b"k8s\x00\xff\xff", "application/vnd.kubernetes.protobuf", 400),
+        (b"nonsense", "application/vnd.kubernetes.protobuf", 400),
+        (b"metadata: {name: dated, annotations: {at: 2026-01-01}}", "application/yaml", 201),
+    ],
+)
+def test_bodies_that_are_none(play: Play, body: bytes, media_type: str, code: int) -> None:
+    async def scene(client: Client) -> None:
+        async with client.session.post("http://api" + MAPS, data=body, headers={"Content-Type": media_type}) as answer:
+            assert answer.status == code, await answer.text()
+            assert json.loads(await answer.text())["kind"] in ("Status", "ConfigMap")
+
+    play(scene)
+
+
 # weather
 
 
