@@ -173,6 +173,19 @@ def test_what_ps_shows() -> None:
         assert (Path("/proc") / str(workers.processes[0].pid) / "comm").read_text() == "kproxy-dns-0\n"
 
 
+def test_a_worker_that_answers_has_no_capability_left() -> None:
+    with Workers(SETTINGS) as workers:
+        workers.publish(zone_of("U", SETTINGS))
+        status = (Path("/proc") / str(workers.processes[0].pid) / "status").read_text()
+        found = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+        assert {found[name] for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")} == {"0" * 16}
+        assert found["NoNewPrivs"] == "1"
+        # The channel belongs to root and is open to nobody else; a new controller must be found all the same.
+        workers.stop_controller()
+        workers.start_controller()
+        workers.publish(zone_of("C", SETTINGS))
+
+
 def test_descriptors_suffice_for_tcp_clients_and_forwards() -> None:
     with Workers(SETTINGS) as workers:
         workers.ready()
