@@ -104,6 +104,8 @@ class ServicePort:
     source and the node's own packets are masqueraded. With policy Cluster the last two are equal; without any destination but the cluster
     IP both are `Route()`.
     reachable: every endpoint some route names, sorted; data planes make one chain or element for each.
+    serving: for UDP every endpoint of the cluster that still answers, whatever readiness, policies and topology say of new connections:
+    an open flow to one of them is in order. () for the other protocols, whose open connections nobody ends.
     """
 
     name: ServicePortName
@@ -118,6 +120,7 @@ class ServicePort:
     source_ranges: SourceRanges | None = None
     affinity: ClientIPAffinity | None = None
     health_check_node_port: int | None = None
+    serving: tuple[Endpoint, ...] = ()
 
     @property
     def externally_reachable(self) -> bool:

@@ -55,7 +55,8 @@ def _add(found: dict[str, Candidate], member: SliceEndpoint, port: int, is_local
     draining = member.serving and member.terminating and not ready
     old = found.get(text)
     if old is None or (is_local, ready, draining) > (old.endpoint.is_local, old.ready, old.draining):
-        found[text] = Candidate(endpoint, ready, draining, member.hint_zones, member.hint_nodes)
+        serving = ready or member.serving
+        found[text] = Candidate(endpoint, ready, draining, member.hint_zones, member.hint_nodes, serving)
 
 
 def _problem(item: EndpointSlice, refused: Iterable[tuple[str, str]]) -> Problem:

@@ -21,7 +21,7 @@ a recomputed ServicePort that equals the old one is the old one. What that needs
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kproxy.model.addresses import contains, of_family, special_class
@@ -48,7 +48,7 @@ from kproxy.model.names import Family, NamespacedName, Protocol, ServicePortName
 from kproxy.model.node import local_detector, node_facts, node_ip, node_port_addresses, untracked_dns
 from kproxy.model.objects import EndpointSlice, PortSpec, Problem, Service, TrafficPolicy
 from kproxy.model.snapshot import Snapshot, differing
-from kproxy.model.topology import Place, Usable, usable
+from kproxy.model.topology import Candidate, Place, Usable, usable
 
 _FAMILIES = (Family.IPV4, Family.IPV6)
 _NOTHING = Usable()
@@ -216,8 +216,10 @@ def _ports_of_family(
             )
             continue
         seen.add(key)
-        found = usable(candidates[key], place) if key in candidates else _NOTHING
-        ports.append(_service_port(service, port, family, virtual_ips, found, ranges, facts))
+        known = candidates.get(key, ())
+        found = usable(known, place) if known else _NOTHING
+        made = _service_port(service, port, family, virtual_ips, found, ranges, facts)
+        ports.append(_with_serving(made, known, found) if port.protocol is Protocol.UDP else made)
     return ports
 
 
@@ -256,6 +258,11 @@ def _service_port(
         affinity=None if service.affinity_timeout_s is None else ClientIPAffinity(timeout_s=service.affinity_timeout_s),
         health_check_node_port=_health_check_node_port(service),
     )
+
+
+def _with_serving(port: ServicePort, known: Sequence[Candidate], found: Usable) -> ServicePort:
+    serving = tuple(candidate.endpoint for candidate in known if candidate.serving)
+    return replace(port, serving=found.cluster if found.cluster == serving else serving)
 
 
 def _route(found: Usable, local_only: bool, masquerade: Masquerade) -> Route:

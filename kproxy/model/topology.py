@@ -27,6 +27,7 @@ class Candidate:
     draining: bool  # serving, terminating and not ready: used only where nothing is ready
     hint_zones: tuple[str, ...] = ()
     hint_nodes: tuple[str, ...] = ()
+    serving: bool = True  # it answers, new connections or not
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,19 @@ from kproxy.model.objects import Service, key_of
 from kproxy.model.resolve import resolve, resolve_with_problems
 from kproxy.model.snapshot import fold
 from tests.support.addressing import CLUSTER_IP, EXTERNAL_IP, NODE, VIP, VIP_2, six
-from tests.support.builders import Built, applied, ep, node, port, slice_, snapshot, svc
+from tests.support.builders import (
+    Built,
+    applied,
+    draining,
+    ep,
+    node,
+    port,
+    slice_,
+    snapshot,
+    svc,
+    terminated,
+    unready,
+)
 from tests.support.flows import SETTINGS
 
 _NAME = ServicePortName(NamespacedName("ns1", "svc1"), "p80", Protocol.TCP)
@@ -91,6 +103,26 @@ def test_of_two_copies_elsewhere_the_ready_one_wins() -> None:
             svc(), slice_(ep("10.0.0.1", ready=first), name="a"), slice_(ep("10.0.0.1", ready=second), name="b")
         )
         assert [e.text for e in found.reachable] == ["10.0.0.1:80"]
+
+
+def test_open_udp_flows_may_stay_with_every_endpoint_that_serves() -> None:
+    """Whatever the routes say: one drains, one is on another node under policy Local, one is hinted for another zone."""
+    members = slice_(
+        ep("10.0.0.1", zones=["elsewhere"]),
+        ep("10.0.0.2", local=True),
+        draining("10.0.0.3"),
+        terminated("10.0.0.4"),
+        unready("10.0.0.5"),
+        ports=[("p80", 80, "UDP")],
+    )
+    found = _only(svc(ports=[port(protocol="UDP")], internal_policy="Local"), members)
+    assert [e.text for e in found.internal.endpoints] == ["10.0.0.2:80"]
+    assert [e.text for e in found.serving] == ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]
+
+
+def test_a_udp_port_without_endpoints_keeps_nothing_and_tcp_never_says() -> None:
+    assert _only(svc(ports=[port(protocol="UDP")])).serving == ()
+    assert _only(svc(), slice_(ep("10.0.0.1"))).serving == ()
 
 
 def test_a_node_without_a_name_has_no_local_endpoints() -> None:
