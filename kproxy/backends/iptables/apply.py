@@ -138,6 +138,7 @@ class IptablesBackend:
         self._refused: dict[tuple[Family, ServicePortName], ServicePort] = {}
         self._why: dict[tuple[Family, ServicePortName], Problem] = {}
         self._unusable: dict[Family, str] = {}
+        self._told_localnet = False
 
     @property
     def mode(self) -> str:
@@ -179,7 +180,7 @@ class IptablesBackend:
         if plan.blind:
             plan = self.plan(await self.observe(), plan.wanted)
         if names.KUBELET_FIREWALL in plan.wanted.ipv4.tables.get("filter", {}):
-            _route_localnet()
+            self._allow_localnet()
         batches = rules = chains = 0
         problems: list[Problem] = []
         for batch in plan.batches:
@@ -262,6 +263,16 @@ class IptablesBackend:
             self._why[family, change.owner] = problem
         return problem
 
+    def _allow_localnet(self) -> None:
+        """Lets packets to 127.0.0.0/8 be routed, which localhost node ports need; KUBE-FIREWALL guards the hole that this opens."""
+        try:
+            if _ROUTE_LOCALNET.read_text().strip() != "1":
+                _ROUTE_LOCALNET.write_text("1")
+        except OSError as error:
+            if not self._told_localnet:
+                self._told_localnet = True
+                log.warning("node ports on 127.0.0.1 will not work: %s: %s", _ROUTE_LOCALNET, error.strerror)
+
     # Running
 
     async def _carry_out(self, batch: Batch) -> list[tuple[Change, ApplyError]]:
@@ -321,12 +332,3 @@ class IptablesBackend:
         if done.exit_code:
             raise classify(name, done.exit_code, done.stderr, text)
         return done.stdout
-
-
-def _route_localnet() -> None:
-    """Lets packets to 127.0.0.0/8 be routed, which localhost node ports need; KUBE-FIREWALL guards the hole that this opens."""
-    try:
-        if _ROUTE_LOCALNET.read_text().strip() != "1":
-            _ROUTE_LOCALNET.write_text("1")
-    except OSError as error:
-        log.warning("node ports on 127.0.0.1 will not work: %s: %s", _ROUTE_LOCALNET, error.strerror)

@@ -13,6 +13,15 @@ _PLAIN = re.compile(r"[A-Za-z0-9_-]+\Z")
 _ESCAPED = re.compile(r"[\"\\']")
 
 
+_COMMENT_LIMIT = 255  # bytes; XT_MAX_COMMENT_LEN is 256 with the final zero
+
+
+def _harmless(words: str) -> str:
+    """`words` as one line that the kernel takes: a line break in a name would be another rule to the tools."""
+    line = "".join(letter if letter.isprintable() else "?" for letter in words)
+    return line.encode()[:_COMMENT_LIMIT].decode(errors="ignore")
+
+
 def quoted(words: str) -> str:
     """`words` as the tools save them: bare when harmless, else in double quotes (xtables_save_string)."""
     if _PLAIN.match(words):
@@ -88,7 +97,10 @@ class Comment:
 
     @property
     def text(self) -> str:
-        return f"-m comment --comment {quoted(self.comment)}"
+        words = self.comment
+        if not words.isprintable() or len(words) > _COMMENT_LIMIT // 4:
+            words = _harmless(words)
+        return f"-m comment --comment {quoted(words)}"
 
 
 @dataclass(frozen=True, slots=True)

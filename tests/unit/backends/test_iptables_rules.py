@@ -149,3 +149,18 @@ def test_what_is_no_rule_is_refused_or_carried(text: str) -> None:
         assert comparable(text) == text
     else:
         assert text_of(parts.matches, parts.target).split() == text.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        ("a\n-A INPUT -j ACCEPT", "a?-A INPUT -j ACCEPT"),
+        ("tab\tand\x00zero", "tab?and?zero"),
+        ("x" * 300, "x" * 255),
+        ("ü" * 200, "ü" * 127),
+    ],
+)
+def test_a_comment_stays_one_line_that_the_kernel_takes(words: str, kept: str) -> None:
+    text = Comment(words).text
+    assert parse_rule(text).comment == kept
+    assert "\n" not in text
