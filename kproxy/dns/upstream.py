@@ -114,8 +114,12 @@ def read(question: Question, message_id: int, data: bytes) -> Reply | None:
     return Reply(rcode, truncated, bool(flags & 0x0020), chain, proof, _ttl(chain, proof))
 
 
-def finish(forward: Forward, reply: Reply | None, transport: Transport, *, age_s: int = 0) -> bytes:
-    """The client's message. reply: None when nobody answered. age_s: how long ago the reply came, taken off every TTL."""
+def finish(forward: Forward, reply: Reply | None, transport: Transport, *, age_s: int = 0, turn: int = 0) -> bytes:
+    """The client's message.
+
+    reply: None when nobody answered. age_s: how long ago it came, taken off every TTL. turn: several addresses begin with this one of
+    them (modulo), so that a remembered reply does not send everybody to the same.
+    """
     query = forward.query
     size = wire.limit(query, transport)
     if reply is None:
@@ -131,7 +135,7 @@ def finish(forward: Forward, reply: Reply | None, transport: Transport, *, age_s
     if forward.prefix:
         at += sum(map(len, forward.prefix))
         seen[forward.name] = wire.pointer(at - len(forward.name))
-    answer, at = _render(reply.answer, at, seen, age_s)
+    answer, at = _render(_turned(reply.answer, forward.qtype, turn), at, seen, age_s)
     authority, _ = _render(reply.authority, at, seen, age_s)
     return wire.build(
         query,
@@ -143,6 +147,16 @@ def finish(forward: Forward, reply: Reply | None, transport: Transport, *, age_s
         size=size,
         truncated=reply.truncated,
     )
+
+
+def _turned(records: tuple[Record, ...], qtype: int, turn: int) -> Sequence[Record]:
+    addresses = [item for item in records if item.rtype == qtype]
+    if not turn or len(addresses) < 2 or qtype not in (Type.A, Type.AAAA):
+        return records
+    at = turn % len(addresses)
+    aliases = [item for item in records if item.rtype == Type.CNAME]
+    others = [item for item in records if item.rtype not in (qtype, Type.CNAME)]
+    return [*aliases, *addresses[at:], *addresses[:at], *others]
 
 
 def _render(records: Sequence[Record], at: int, seen: dict[bytes, bytes], age_s: int) -> tuple[list[bytes], int]:

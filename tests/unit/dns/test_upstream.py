@@ -34,11 +34,11 @@ def read(data: bytes) -> Reply:
     return reply
 
 
-def finished(reply: Reply, *, name: str = NAME, age_s: int = 0) -> dns.message.Message:
+def finished(reply: Reply, *, name: str = NAME, age_s: int = 0, turn: int = 0) -> dns.message.Message:
     query = dns.message.make_query(name, "A", use_edns=0).to_wire()
     forward = answer(zone_of("U", DnsSettings()), query, Transport.UDP)
     assert isinstance(forward, Forward)
-    return dns.message.from_wire(upstream.finish(forward, reply, Transport.UDP, age_s=age_s))
+    return dns.message.from_wire(upstream.finish(forward, reply, Transport.UDP, age_s=age_s, turn=turn))
 
 
 def test_queries_are_what_dnspython_reads() -> None:
@@ -128,3 +128,11 @@ def test_the_alias_of_an_external_name_stands_in_front() -> None:
         "External.testns.svc.cluster.local. 5 IN CNAME ext.interwebs.test.",
         "ext.interwebs.test. 9 IN A 192.0.2.1",
     ]
+
+
+def test_addresses_of_a_remembered_reply_take_turns_behind_their_alias() -> None:
+    reply = read(said(f"{NAME} 9 CNAME a.example.net.", *(f"a.example.net. 9 A 192.0.2.{i}" for i in range(3))))
+    for turn in range(6):
+        message = finished(reply, turn=turn)
+        assert message.answer[0].to_text() == f"{NAME} 9 IN CNAME a.example.net."
+        assert message.answer[1][0].to_text() == f"192.0.2.{turn % 3}" and len(message.answer[1]) == 3
