@@ -31,9 +31,8 @@ async def s09(rig: Rig, line: Line) -> None:
         lambda: rig.run("nettool-1", "host", "numbers-api"), lambda s: alias in s.out and target in s.out
     )
     line.step("nettool-1: host numbers-api", f"{alias} {target}", said.out, alias in said.out and target in said.out)
-    said = await rig.run(
-        "nettool-2", "curl", "-s", "-S", "-m", "5", "-H", "Host: raw.githubusercontent.com", "http://numbers-api/"
-    )
+    ask = ("curl", "-s", "-S", "-m", "5", "-H", "Host: raw.githubusercontent.com", "http://numbers-api/")
+    said = await rig.until(lambda: rig.run("nettool-2", *ask), lambda s: s.out.strip() == "42")
     line.step(
         "nettool-2: curl -H 'Host: raw.githubusercontent.com' http://numbers-api/",
         "the outside page: 42",
@@ -268,8 +267,8 @@ async def s18(rig: Rig, line: Line) -> None:
     pods = await rig.ready_pods("app=my-modes", 2)
     await rig.endpoints("my-modes", {address_of(pod) for pod in pods})
     address = await rig.cluster_ip("my-modes")
-    await reaches_all(rig, line, "nettool-1", f"http://{address}", pods, f"nettool-1: curl http://{address}")
     for node in rig.nodes:
+        await reaches_all(rig, line, node, f"http://{address}", pods, f"{node}: curl http://{address}")
         said = await rig.run(node, "curl", "-s", "-S", "-m", "5", "http://127.0.0.1:10249/proxyMode")
         line.step(
             f"{node}: curl http://127.0.0.1:10249/proxyMode", "iptables", said.out, said.out.strip() == "iptables"
