@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 import struct
@@ -313,7 +314,12 @@ def bound(kind: socket.SocketKind, address: str, port: int) -> socket.socket:
         sock.bind((address, port))
     except OSError as error:
         sock.close()
-        raise OSError(error.errno, f"cannot listen on {address} port {port}: {error.strerror}") from error
+        remedy = (
+            f" (see `ss -lntup 'sport = :{port}'`; stop it, or choose other addresses)"
+            if error.errno == errno.EADDRINUSE
+            else ""
+        )
+        raise OSError(error.errno, f"cannot listen on {address} port {port}: {error.strerror}{remedy}") from error
     return sock
 
 
