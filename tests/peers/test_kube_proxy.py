@@ -23,7 +23,7 @@ DIFFERENT: dict[str, str] = {}
 
 # The marker proves that Services and slices have arrived; the Node (its zone) comes by a watch of its own, and a change of it forces a
 # full sync, which waits for kube-proxy's minimum pause. A row that goes wrong is therefore looked at again, so many seconds long.
-LATE_NODES = 4
+LATE_NODES = 12
 
 
 @pytest.fixture(scope="module", params=[variant.value for variant in Variant])
