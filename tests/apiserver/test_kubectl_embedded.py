@@ -92,8 +92,8 @@ def test_both_servers_answer_the_script_alike(
     with serving() as url, ThreadPoolExecutor() as pool:
         ours = Caller(url, tmp_path)
         ours("create", "namespace", fresh_namespace)
-        there = pool.submit(run_script, [*real_command, "-n", fresh_namespace], steps, tmp_path)
-        embedded = run_script([*ours.command, "-n", fresh_namespace], steps, tmp_path)
+        there = pool.submit(run_script, real_command, steps, tmp_path, fresh_namespace)
+        embedded = run_script(ours.command, steps, tmp_path, fresh_namespace)
         real = there.result()
     if section == "endpoints":
         kubectl.succeed("delete", "node", "node-1", "--wait=false")

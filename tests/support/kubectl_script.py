@@ -58,11 +58,12 @@ def normalise(text: str) -> str:
     return text.strip()
 
 
-def run_script(kubectl: Sequence[str], steps: Sequence[Step], folder: Path) -> dict[str, Outcome]:
-    """Run every step; the outcomes by the steps' names."""
+def run_script(kubectl: Sequence[str], steps: Sequence[Step], folder: Path, namespace: str) -> dict[str, Outcome]:
+    """Run every step in a namespace, whose name stands for NAMESPACE in arguments; the outcomes by the steps' names."""
     outcomes = {}
     for step in steps:
-        command = [*kubectl, *step.arguments.split()]
+        words = [word.replace("NAMESPACE", namespace) for word in step.arguments.split()]
+        command = [*kubectl, "-n", namespace, *words]
         done = subprocess.run(command, input=step.stdin, capture_output=True, text=True, timeout=60, cwd=folder)
         lines = normalise(done.stdout + done.stderr).splitlines()
         outcomes[step.name] = Outcome(done.returncode, "\n".join(lines[: step.lines]))

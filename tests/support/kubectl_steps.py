@@ -514,7 +514,52 @@ ENDPOINTS = [
     Step("no slices left", "wait --for=delete endpointslices --all --timeout=10s"),
 ]
 
+# lines=0: the code alone, where the rest of the message is the JSON library's own.
+_HERE = "get --raw /api/v1/namespaces/NAMESPACE/configmaps"
+
+RAW = [
+    Step("no such path", "get --raw /api/v1/nowhere"),
+    Step("no such group", "get --raw /apis/nowhere.example.com/v1"),
+    Step("no such version", "get --raw /apis/apps/v9/deployments"),
+    Step("no such object", _HERE + "/absent"),
+    Step("no such subresource", "get --raw /api/v1/namespaces/NAMESPACE/services/kubernetes/nothing"),
+    Step("bad limit", _HERE + "?limit=many"),
+    Step("bad continue", _HERE + "?continue=nonsense", lines=0),
+    Step("bad version", _HERE + "?resourceVersion=new"),
+    Step("version match alone", _HERE + "?resourceVersionMatch=Exact"),
+    Step("exact zero", _HERE + "?resourceVersion=0&resourceVersionMatch=Exact"),
+    Step("unknown version match", _HERE + "?resourceVersion=1&resourceVersionMatch=Roughly"),
+    Step("bad label selector", _HERE + "?labelSelector=a+b"),
+    Step("bad set selector", _HERE + "?labelSelector=a%20in%20b"),
+    Step("bad field selector", _HERE + "?fieldSelector=metadata.name"),
+    Step("watch with version match", _HERE + "?watch=1&resourceVersionMatch=NotOlderThan"),
+    Step("streaming without match", _HERE + "?watch=1&sendInitialEvents=true"),
+    Step("watch bad version", _HERE + "?watch=1&resourceVersion=new"),
+    Step("empty list", "get --raw /api/v1/namespaces/NAMESPACE/secrets", lines=0),
+    Step("groups known", "get --raw /apis/apps"),
+    Step("scale of a deployment that is not", "get --raw /apis/apps/v1/namespaces/NAMESPACE/deployments/none/scale"),
+    Step("health", "get --raw /readyz"),
+    Step("create at a name", "create --raw /api/v1/namespaces/NAMESPACE/configmaps/x -f -", "{}"),
+    Step("create nothing", "create --raw /api/v1/namespaces/NAMESPACE/configmaps -f -", "", lines=0),
+    Step("create a list", "create --raw /api/v1/namespaces/NAMESPACE/configmaps -f -", "[]", lines=0),
+    Step("create no JSON", "create --raw /api/v1/namespaces/NAMESPACE/configmaps -f -", "{", lines=0),
+    Step("create another kind", "create --raw /api/v1/namespaces/NAMESPACE/configmaps -f -", pod("p", {})),
+    Step(
+        "create with a version",
+        "create --raw /api/v1/namespaces/NAMESPACE/configmaps -f -",
+        manifest("ConfigMap", "v", None, resourceVersion="7"),
+    ),
+    Step(
+        "replace another name",
+        "replace --raw /api/v1/namespaces/NAMESPACE/configmaps/a -f -",
+        manifest("ConfigMap", "b", None),
+    ),
+    Step("delete absent", "delete --raw /api/v1/namespaces/NAMESPACE/configmaps/absent"),
+    Step("delete with bad grace", "delete --raw /api/v1/namespaces/NAMESPACE/configmaps/absent?gracePeriodSeconds=x"),
+]
+
 SECTIONS: dict[str, list[Step]] = {
+    "raw": RAW,
     "services": SERVICES,
     "patches": PATCHES,
     "workloads": WORKLOADS,

@@ -54,6 +54,7 @@ class Surface:
             return await self._route(request)
         except ApiError as error:
             headers = [("Retry-After", str(error.retry_after_s))] if error.retry_after_s is not None else []
+            headers += [_warning(text) for text in error.warnings]
             return _json(
                 Form().body(error.status()),
                 status=error.code,
@@ -163,6 +164,10 @@ class Surface:
         if not target.name:
             page = list_page(self.cluster.store, target.resource, target.namespace, request.query)
             return _json(views.many(target.resource, page, form, include, now), content_type=form.media_type)
+        if target.subresource and target.subresource not in {
+            name for name, *_ in discovery.subresources(target.resource)
+        }:
+            raise no_such_path()
         record = self.registry.get(target.resource, target.namespace, target.name)
         if target.resource is PODS and target.subresource == "log":
             # The lab's pods keep no log; kubectl should find an empty one rather than an error.
@@ -213,18 +218,20 @@ class Surface:
 
     def _write(self, request: web.Request, target: Target, body: bytes) -> web.Response:
         form = negotiate(request.headers.get("Accept", ""))
-        answer = write(
-            self.registry,
-            WriteRequest(
-                method=request.method,
-                target=target,
-                body=body,
-                content_type=request.headers.get("Content-Type", ""),
-                query=request.query,
-                user_agent=request.headers.get("User-Agent", ""),
-            ),
+        asked = WriteRequest(
+            method=request.method,
+            target=target,
+            body=body,
+            content_type=request.headers.get("Content-Type", ""),
+            query=request.query,
+            user_agent=request.headers.get("User-Agent", ""),
         )
-        headers = [("Warning", f"299 - {quoted(text)}") for text in answer.warnings]
+        try:
+            answer = write(self.registry, asked)
+        except ApiError as error:
+            error.warnings = asked.warnings
+            raise
+        headers = [_warning(text) for text in asked.warnings]
         if answer.resource is None:
             return _json(form.body(answer.body), status=answer.code, headers=headers)
         record = self._record(answer.resource, answer.body)
@@ -253,7 +260,12 @@ def _deprecations(path: str) -> list[tuple[str, str]]:
     if "/endpoints" not in path or not path.startswith("/api/v1/"):
         return []
     text = "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"
-    return [("Warning", f"299 - {quoted(text)}")]
+    return [_warning(text)]
+
+
+def _warning(text: str) -> tuple[str, str]:
+    """The header that carries one warning."""
+    return "Warning", f"299 - {quoted(text)}"
 
 
 def _json(

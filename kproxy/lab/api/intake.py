@@ -25,6 +25,19 @@ from kproxy.lab.api.values import Object
 STRICT, WARN, IGNORE = "Strict", "Warn", "Ignore"
 
 
+class Unreadable(ApiError):
+    """A body that is neither JSON nor YAML nor protobuf."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(400, "BadRequest", f"couldn't get version/kind; json parse error: {why}")
+        self.why = why
+
+
+def _unrecognized(kind: str, why: str) -> ApiError:
+    expected = f"the object provided is unrecognized (must be of type {kind})"
+    return bad_request(f"{expected}: couldn't get version/kind; json parse error: {why}")
+
+
 def field_validation(parameters: Mapping[str, str]) -> str:
     """How unknown fields are treated; ApiError 422 for a word that is none of the three."""
     word = parameters.get("fieldValidation", "") or WARN
@@ -47,16 +60,17 @@ def read_value(body: bytes, content_type: str) -> Any:
         RecursionError,
         TypeError,
     ) as problem:
-        raise bad_request(f"couldn't get version/kind; json parse error: {problem}") from None
+        raise Unreadable(str(problem)) from None
 
 
 def read_kind(body: bytes, content_type: str, kind: str, api_version: str) -> Object:
     """An object that must be of one kind, when it says so."""
-    value = read_value(body, content_type)
+    try:
+        value = read_value(body, content_type)
+    except Unreadable as problem:
+        raise _unrecognized(kind, problem.why) from None
     if not isinstance(value, dict):
-        raise bad_request(
-            f"couldn't get version/kind; json parse error: the body is no object but a {type(value).__name__}"
-        )
+        raise _unrecognized(kind, f"a JSON {type(value).__name__} is no object")
     said_kind, said_version = value.get("kind") or kind, value.get("apiVersion") or api_version
     if said_version != api_version and said_kind == kind:
         message = (
@@ -65,9 +79,9 @@ def read_kind(body: bytes, content_type: str, kind: str, api_version: str) -> Ob
         raise bad_request(message)
     if said_kind != kind:
         version = str(said_version).rpartition("/")[2]
-        raise bad_request(
-            f'{said_kind} in version "{version}" cannot be handled as a {kind}: converting to {kind} is not possible'
-        )
+        package = (api_version.rpartition("/")[0] or "core").split(".")[0]
+        why = f"converting ({version}.{said_kind}) to ({package}.{kind}): unknown conversion"
+        raise bad_request(f'{said_kind} in version "{version}" cannot be handled as a {kind}: {why}')
     return value
 
 

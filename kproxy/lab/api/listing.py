@@ -86,9 +86,11 @@ def _revision_to_show(store: Store, parameters: Mapping[str, str]) -> int:
     if match and not parameters.get("resourceVersion"):
         _refuse_options("resourceVersionMatch", "resourceVersionMatch is forbidden unless resourceVersion is provided")
     if match == "Exact" and asked == 0:
-        _refuse_options("resourceVersionMatch", 'resourceVersionMatch "Exact" is forbidden for resourceVersion "0"')
+        _refuse_options("resourceVersionMatch", 'resourceVersionMatch "exact" is forbidden for resourceVersion "0"')
     if match not in ("", "Exact", "NotOlderThan"):
-        raise bad_request(f'resourceVersionMatch "{match}" is not supported')
+        errors = FieldErrors()
+        errors.not_supported("resourceVersionMatch", match, ("Exact", "NotOlderThan", ""))
+        raise invalid("meta.k8s.io", "ListOptions", "", errors)
     if asked > store.revision:
         raise too_large_resource_version(asked, store.revision)
     limited = bool(whole_number(parameters, "limit")) and asked and not match
@@ -112,7 +114,7 @@ def _read_token(token: str) -> tuple[int, Key]:
         value = decode(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
         return int(value["rv"]), (str(value["start"][0]), str(value["start"][1]))
     except (binascii.Error, msgspec.DecodeError, KeyError, TypeError, ValueError, IndexError):
-        raise bad_request("continue key is not valid: illegal base64 data") from None
+        raise bad_request("invalid continue token: continue key is not valid: illegal base64 data") from None
 
 
 class _TokenError(ApiError):

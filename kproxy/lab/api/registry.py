@@ -251,7 +251,8 @@ class Registry:
     def _fill_metadata(self, resource: Resource, obj: Object) -> None:
         metadata = obj["metadata"]
         if metadata.get("resourceVersion"):
-            raise bad_request("resourceVersion should not be set on objects to be created")
+            # No reason, and a server's error, although it is the client's: so the real one answers.
+            raise ApiError(500, "", "resourceVersion should not be set on objects to be created")
         for name in (
             "resourceVersion",
             "selfLink",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kproxy.lab.api.kinds import BY_PATH, NAMESPACES, Resource
-from kproxy.lab.api.status import bad_request, no_such_path
+from kproxy.lab.api.status import ApiError, bad_request, no_such_path
 
 TRUE_WORDS = ("1", "true", "True", "t", "T", "TRUE")
 
@@ -70,14 +70,15 @@ def whole_number(parameters: Mapping[str, str], name: str) -> int | None:
         raise bad_request(f'strconv.ParseInt: parsing "{text}": invalid syntax') from None
 
 
-def revision(text: str) -> int:
-    """A resourceVersion; ApiError 400 when it is no number."""
+def revision(text: str, *, watch: bool = False) -> int:
+    """A resourceVersion; ApiError when it is no number: 400 for a list, and for a watch, as the real server does, 500."""
     try:
         number = int(text or "0")
     except ValueError:
         number = -1
     if number < 0:
-        raise bad_request(f'Invalid value: "{text}": strconv.ParseUint: parsing "{text}": invalid syntax')
+        problem = f'resourceVersion: Invalid value: "{text}": strconv.ParseUint: parsing "{text}": invalid syntax'
+        raise ApiError(500, "", problem) if watch else bad_request("invalid resource version: " + problem)
     return number
 
 

@@ -91,10 +91,20 @@ def parse_label_selector(text: str) -> Requirements:
             if found and (found.end() == len(text) or text[found.end()] == ","):
                 break
         else:
-            raise bad_request(f"unable to parse requirement: found '{text[position:]}', expected: a label selector")
+            raise bad_request("unable to parse requirement: " + _complaint(text[position:]))
         requirements.append(_requirement(pattern, found))
         position = found.end() + 1
     return tuple(requirements)
+
+
+def _complaint(text: str) -> str:
+    """What is wrong with a term, as the API's parser says it for the commonest mistakes."""
+    words = text.split()
+    if len(words) > 2 and words[1] in ("in", "notin"):
+        return f"found '{words[2]}' expected: '('"
+    if len(words) > 1 and re.fullmatch(r"[^\s=!,()]+", words[0]):
+        return f"found '{words[1]}', expected: in, notin, =, ==, !=, gt, lt"
+    return f"found '{text[:100]}', expected: identifier"
 
 
 def _requirement(pattern: re.Pattern[str], found: re.Match[str]) -> Requirement:

@@ -28,6 +28,7 @@ class ApiError(Exception):
         self.message = message
         self.details = details
         self.retry_after_s = retry_after_s
+        self.warnings: list[str] = []  # what the client is told besides
 
     def status(self) -> Object:
         """The Status object of this refusal."""

@@ -42,7 +42,7 @@ class WatchRequest:
 
 def parse_watch(resource: Resource, namespace: str, name: str, parameters: Mapping[str, str]) -> WatchRequest:
     """Read a watch's query; ApiError 400 or 422."""
-    since = revision(parameters.get("resourceVersion", ""))
+    since = revision(parameters.get("resourceVersion", ""), watch=True)
     bookmarks = flag(parameters, "allowWatchBookmarks")
     streaming = parameters.get("sendInitialEvents")
     errors = FieldErrors()

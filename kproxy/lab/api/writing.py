@@ -49,7 +49,6 @@ class Answer:
 
     body: Object
     code: int = 200
-    warnings: list[str] = field(default_factory=list)
     resource: Resource | None = None
 
 
@@ -63,15 +62,17 @@ class WriteRequest:
     content_type: str
     query: Mapping[str, str]
     user_agent: str
+    warnings: list[str] = field(default_factory=list)  # for the client, whether the write succeeds or not
 
     @property
     def manager(self) -> str:
         """Who is recorded as the fields' manager: the parameter, else the program's name."""
         return self.query.get("fieldManager", "") or self.user_agent.split("/")[0][:128] or "unknown"
 
-    def options(self, warnings: list[str]) -> WriteOptions:
+    @property
+    def options(self) -> WriteOptions:
         """The options every write has; the registry adds to the warnings."""
-        return WriteOptions(dry_run=is_dry_run(self.query), manager=self.manager, warnings=warnings)
+        return WriteOptions(dry_run=is_dry_run(self.query), manager=self.manager, warnings=self.warnings)
 
 
 def write(registry: Registry, request: WriteRequest) -> Answer:
@@ -94,33 +95,35 @@ def write(registry: Registry, request: WriteRequest) -> Answer:
             raise method_not_allowed()
 
 
-def _create(registry: Registry, request: WriteRequest) -> Answer:
+def _take(request: WriteRequest) -> Object:
+    """The object in a body, conformed to the target's kind."""
     resource = request.target.resource
     value = read_kind(request.body, request.content_type, resource.kind, resource.api_version)
     obj, warnings = take(resource, value, field_validation(request.query))
-    made = registry.create(resource, request.target.namespace or namespace_of(obj), obj, request.options(warnings))
-    return Answer(made, 201, warnings, resource)
+    request.warnings.extend(warnings)
+    return obj
+
+
+def _create(registry: Registry, request: WriteRequest) -> Answer:
+    resource = request.target.resource
+    obj = _take(request)
+    made = registry.create(resource, request.target.namespace or namespace_of(obj), obj, request.options)
+    return Answer(made, 201, resource)
 
 
 def _replace(registry: Registry, request: WriteRequest) -> Answer:
     target, resource = request.target, request.target.resource
-    value = read_kind(request.body, request.content_type, resource.kind, resource.api_version)
-    obj, warnings = take(resource, value, field_validation(request.query))
+    obj = _take(request)
+    name = obj["metadata"].setdefault("name", target.name)
+    if name != target.name:
+        raise bad_request(f"the name of the object ({name}) does not match the name on the URL ({target.name})")
     exists = registry.store.get(resource, target.namespace, target.name) is not None
     if not exists and registry.strategy(resource).create_on_update and not target.subresource:
-        obj["metadata"].setdefault("name", target.name)
-        return Answer(
-            registry.create(resource, target.namespace, obj, request.options(warnings)), 201, warnings, resource
-        )
+        return Answer(registry.create(resource, target.namespace, obj, request.options), 201, resource)
     made = registry.update(
-        resource,
-        target.namespace,
-        target.name,
-        lambda _: obj,
-        request.options(warnings),
-        subresource=target.subresource,
+        resource, target.namespace, target.name, lambda _: obj, request.options, subresource=target.subresource
     )
-    return Answer(made, 200, warnings, resource)
+    return Answer(made, 200, resource)
 
 
 # patches
@@ -135,7 +138,6 @@ def _patch(registry: Registry, request: WriteRequest) -> Answer:
         raise unsupported_media_type(PATCH_TYPES)
     value = read_value(request.body, "application/json")
     validation = field_validation(request.query)
-    warnings: list[str] = []
 
     def change(current: Object) -> Object:
         patched = prune(patched_object(current, value, language, resource))
@@ -146,13 +148,13 @@ def _patch(registry: Registry, request: WriteRequest) -> Answer:
             raise _patch_refused(value, language, str(problem)) from None
         if unknown and validation == STRICT:
             raise _patch_refused(value, language, "strict decoding error: " + ", ".join(unknown_texts(unknown)))
-        warnings.extend(unknown_texts(unknown) if validation == "Warn" else ())
+        request.warnings.extend(unknown_texts(unknown) if validation == "Warn" else ())
         return obj
 
     made = registry.update(
-        resource, target.namespace, target.name, change, request.options(warnings), subresource=target.subresource
+        resource, target.namespace, target.name, change, request.options, subresource=target.subresource
     )
-    return Answer(made, 200, warnings, resource)
+    return Answer(made, 200, resource)
 
 
 def patched_object(current: Object, patch: object, language: str, resource: Resource) -> Object:
@@ -201,13 +203,14 @@ def _apply(registry: Registry, request: WriteRequest) -> Answer:
     if dig(value, "metadata", "managedFields"):
         raise bad_request("metadata.managedFields must be nil")
     conformed, warnings = take(resource, clone(value), field_validation(request.query))
+    request.warnings.extend(warnings)
     applied = _only_stated(conformed, value)
     applied.setdefault("metadata", {})
     applied["metadata"].setdefault("name", target.name)
     if resource.namespaced:
         applied["metadata"].setdefault("namespace", target.namespace)
     if registry.store.get(resource, target.namespace, target.name) is None:
-        return _apply_new(registry, request, applied, warnings)
+        return _apply_new(registry, request, applied)
     structure = structure_of(resource)
 
     def change(current: Object) -> Object:
@@ -225,14 +228,14 @@ def _apply(registry: Registry, request: WriteRequest) -> Answer:
         target.namespace,
         target.name,
         change,
-        request.options(warnings),
+        request.options,
         subresource=target.subresource,
         tracked=False,
     )
-    return Answer(made, 200, warnings, resource)
+    return Answer(made, 200, resource)
 
 
-def _apply_new(registry: Registry, request: WriteRequest, applied: Object, warnings: list[str]) -> Answer:
+def _apply_new(registry: Registry, request: WriteRequest, applied: Object) -> Answer:
     target, resource = request.target, request.target.resource
     if target.subresource:
         raise not_found(resource, target.name)
@@ -246,10 +249,10 @@ def _apply_new(registry: Registry, request: WriteRequest, applied: Object, warni
         resource,
         target.namespace,
         conform(structure, new, []),
-        replace(request.options(warnings), manager=""),
+        replace(request.options, manager=""),
         managed_fields=managed,
     )
-    return Answer(made, 201, warnings, resource)
+    return Answer(made, 201, resource)
 
 
 def _only_stated(conformed: Object, stated: Object) -> Object:
@@ -366,4 +369,4 @@ def _scale(registry: Registry, request: WriteRequest) -> Answer:
             scaling.scale_of(resource, current), patch, language if language == JSON_PATCH else MERGE_PATCH, resource
         )
     wanted = take_other(structures()["autoscaling.Scale"], prune(value))
-    return Answer(scaling.set_scale(registry, resource, target.namespace, target.name, wanted, request.options([])))
+    return Answer(scaling.set_scale(registry, resource, target.namespace, target.name, wanted, request.options))
