@@ -56,8 +56,17 @@ log = logging.getLogger("kproxy.app")
 DNS_METRICS_PORT = 9153  # the port `metrics` of the kube-dns Service
 _HEALTH_PATHS = ("/healthz", "/livez", "/readyz", "/statusz")
 _METRICS_PATHS = ("/metrics", "/proxyMode", "/healthz", "/readyz", "/statusz")
+_BE_LIBERAL = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
 _PRESENCE_S = 0.1  # how soon after the first zone and worker the DNS address is taken
 _PRESENCE_CHECK_S = 1.0  # how soon it is taken again when somebody (an older instance on its way out) removed it
+
+
+def _kernel_is_liberal() -> bool:
+    """Whether conntrack takes out-of-window packets for valid: then none may be dropped as INVALID (as kube-proxy does)."""
+    try:
+        return _BE_LIBERAL.read_text(encoding="ascii").strip() == "1"
+    except OSError:
+        return False
 
 
 class Controller:
@@ -66,7 +75,10 @@ class Controller:
     def __init__(self, config: Config) -> None:
         self.config = config
         variant = None if config.iptables.variant == "auto" else Variant(config.iptables.variant)
-        self.backend = IptablesBackend(IptablesSettings(masquerade_bit=config.iptables.masquerade_bit), variant=variant)
+        settings = IptablesSettings(
+            masquerade_bit=config.iptables.masquerade_bit, conntrack_tcp_be_liberal=_kernel_is_liberal()
+        )
+        self.backend = IptablesBackend(settings, variant=variant)
         self.dns = dns_settings(config, os.environ) if config.dns.enabled else None
         self.publisher = ZonePublisher(Path(channel_path(config, family_name(os.getppid()))))
         self.zone: Zone | None = None
