@@ -159,6 +159,83 @@ def test_the_notes_of_the_first_seed(hollow: Caller) -> None:
     assert row[3:5] == ["192.168.200.21,192.168.200.22,192.168.200.23", "80:32653/TCP,443:31820/TCP"]
 
 
+def test_the_notes_on_connecting_applications(hollow: Caller) -> None:
+    """`cat <<EOF | kubectl apply -f -`, pods by label with their addresses, a Service described, `expose deployment/my-nginx`."""
+    container = {"name": "my-nginx", "image": "nginx", "ports": [{"containerPort": 80}]}
+    template = {"metadata": {"labels": {"run": "my-nginx"}}, "spec": {"containers": [container]}}
+    spec = {"replicas": 2, "selector": {"matchLabels": {"run": "my-nginx"}}, "template": template}
+    deployment = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "my-nginx"}, "spec": spec}
+    assert hollow("apply", "-f", "-", stdin=json.dumps(deployment)) == "deployment.apps/my-nginx created\n"
+    hollow("rollout", "status", "deployment/my-nginx", "--timeout=20s")
+    lines = hollow("get", "pods", "-l", "run=my-nginx", "-o", "wide").splitlines()
+    assert lines[0].split()[:7] == ["NAME", "READY", "STATUS", "RESTARTS", "AGE", "IP", "NODE"]
+    assert hollow("get", "po", "-l", "run=my-nginx", "-o", "yaml").count("podIP: ") == 2
+    assert hollow("expose", "deployment/my-nginx") == "service/my-nginx exposed\n"
+    addresses = sorted(line.split()[5] + ":80" for line in lines[1:])
+    hollow("wait", "--for=jsonpath={.subsets[0].addresses[1].ip}", "endpoints/my-nginx", "--timeout=20s")
+    described = hollow("describe", "svc", "my-nginx")
+    facts = dict(line.split(":", 1) for line in described.splitlines() if ":" in line)
+    assert facts["Selector"].strip() == "run=my-nginx"
+    assert facts["Type"].strip() == "ClusterIP"
+    assert facts["Port"].split() == ["<unset>", "80/TCP"]
+    assert sorted(facts["Endpoints"].strip().split(",")) == addresses
+    assert "my-nginx" in hollow("get", "svc", "-A")
+
+
+def test_the_notes_on_node_js_services(hollow: Caller) -> None:
+    """Replication controllers, a Service on another port, several ports, a node port, and hand-made Endpoints described."""
+
+    def controller(name: str, *ports: int) -> dict[str, object]:
+        container = {
+            "name": "node-js",
+            "image": "jonbaier/node-express-info",
+            "ports": [{"containerPort": p} for p in ports],
+        }
+        template = {"metadata": {"labels": {"name": name}}, "spec": {"containers": [container]}}
+        spec = {"replicas": 3, "selector": {"name": name}, "template": template}
+        return {"apiVersion": "v1", "kind": "ReplicationController", "metadata": {"name": name}, "spec": spec}
+
+    def service(name: str, **spec: object) -> dict[str, object]:
+        return {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": name, "labels": {"name": name}},
+            "spec": spec,
+        }
+
+    multi = [{"name": "http", "port": 80}, {"name": "fake-admin-http", "port": 8888}]
+    custom = [{"port": 90, "targetPort": 80}]
+    items = [
+        controller("node-js-customport", 80),
+        controller("node-js-multi", 80, 8888),
+        service("node-js-customport", type="LoadBalancer", ports=custom, selector={"name": "node-js-customport"}),
+        service("node-js-multi", ports=multi, selector={"name": "node-js-multi"}),
+        service(
+            "node-js-nodeport", type="NodePort", ports=[{"port": 80, "nodePort": 30001}], selector={"name": "node-js"}
+        ),
+        service("node-js-none", clusterIP="None", ports=[{"port": 80}], selector={"name": "node-js-multi"}),
+        service("custom-service", type="LoadBalancer", ports=[{"name": "http", "port": 80}]),
+    ]
+    for item in items:
+        assert "created" in hollow("create", "-f", "-", stdin=json.dumps(item))
+    subsets = [{"addresses": [{"ip": "35.202.105.209"}], "ports": [{"name": "http", "port": 80}]}]
+    endpoints = {"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "custom-service"}, "subsets": subsets}
+    hollow("create", "-f", "-", stdin=json.dumps(endpoints))
+    hollow("wait", "--for=jsonpath={.status.readyReplicas}=3", "rc/node-js-multi", "--timeout=20s")
+    rows = {line.split()[0]: line.split() for line in hollow("get", "services").splitlines()}
+    assert rows["node-js-customport"][4].startswith("90:")
+    assert rows["node-js-multi"][4] == "80/TCP,8888/TCP"
+    assert rows["node-js-nodeport"][4] == "80:30001/TCP"
+    assert rows["node-js-none"][2] == "None"
+    assert hollow("get", "services", "-l", "name=node-js-none", "-o", "name") == "service/node-js-none\n"
+    path = "--for=jsonpath={.endpoints[0].addresses[0]}=35.202.105.209"
+    hollow("wait", path, "endpointslices", "-l", "kubernetes.io/service-name=custom-service", "--timeout=20s")
+    assert "35.202.105.209:80" in hollow("describe", "service/custom-service")
+    assert "35.202.105.209:80" in hollow("get", "endpoints")
+    assert hollow("get", "rc", "--namespace=kube-sysyem") == "", "the notes' own misspelling: nothing is there"
+    hollow("delete", "services,rc", "--all", "--wait=false")
+
+
 def test_edit_writes_what_the_editor_leaves(hollow: Caller, tmp_path: Path) -> None:
     hollow("create", "service", "clusterip", "edited", "--tcp=80")
     editor = tmp_path / "editor"

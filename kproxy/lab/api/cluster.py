@@ -21,6 +21,7 @@ from kproxy.lab.api.controllers.events import Recorder
 from kproxy.lab.api.controllers.garbage import GarbageCollector
 from kproxy.lab.api.controllers.hollow import HollowKubelet, make_nodes
 from kproxy.lab.api.controllers.index import Index
+from kproxy.lab.api.controllers.kubernetes_service import KEY, KubernetesService
 from kproxy.lab.api.controllers.loop import Controllers
 from kproxy.lab.api.controllers.namespaces import NamespaceController
 from kproxy.lab.api.controllers.replicas import ReplicaController
@@ -71,7 +72,15 @@ class Cluster:
         def recorder(component: str) -> Recorder:
             return Recorder(registry, component, written)
 
+        self._kubernetes = KubernetesService(
+            registry,
+            address=settings.advertise_address,
+            port=settings.advertise_port,
+            cluster_ip=str(settings.service_networks[0].network_address + 1),
+        )
         add = self.controllers.add
+        # Before the Endpoints controller, which would take the Endpoints of a missing Service away.
+        add(self._kubernetes)
         add(NamespaceController(registry))
         add(GarbageCollector(registry))
         add(DeploymentController(registry, index, recorder("deployment-controller")))
@@ -91,36 +100,5 @@ class Cluster:
         create = self.registry.create
         for name in NAMESPACES:
             create(kinds.NAMESPACES, "", {"metadata": {"name": name}})
-        self._found_kubernetes_service()
+        self._kubernetes.reconcile(KEY)
         make_nodes(self.registry, self.settings.hollow_nodes)
-
-    def _found_kubernetes_service(self) -> None:
-        settings = self.settings
-        first = str(settings.service_networks[0].network_address + 1)
-        labels = {"component": "apiserver", "provider": "kubernetes"}
-        spec = {
-            "clusterIP": first,
-            "clusterIPs": [first],
-            "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": settings.advertise_port}],
-        }
-        service = {"metadata": {"name": "kubernetes", "labels": labels}, "spec": spec}
-        self.registry.create(kinds.SERVICES, "default", service)
-        mirror = "endpointslice.kubernetes.io/skip-mirror"
-        endpoints = {
-            "metadata": {"name": "kubernetes", "labels": {mirror: "true"}},
-            "subsets": [
-                {
-                    "addresses": [{"ip": settings.advertise_address}],
-                    "ports": [{"name": "https", "port": settings.advertise_port, "protocol": "TCP"}],
-                }
-            ],
-        }
-        self.registry.create(kinds.ENDPOINTS, "default", endpoints)
-        family = ipaddress.ip_address(settings.advertise_address).version
-        endpoint_slice = {
-            "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-            "addressType": f"IPv{family}",
-            "endpoints": [{"addresses": [settings.advertise_address], "conditions": {"ready": True}}],
-            "ports": [{"name": "https", "port": settings.advertise_port, "protocol": "TCP"}],
-        }
-        self.registry.create(kinds.ENDPOINT_SLICES, "default", endpoint_slice)

@@ -355,3 +355,15 @@ def test_events_are_bounded(world: World) -> None:
             world.delete(PODS, name)
         world.settle()
     assert world.cluster.store.count(kinds.EVENTS) <= 1000
+
+
+def test_the_clusters_own_service_comes_back(empty: World) -> None:
+    for resource in (SERVICES, kinds.ENDPOINTS, kinds.ENDPOINT_SLICES):
+        for name in empty.names(resource):
+            empty.delete(resource, name)
+    empty.settle()
+    service = empty.get(SERVICES, "kubernetes")
+    assert service is not None
+    assert service["spec"]["clusterIP"] == "10.96.0.1"
+    assert empty.addresses("kubernetes") == ["192.168.200.1"]
+    assert empty.get(kinds.ENDPOINTS, "kubernetes") is not None
