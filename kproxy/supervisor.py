@@ -28,6 +28,7 @@ from kproxy.process import settle
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 30.0
 _HEALTHY_AFTER_S = 60.0
+_REPEAT_S = 1.0  # a second SIGTERM this soon is the first one's echo: `timeout` and some shells signal the process and its group
 _GRACE_S = 10.0  # between passing SIGTERM on and SIGKILL; a DaemonSet grants 30 s
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
 _FINAL_CODES = (2, 3)
@@ -53,6 +54,7 @@ class Family:
     children: list[Child]
     stopping: bool = False
     exit_code: int = 0
+    asked_at: float = 0.0
     killed_at: float = field(default=float("inf"))
 
     @property
@@ -107,10 +109,12 @@ def _signal(family: Family, number: int) -> None:
 
 
 def _stop(family: Family, number: int, now: float) -> None:
-    if family.stopping:  # a second request: now
-        _signal(family, signal.SIGKILL)
+    if family.stopping:
+        if now - family.asked_at > _REPEAT_S:  # a second request: now
+            _signal(family, signal.SIGKILL)
         return
     family.stopping = True
+    family.asked_at = now
     family.killed_at = now + _GRACE_S
     _signal(family, number)
 

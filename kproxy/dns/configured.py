@@ -7,28 +7,32 @@ from dataclasses import replace
 
 from kproxy.config.config import Config
 from kproxy.dns.settings import DnsSettings, PodRecords
+from kproxy.errors import ConfigError
 
 
 def dns_settings(config: Config, environment: Mapping[str, str]) -> DnsSettings:
     """What the workers are told.
 
     They listen on the cluster DNS addresses and on this node's own (`bindAddress`, else `NODE_IP` of the environment, which the DaemonSet
-    sets from `status.hostIP`), so that other nodes' pods can fall back to this one, and on `dns.listen`.
+    sets from `status.hostIPs`), so that other nodes' pods can fall back to this one, and on `dns.listen`. Raises ConfigError.
     """
     dns = config.dns
     own = config.node_ips or tuple(filter(None, environment.get("NODE_IP", "").split(",")))
     listen = tuple(dict.fromkeys((*dns.cluster_dns, *own, *dns.listen)))
-    settings = DnsSettings(
-        zone=dns.zone,
-        ttl=dns.ttl_s,
-        pods=PodRecords(dns.pods),
-        service=dns.service,
-        own_addresses=own,
-        listen=listen,
-        port=dns.port,
-        allowed_networks=dns.allowed_networks,
-        upstreams=dns.upstreams,
-    )
+    try:
+        settings = DnsSettings(
+            zone=dns.zone,
+            ttl=dns.ttl_s,
+            pods=PodRecords(dns.pods),
+            service=dns.service,
+            own_addresses=own,
+            listen=listen,
+            port=dns.port,
+            allowed_networks=dns.allowed_networks,
+            upstreams=dns.upstreams,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error), where="dns") from error
     return replace(settings, resolv_conf=dns.resolv_conf) if dns.resolv_conf else settings
 
 

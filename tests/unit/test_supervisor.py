@@ -28,11 +28,9 @@ def supervise() -> Iterator[Supervise]:
 
     yield start
     for process in started:
-        for _ in range(2):  # the second one does not wait for stubborn children
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                time.sleep(0.05)
-        process.wait(timeout=10)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait(timeout=15)
 
 
 def _wait_for(condition: Callable[[], bool], what: str) -> None:
@@ -92,9 +90,11 @@ def test_a_second_sigterm_does_not_wait_for_a_stubborn_child(supervise: Supervis
     stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + _beating(a)
     process = supervise(first=stubborn)
     _wait_for(lambda: len(_pids(a)) == 1, "the child starts")
-    process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
+    for _ in range(2):  # the echo of the first one is no second request
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
     assert process.poll() is None
+    time.sleep(1.0)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=5) == 0
     _wait_for(lambda: not _alive(_pids(a)[0]), "the child is killed")
