@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from ipaddress import ip_address
 
 from kproxy.config.config import Config
 from kproxy.dns.settings import DnsSettings, PodRecords
@@ -18,6 +19,8 @@ def dns_settings(config: Config, environment: Mapping[str, str]) -> DnsSettings:
     """
     dns = config.dns
     own = config.node_ips or tuple(filter(None, environment.get("NODE_IP", "").split(",")))
+    for address in own:
+        _check(address)
     listen = tuple(dict.fromkeys((*dns.cluster_dns, *own, *dns.listen)))
     try:
         settings = DnsSettings(
@@ -34,6 +37,13 @@ def dns_settings(config: Config, environment: Mapping[str, str]) -> DnsSettings:
     except ValueError as error:
         raise ConfigError(str(error), where="dns") from error
     return replace(settings, resolv_conf=dns.resolv_conf) if dns.resolv_conf else settings
+
+
+def _check(address: str) -> None:
+    try:
+        ip_address(address)
+    except ValueError:
+        raise ConfigError(f"{address!r} is not an IP address", where="environment: NODE_IP") from None
 
 
 def channel_path(config: Config, family: str) -> str:
