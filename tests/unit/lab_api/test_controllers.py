@@ -133,6 +133,9 @@ def test_a_replica_set_adopts_and_releases(world: World) -> None:
     world.change(PODS, "orphan", lambda p: p["metadata"].update(labels={"app": "other"}))
     world.settle()
     assert len(world.names(PODS)) == 3, "the released pod stays, another takes its place"
+    replica_set = world.get(kinds.REPLICA_SETS, "rs")
+    assert replica_set is not None
+    assert replica_set["status"]["replicas"] == 2, "and it is counted no more"
 
 
 def test_replication_controller(world: World) -> None:
