@@ -19,8 +19,8 @@ from tests.support.flows import IPT, Expect, Flow, Outcome, Row, Seen, Step
 from tests.support.netns import run
 from tests.support.probing import Answered, Refused, Result, Silent, probe
 
-_SILENCE_S = 0.5  # answers take less than a millisecond here
-_PATIENCE_S = 3.0  # for what must be answered, on a busy machine
+SILENCE_S = 0.5  # answers take less than a millisecond here
+PATIENCE_S = 3.0  # for what must be answered, on a busy machine
 
 
 class Executor:
@@ -76,7 +76,7 @@ class Executor:
         if flow.input_drop:
             self._input_policy(flow, "DROP")
         with self.bed.at(flow.source):
-            results = probe(flow.protocol, flow.source.address, flow.to, count, _SILENCE_S if silent else _PATIENCE_S)
+            results = probe(flow.protocol, flow.source.address, flow.to, count, SILENCE_S if silent else PATIENCE_S)
         if flow.input_drop:
             self._input_policy(flow, "ACCEPT")
         if flow.sticky:

@@ -17,7 +17,7 @@ from tests.support.flows import IPT, Need, Row
 from tests.support.packets import OWN_ROWS, ROWS
 
 # What this executor cannot do, and who can. Nothing else may be left out.
-LEFT_OUT = {Need.CONNTRACK: "flows that outlive their rules need the conntrack reconciliation on top of the rules"}
+LEFT_OUT = {Need.CONNTRACK: "flows that outlive their rules, with the reconciliation of conntrack: test_conntrack.py"}
 
 
 def _has_sctp() -> bool:

@@ -116,6 +116,28 @@ class _Probe:
         return self.result if self.result is not None else Silent()
 
 
+class Lasting(_Probe):
+    """A UDP client that keeps its socket, so that the kernel sees one flow however long it talks."""
+
+    def __init__(self, source: str, to: tuple[str, int]) -> None:
+        super().__init__(Protocol.UDP, source, to)
+        self._fresh = True
+
+    def ask(self, timeout_s: float) -> Result:
+        """What becomes of one datagram."""
+        if not self._fresh:
+            self.result = None
+            self._send()
+        self._fresh = False
+        deadline = time.monotonic() + timeout_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.sock, selectors.EVENT_READ)
+            while self.result is None and (left := deadline - time.monotonic()) > 0:
+                if selector.select(left):
+                    self.ready()
+        return self.result if self.result is not None else Silent()
+
+
 def probe(protocol: Protocol, source: str, to: tuple[str, int], count: int, timeout_s: float) -> list[Result]:
     """`count` fresh connections from `source` to `to`, each given `timeout_s` to get its answer."""
     results: list[Result] = []

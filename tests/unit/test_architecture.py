@@ -42,6 +42,9 @@ PURE = (
     "kproxy.dns.wire",
     "kproxy.dns.cache",
     "kproxy.sync.pacer",
+    "kproxy.conntrack.stale",
+    "kproxy.conntrack.netlink",
+    "kproxy.conntrack.counters",
     "kproxy.explain.*",
 )
 # What a pure module must not even import: I/O, clocks, randomness, logging, concurrency.
@@ -168,6 +171,7 @@ def test_the_model_imports_the_standard_library_and_itself() -> None:
         (("kproxy.*",), ("kproxy.lab.*",), ("kproxy.cli.lab*", "kproxy.lab.*")),
         (("kproxy.backends.*",), ("kproxy.dns.*",), ()),
         (("kproxy.dns.*",), ("kproxy.backends.*",), ()),
+        (("kproxy.conntrack.*",), ("kproxy.backends.*", "kproxy.dns.*", "kproxy.sync.*", "kproxy.watch.*"), ()),
         (("kproxy.watch.*",), ("kproxy.backends.*", "kproxy.dns.*", "kproxy.sync.*"), ()),
         (("kproxy.config.*",), ("kproxy.backends.*.apply", "kproxy.sync.*", "kproxy.watch.reflector"), ()),
     ],

@@ -1,0 +1,218 @@
+"""How the kernel spells open flows: nfnetlink messages to ask for them and to delete one, and the reader of its answers. Pure.
+
+In: datagrams of a NETLINK_NETFILTER socket. Out: the delete requests of the flows that are stale, and nothing of all the others, so that
+memory does not grow with the table. Layout: linux/netfilter/nfnetlink_conntrack.h. Numbers of headers and attributes are in the machine's
+byte order, addresses and ports in the network's.
+
+A flow with plain tuples (no zone in them; TCP, UDP, SCTP) has a fixed layout, and most flows can be dismissed by a look at fixed offsets:
+
+    0        16       20               32    40         52     68     72                            TUPLE_ORIG of IPv4 is 52 bytes long,
+    nlmsghdr nfgenmsg TUPLE_ORIG IP    src   dst  PROTO number dport  TUPLE_REPLY …                 of IPv6 76
+
+What that look does not dismiss, and every flow of another layout, is read attribute by attribute with all lengths checked. Bytes that make
+no sense raise ValueError.
+
+A delete request without a tuple would empty the whole table. `delete_request` copies the tuple from the flow it was read from, and the
+flow's id, so that a flow made anew in the meantime is left alone.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kproxy.conntrack.stale import Allowed
+from kproxy.model.names import Family
+
+UDP = 17
+_AF = {Family.IPV4: 2, Family.IPV6: 10}
+_ADDRESS_BYTES = {Family.IPV4: 4, Family.IPV6: 16}
+
+# Message types: the subsystem of conntrack is 1.
+_NEW, _GET, _DELETE = 0x100, 0x101, 0x102
+_ERROR, _DONE = 2, 3
+_REQUEST, _ACK, _DUMP, _INTERRUPTED = 0x1, 0x4, 0x300, 0x10
+
+_TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
+_TUPLE_IP, _TUPLE_PROTO = 1, 2
+_IP_SOURCE = {Family.IPV4: 1, Family.IPV6: 3}
+_IP_DESTINATION = {Family.IPV4: 2, Family.IPV6: 4}
+_PROTO_NUMBER, _PROTO_SOURCE_PORT, _PROTO_DESTINATION_PORT = 1, 2, 3
+_FILTER_ORIG_FLAGS, _FILTER_REPLY_FLAGS, _BY_PROTO_NUMBER = 1, 2, 1 << 3
+_NESTED, _TYPE_MASK = 0x8000, 0x3FFF
+
+_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_HEAD = struct.Struct("=IHH")
+_ATTRIBUTE = struct.Struct("=HH")
+_BODY = _HEADER.size + 4  # after nfgenmsg
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """One open flow. destination: where its client sent to; answering: who answers in fact; both address and port as on the wire."""
+
+    protocol: int
+    destination: bytes
+    answering: bytes
+    attributes: bytes  # what names this flow and no other in a request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """What one datagram of a dump said. error: 0 or the kernel's errno. interrupted: the table moved meanwhile, flows may be missing."""
+
+    stale: tuple[Flow, ...] = ()
+    seen: int = 0
+    done: bool = False
+    interrupted: bool = False
+    error: int = 0
+
+
+def dump_request(family: Family, sequence: int, *, only_udp: bool) -> bytes:
+    """Asks for all flows of `family`. only_udp: the kernel leaves the others out where it can (since 5.8; older ones ignore the wish)."""
+    body = b""
+    if only_udp:
+        flags = struct.pack("=I", _BY_PROTO_NUMBER)
+        number = _attribute(_PROTO_NUMBER, bytes([UDP]))
+        body = _attribute(_TUPLE_ORIG | _NESTED, _attribute(_TUPLE_PROTO | _NESTED, number))
+        body += _attribute(
+            _FILTER | _NESTED,
+            _attribute(_FILTER_ORIG_FLAGS, flags) + _attribute(_FILTER_REPLY_FLAGS, struct.pack("=I", 0)),
+        )
+    return _message(_GET, _REQUEST | _DUMP, family, sequence, body)
+
+
+def delete_request(flow: Flow, family: Family, sequence: int, *, acknowledge: bool) -> bytes:
+    """Asks to delete exactly `flow`. A failure is always answered, success only if wanted."""
+    if not flow.attributes:
+        raise ValueError("a delete request without a tuple would empty the table")
+    return _message(_DELETE, _REQUEST | (_ACK if acknowledge else 0), family, sequence, flow.attributes)
+
+
+def read_dump(datagram: bytes, family: Family, allowed: Allowed) -> Read:
+    """The stale flows in one datagram of a dump of `family`."""
+    length = _ADDRESS_BYTES[family]
+    plain = _plain_tuple(family)
+    at_destination = _BODY + 12 + length + 4
+    at_protocol = at_destination + length + 8
+    at_port = at_protocol + 16
+    concerns, end = allowed.concerns, len(datagram)
+    stale: list[Flow] = []
+    seen = start = 0
+    interrupted = False
+    while start + _HEADER.size <= end:
+        size, kind, flags = _HEAD.unpack_from(datagram, start)
+        if size < _HEADER.size or start + size > end:
+            raise ValueError(f"a message of {size} bytes in {end - start}")
+        interrupted = interrupted or bool(flags & _INTERRUPTED)
+        if kind == _NEW:
+            seen += 1
+            body = start + _BODY
+            quick = size >= at_port + 2 and datagram[body : body + 4] == plain
+            if not quick or (
+                datagram[start + at_protocol] == UDP
+                and concerns(
+                    datagram[start + at_destination : start + at_destination + length]
+                    + datagram[start + at_port : start + at_port + 2]
+                )
+            ):
+                _judge(datagram[body : start + size], family, allowed, stale)
+        elif kind in (_DONE, _ERROR):
+            error = _error(datagram[start : start + size])
+            return Read(stale=tuple(stale), seen=seen, done=True, interrupted=interrupted, error=error)
+        start += (size + 3) & ~3
+    return Read(stale=tuple(stale), seen=seen, interrupted=interrupted)
+
+
+def read_answers(datagram: bytes) -> Iterator[tuple[int, int]]:
+    """(sequence, errno) of every acknowledgement and failure in `datagram`."""
+    start = 0
+    while start + _HEADER.size <= len(datagram):
+        size, kind, _, sequence, _ = _HEADER.unpack_from(datagram, start)
+        if size < _HEADER.size or start + size > len(datagram):
+            raise ValueError(f"a message of {size} bytes in {len(datagram) - start}")
+        if kind == _ERROR:
+            yield sequence, _error(datagram[start : start + size])
+        start += (size + 3) & ~3
+
+
+def read_flow(body: bytes, family: Family) -> Flow | None:
+    """The flow in the attributes of one message; None when it has no ports or is not of `family`. ValueError: the bytes make no sense."""
+    original = reply = named = b""
+    for kind, whole, value in _attributes(body):
+        if kind == _TUPLE_ORIG:
+            original, named = value, whole + named
+        elif kind == _TUPLE_REPLY:
+            reply = value
+        elif kind in (_ID, _ZONE):
+            named += whole
+    if not original or not reply:
+        return None
+    protocol, destination = _end(original, family, _IP_DESTINATION, _PROTO_DESTINATION_PORT)
+    _, answering = _end(reply, family, _IP_SOURCE, _PROTO_SOURCE_PORT)
+    if not destination or not answering:
+        return None
+    return Flow(protocol, destination, answering, named)
+
+
+def _judge(body: bytes, family: Family, allowed: Allowed, stale: list[Flow]) -> None:
+    flow = read_flow(body, family)
+    if flow is not None and flow.protocol == UDP and allowed.is_stale(flow.destination, flow.answering):
+        stale.append(flow)
+
+
+def _end(tuple_: bytes, family: Family, addresses: dict[Family, int], port_kind: int) -> tuple[int, bytes]:
+    """The protocol, and one end's address and port; b"" when either is missing."""
+    address = port = b""
+    protocol = -1
+    for outer, _, inner in _attributes(tuple_):
+        if outer == _TUPLE_IP:
+            address = next((v for k, _, v in _attributes(inner) if k == addresses[family]), b"")
+        elif outer == _TUPLE_PROTO:
+            for kind, _, value in _attributes(inner):
+                if kind == _PROTO_NUMBER and len(value) == 1:
+                    protocol = value[0]
+                elif kind == port_kind:
+                    port = value
+    if len(address) != _ADDRESS_BYTES[family] or len(port) != 2:
+        return protocol, b""
+    return protocol, address + port
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """(type, the attribute as it stands with its padding, its value) one after the other."""
+    start = 0
+    while start + _ATTRIBUTE.size <= len(data):
+        size, kind = _ATTRIBUTE.unpack_from(data, start)
+        if size < _ATTRIBUTE.size or start + size > len(data):
+            raise ValueError(f"an attribute of {size} bytes in {len(data) - start}")
+        after = start + ((size + 3) & ~3)
+        yield (
+            kind & _TYPE_MASK,
+            data[start:after].ljust(after - start, b"\0"),
+            data[start + _ATTRIBUTE.size : start + size],
+        )
+        start = after
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def _message(kind: int, flags: int, family: Family, sequence: int, body: bytes) -> bytes:
+    head = _HEADER.pack(_BODY + len(body), kind, flags, sequence, 0)
+    return head + bytes([_AF[family], 0, 0, 0]) + body
+
+
+def _plain_tuple(family: Family) -> bytes:
+    """The first four bytes of the original tuple of a flow with ports and without a zone of its own."""
+    size = 4 + (4 + 2 * (4 + _ADDRESS_BYTES[family])) + (4 + 8 + 8 + 8)
+    return _ATTRIBUTE.pack(size, _TUPLE_ORIG | _NESTED)
+
+
+def _error(message: bytes) -> int:
+    if len(message) < _HEADER.size + 4:
+        return 0  # NLMSG_DONE without a word is a good end
+    number: int = struct.unpack_from("=i", message, _HEADER.size)[0]
+    return -number
