@@ -23,8 +23,7 @@ def kproxy_config(node: LabNode, variant: str) -> str:
         "hostnameOverride": node.name,
         "clientConnection": {"kubeconfig": str(NODE_FILES / "kubeconfig")},
         "mode": "iptables",
-        # Three nodes share one machine: a sync takes long because the others sync too, and resting in proportion would only add to it.
-        "iptables": {"variant": variant, "minSyncPeriod": "300ms"},
+        "iptables": {"variant": variant},
         "clusterCIDR": f"{addressing.POD_CIDR},{addressing.POD_CIDR6}" if has_ipv6() else addressing.POD_CIDR,
         "detectLocalMode": "ClusterCIDR",
         "healthzBindAddress": "0.0.0.0:10256",

@@ -2,9 +2,8 @@
 
 kube-proxy pauses at least `minSyncPeriod` (1 s) after *every* sync, so a Service and its EndpointSlice written back to back take 1.2 s at
 any speed of programming: the Service starts a sync, the slice comes a few milliseconds later and waits (reference measurements, "slice
-must wait for the minimum pause"). Here the pause is as long as the last sync took, times `REST`, and never longer than `minSyncPeriod`: an
-idle node applies at once, a busy one spends at most a third of its time in syncs and coalesces the rest, and a slow kernel slows it down
-by itself.
+must wait for the minimum pause"). Here the pause is as long as the last sync took and never longer than `minSyncPeriod`: an idle node
+applies at once, a busy one spends at most half of its time in syncs and coalesces the rest, and a slow kernel slows it down by itself.
 
 In: monotonic seconds. Out: a new Pacer value or a time. No clock is read here.
 """
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-REST = 2.0  # pause after a sync, in multiples of its own duration
+REST = 1.0  # pause after a sync, in multiples of its own duration
 FIRST_RETRY_S = 0.2
 
 

@@ -14,7 +14,7 @@ def test_an_idle_node_syncs_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("duration_s", "pause_s"),
-    [(0.01, 0.02), (0.1, 0.2), (0.4, 0.8), (3.0, 1.0)],
+    [(0.01, 0.01), (0.1, 0.1), (0.8, 0.8), (3.0, 1.0)],
     ids=["quick", "noticeable", "slow", "slower than the minimum period"],
 )
 def test_the_pause_follows_the_duration_up_to_the_minimum_period(duration_s: float, pause_s: float) -> None:
