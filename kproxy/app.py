@@ -1,8 +1,8 @@
 """The only wiring: reads the configuration, builds every part of a node's controller, owns the task group and the signals.
 
 `kproxy run` (cli/run.py) becomes the supervisor; the supervisor's children are this module (`python -m kproxy.app`, the controller) and
-the DNS workers. In here: one task for each reflector, one for the node's addresses, the two of the sync loop, the status pages, the DNS
-presence. Any exception in any task ends the process; the supervisor starts a clean one, and neither rules nor answers are lost by that.
+the DNS workers. In here: one task for each reflector, one for the node's addresses, the two of the sync loop, the open UDP flows, the status
+pages, the DNS presence. Any exception in any task ends the process; the supervisor starts a clean one, and neither rules nor answers are lost by that.
 
 Two controllers may overlap (an upgrade, a second DaemonSet): whoever holds the lock of the run directory writes rules; the other one
 watches, feeds its own workers and stands by.
@@ -31,6 +31,7 @@ from kproxy.backends.iptables.settings import IptablesSettings
 from kproxy.backends.iptables.variant import Variant
 from kproxy.config.config import Config
 from kproxy.config.load import load_config
+from kproxy.conntrack.apply import Reconciler
 from kproxy.dns.channel import ZonePublisher
 from kproxy.dns.compile import compile_zone
 from kproxy.dns.configured import channel_path, dns_settings
@@ -57,6 +58,7 @@ DNS_METRICS_PORT = 9153  # the port `metrics` of the kube-dns Service
 _HEALTH_PATHS = ("/healthz", "/livez", "/readyz", "/statusz")
 _METRICS_PATHS = ("/metrics", "/proxyMode", "/healthz", "/readyz", "/statusz")
 _BE_LIBERAL = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
+_LONGEST_RETRY_S = 5.0  # a lock that is free again, a tool that works again: noticed this soon
 _PRESENCE_S = 0.1  # how soon after the first zone and worker the DNS address is taken
 _PRESENCE_CHECK_S = 1.0  # how soon it is taken again when somebody (an older instance on its way out) removed it
 
@@ -87,8 +89,9 @@ class Controller:
         self.api: Api | None = None
         self.watches = tuple(WatchStats(resource.kind) for resource in RESOURCES(config.node_name))
         period = config.iptables
-        pacer = Pacer(min_period_s=period.min_sync_period_s, max_retry_s=period.sync_period_s)
+        pacer = Pacer(min_period_s=period.min_sync_period_s, max_retry_s=min(period.sync_period_s, _LONGEST_RETRY_S))
         self.loop = SyncLoop(self.backend, self.settings_for, pacer, self.publish)
+        self.flows = Reconciler()
 
     async def publish(self, snapshot: Snapshot) -> None:
         """Compiles the zone of `snapshot` and sends what is new to the workers."""
@@ -175,6 +178,7 @@ class Controller:
             now=time.monotonic(),
             dns_counters=self.publisher.counters(),
             dns_workers=len(self.publisher.workers()),
+            flows=self.flows.counters,
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -187,6 +191,7 @@ class Controller:
             work = [
                 self.loop.keep_snapshot(),
                 self.write_rules(),
+                self.flows.keep(self.loop.written, lambda: (self.loop.desired, self.loop.snapshot.local_addresses)),
                 watch_addresses(self.loop.emit),
                 *self._reflectors(self.api),
             ]
