@@ -38,7 +38,7 @@ _REPLACED: tuple[tuple[str, str], ...] = (
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME"),
     (r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d [+-]\d{4}", "TIME"),
     (r'(resourceVersion"?: )"\d+"', r"\1RV"),
-    (r"\b10\.96\.(?!0\.1\b|0\.10\b|77\.)\d+\.\d+\b", "CLUSTER-IP"),
+    (r"\b10\.96\.(?!0\.1\b|0\.10\b|77\.[19]\b)\d+\.\d+\b", "CLUSTER-IP"),
     (r"\b(3[01]\d{3}|32[0-6]\d\d|327[0-5]\d|3276[0-7])\b(?<!30077)(?<!31820)(?<!32653)", "NODE-PORT"),
     (r"(?m)\b\d+(s|m|h|m\d+s)$", "AGE"),
     (r"(?m)\s\d+(s|m)\s{2,}", "  AGE  "),

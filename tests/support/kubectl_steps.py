@@ -416,8 +416,10 @@ ENDPOINTS = [
         "get "
         + SLICES_OF
         + "named -o jsonpath="
+        + FIRST  # the real controller has no order among a slice's endpoints
+        + "[?(@.conditions.ready==true)].conditions}"
         + FIRST
-        + "[*].conditions}"
+        + "[?(@.conditions.ready==false)].conditions}"
         + FIRST
         + "[*].hostname}"
         + FIRST
