@@ -1,8 +1,9 @@
 """The only wiring: reads the configuration, builds every part of a node's controller, owns the task group and the signals.
 
-`kproxy run` (cli/run.py) becomes the supervisor; the supervisor's children are this module (`python -m kproxy.app`, the controller) and
-the DNS workers. In here: one task for each reflector, one for the node's addresses, the two of the sync loop, the open UDP flows, the status
-pages, the DNS presence. Any exception in any task ends the process; the supervisor starts a clean one, and neither rules nor answers are lost by that.
+`kproxy run` (cli/run.py) becomes the supervisor; the supervisor's children are this module (`python -m kproxy.app`, the controller) and the
+DNS workers. In here: one task for each reflector, one for the node's addresses, the two of the sync loop, the open UDP flows, the status
+pages, the DNS presence. Any exception in any task ends the process; the supervisor starts a clean one, and neither rules nor answers are
+lost by that.
 
 Two controllers may overlap (an upgrade, a second DaemonSet): whoever holds the lock of the run directory writes rules; the other one
 watches, feeds its own workers and stands by.
@@ -236,9 +237,25 @@ def main(argv: list[str]) -> int:
         configure(config.log_format, config.verbosity)
         uvloop.run(_run(config))
     except KproxyError as error:
-        sys.stderr.write(f"kproxy: {error}\n")
-        return int(error.exit_code)
+        return _end(error)
+    except (
+        BaseExceptionGroup
+    ) as group:  # out of a task: what is meant for people among it decides, anything else is a bug and shows itself
+        told, bugs = group.split(KproxyError)
+        if told is None or bugs is not None:
+            raise
+        return _end(_first(told))
     return int(ExitCode.OK)
+
+
+def _end(error: KproxyError) -> int:
+    sys.stderr.write(f"kproxy: {error}\n")
+    return int(error.exit_code)
+
+
+def _first(group: BaseExceptionGroup[KproxyError]) -> KproxyError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 if __name__ == "__main__":
