@@ -18,6 +18,7 @@ One pipeline, and state flows one way through it:
     sync/         pacer (pure: when may the next sync run), loop (fold → resolve → compile → plan → apply → report)
     backends/     base.py: what a data plane offers; iptables/: names ruleset compile plan (pure) apply
     dns/          names zone compile answer wire cache (pure), forward server worker channel node
+    conntrack/    after a sync: open UDP flows the wanted state disagrees with; stale netlink (pure) apply
     explain/      walks a ruleset like the kernel would and says why (pure)
     config/       KproxyConfiguration, KubeProxyConfiguration v1alpha1, flags
     telemetry/    logs, status pages, metrics

@@ -17,7 +17,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from kproxy.conntrack.counters import Counters
@@ -92,6 +93,15 @@ def _receive(sock: socket.socket) -> bytes:
             return datagram
 
 
+@contextmanager
+def _understood() -> Iterator[None]:
+    """Bytes that make no sense are an OSError, like every other failure to hear the kernel."""
+    try:
+        yield
+    except ValueError as error:
+        raise OSError(errno.EBADMSG, f"conntrack: {error}") from error
+
+
 class _Dump:
     """Iterates over batches of stale flows; the rest is told when it is at its end."""
 
@@ -119,10 +129,8 @@ class _Dump:
         return batch
 
     def _read(self) -> None:
-        try:
+        with _understood():
             found = read_dump(_receive(self._sock), self._family, self._rules)
-        except ValueError as error:
-            raise OSError(errno.EBADMSG, f"conntrack: {error}") from error
         if found.error and self._only_udp and found.error not in (errno.EPERM, errno.EACCES):
             self._ask(only_udp=False)  # a kernel that knows filters, but not this one
             return
@@ -141,7 +149,9 @@ def _delete(sock: socket.socket, family: Family, flows: list[Flow]) -> tuple[int
     sock.sendto(b"".join(requests), (0, 0))
     refused = ended = 0
     while True:
-        for sequence, error in read_answers(_receive(sock)):
+        with _understood():
+            answers = tuple(read_answers(_receive(sock)))
+        for sequence, error in answers:
             if error in (errno.EPERM, errno.EACCES):
                 raise OSError(error, f"conntrack: {os.strerror(error)}")
             ended += error == errno.ENOENT

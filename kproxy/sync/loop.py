@@ -59,6 +59,7 @@ class SyncLoop:
         self.snapshot = Snapshot()
         self.desired = DesiredState()
         self.status = SyncStatus()
+        self.written = asyncio.Event()  # set by every sync that went well; who waits for it clears it
         self._backend = backend
         self._settings = settings
         self._pacer = pacer
@@ -176,6 +177,7 @@ class SyncLoop:
             service_ports=len(self.desired.ipv4.service_ports) + len(self.desired.ipv6.service_ports),
             problems=self._problems(),
         )
+        self.written.set()
 
     def _problems(self) -> tuple[Problem, ...]:
         found = [problem for problems in self.snapshot.problems.values() for problem in problems]

@@ -7,12 +7,15 @@ when somebody asks, and into nothing when nobody does. Nothing in here is on a h
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from kproxy import __version__
+from kproxy.conntrack.counters import BUCKETS_S, Counters
+from kproxy.model.names import Family
 from kproxy.sync.status import SyncStatus
 from kproxy.watch.reflector import WatchStats
 
@@ -54,8 +57,28 @@ def _watches(watches: Iterable[WatchStats], now: float) -> Iterator[Metric]:
     yield from (age, relists, failures)
 
 
+def _flows(counters: Mapping[Family, Counters]) -> Iterator[Metric]:
+    prefix = "kubeproxy_conntrack_reconciler_"
+    deleted = CounterMetricFamily(f"{prefix}deleted_entries", "stale UDP flows deleted", labels=["ip_family"])
+    took = HistogramMetricFamily(
+        f"{prefix}sync_duration_seconds", "how long it took to look through the open flows", labels=["ip_family"]
+    )
+    for family, counted in counters.items():
+        deleted.add_metric([family.value], counted.deleted)
+        bounds = [*map(str, BUCKETS_S), "+Inf"]
+        buckets = list(zip(bounds, map(float, accumulate(counted.durations)), strict=True))
+        took.add_metric([family.value], buckets, counted.seconds)
+    yield from (deleted, took)
+
+
 def exposition(
-    status: SyncStatus, watches: Iterable[WatchStats], *, now: float, dns_counters: Mapping[str, int], dns_workers: int
+    status: SyncStatus,
+    watches: Iterable[WatchStats],
+    *,
+    now: float,
+    dns_counters: Mapping[str, int],
+    dns_workers: int,
+    flows: Mapping[Family, Counters],
 ) -> bytes:
     """All metrics as text. `now` is on the reflectors' clock (monotonic seconds)."""
     build = GaugeMetricFamily("kproxy_build_info", "version of this program", labels=["version"])
@@ -79,6 +102,7 @@ def exposition(
         _gauge("kproxy_writer", "1 while this instance writes the rules of the node", int(status.writer)),
         *_watches(watches, now),
         *_dns(dns_counters, dns_workers),
+        *_flows(flows),
     ]
     registry = CollectorRegistry()
     registry.register(_Once(metrics))

@@ -167,6 +167,21 @@ def test_a_change_reaches_kernel_and_zone_and_a_removal_takes_it_away() -> None:
     asyncio.run(scenario())
 
 
+def test_who_comes_after_the_rules_hears_of_syncs_that_went_well_only() -> None:
+    async def scenario() -> None:
+        backend = MemoryBackend(weather=1.0)
+        async with _running(backend, _Zones()) as loop:
+            for event in _lists(_service(1), _slice(1, "10.244.0.5")):
+                loop.emit(event)
+            await _until(lambda: loop.status.failures > 2)
+            assert not loop.written.is_set() and not loop.desired.ipv4.service_ports
+            backend.weather = 0.0
+            await loop.written.wait()
+            assert backend.kernel and loop.desired.ipv4.service_ports
+
+    asyncio.run(scenario())
+
+
 def test_what_a_former_instance_left_is_observed_and_mended() -> None:
     async def scenario() -> None:
         backend = MemoryBackend(kernel=frozenset({("ns/gone", "10.244.0.9:80"), ("ns/svc1", "10.244.0.5:8080")}))
