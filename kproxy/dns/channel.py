@@ -210,6 +210,11 @@ class ZonePublisher:
             self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Python 3.11 asks a cancelled connection handler for its exception and prints a traceback over it: end quietly instead.
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._talk(reader, writer)
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         session: _Session | None = None
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):

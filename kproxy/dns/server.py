@@ -314,13 +314,15 @@ def bound(kind: socket.SocketKind, address: str, port: int) -> socket.socket:
         sock.bind((address, port))
     except OSError as error:
         sock.close()
-        remedy = (
-            f" (see `ss -lntup 'sport = :{port}'`; stop it, or choose other addresses)"
-            if error.errno == errno.EADDRINUSE
-            else ""
-        )
+        remedy = _REMEDIES.get(error.errno or 0, "").format(port=port)
         raise OSError(error.errno, f"cannot listen on {address} port {port}: {error.strerror}{remedy}") from error
     return sock
+
+
+_REMEDIES = {
+    errno.EADDRINUSE: " (see `ss -lntup 'sport = :{port}'`; stop it, or choose other addresses)",
+    errno.EACCES: " (ports below 1024 need root or CAP_NET_BIND_SERVICE)",
+}
 
 
 def is_taken(address: str, port: int) -> bool:
