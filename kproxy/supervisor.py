@@ -9,6 +9,8 @@ end. It keeps no state that matters, imports next to nothing, opens no file and 
 while the children run; they are children of this process and not of the controller, so that a controller that crashes, hangs or is
 killed takes no query and no connection with it.
 
+At the end the first child is asked first: the controller gives the DNS address back while the workers still answer on it.
+
 A child that ends is started again after a pause that doubles from 0.1 s to 30 s and falls back after a minute of health. Exit code 2
 (configuration) or 3 (this machine cannot) in the first life of a child is for the person at the terminal: everything stops with that
 code instead of a restart loop that hides it.
@@ -29,6 +31,7 @@ _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 30.0
 _HEALTHY_AFTER_S = 60.0
 _REPEAT_S = 1.0  # a second SIGTERM this soon is the first one's echo: `timeout` and some shells signal the process and its group
+_HAND_OVER_S = 5.0  # how long the first child may take to end before the others are told as well
 _GRACE_S = 10.0  # between passing SIGTERM on and SIGKILL; a DaemonSet grants 30 s
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
 _FINAL_CODES = (2, 3)
@@ -45,6 +48,7 @@ class Child:
     due: float = 0.0
     pause_s: float = _FIRST_PAUSE_S
     lives: int = 0
+    told: bool = False  # that it is to end
 
 
 @dataclass(slots=True)
@@ -94,7 +98,7 @@ def _ended(family: Family, child: Child, code: int, now: float) -> None:
     if code in _FINAL_CODES and child.lives == 1:
         _say(f"{child.name} cannot run ({what}): stopping")
         family.exit_code = code
-        _stop(family, signal.SIGTERM, now)
+        _stop(family, now)
         return
     if now - child.started > _HEALTHY_AFTER_S:
         child.pause_s = _FIRST_PAUSE_S
@@ -108,7 +112,7 @@ def _signal(family: Family, number: int) -> None:
         os.kill(child.pid, number)
 
 
-def _stop(family: Family, number: int, now: float) -> None:
+def _stop(family: Family, now: float) -> None:
     if family.stopping:
         if now - family.asked_at > _REPEAT_S:  # a second request: now
             _signal(family, signal.SIGKILL)
@@ -116,13 +120,23 @@ def _stop(family: Family, number: int, now: float) -> None:
     family.stopping = True
     family.asked_at = now
     family.killed_at = now + _GRACE_S
-    _signal(family, number)
+    _tell(family, now)
+
+
+def _tell(family: Family, now: float) -> None:
+    """Asks children to end: the first one (the controller), and the others once it has handed the DNS address over and is gone."""
+    first = family.children[0]
+    for child in family.children:
+        if child.pid and not child.told and (child is first or not first.pid or now - family.asked_at >= _HAND_OVER_S):
+            os.kill(child.pid, signal.SIGTERM)
+            child.told = True
 
 
 def _next_wake(family: Family, now: float) -> float:
     """Seconds until something is due; an hour when nothing is."""
     if family.stopping:
-        return max(0.0, family.killed_at - now)
+        waiting = any(not child.told for child in family.running)
+        return max(0.0, (family.asked_at + _HAND_OVER_S if waiting else family.killed_at) - now)
     return max(0.0, min((c.due - now for c in family.children if not c.pid), default=3600.0))
 
 
@@ -134,6 +148,7 @@ def supervise(family: Family) -> int:
         if family.stopping:
             if not family.running:
                 return family.exit_code
+            _tell(family, now)
             if now >= family.killed_at:
                 _signal(family, signal.SIGKILL)
                 family.killed_at = now + 1.0
@@ -144,7 +159,7 @@ def supervise(family: Family) -> int:
         info = signal.sigtimedwait(_SIGNALS, _next_wake(family, now))
         now = time.monotonic()
         if info is not None and info.si_signo in (signal.SIGTERM, signal.SIGINT):
-            _stop(family, signal.SIGTERM, now)
+            _stop(family, now)
         elif info is not None and info.si_signo in (signal.SIGHUP, signal.SIGUSR1):
             _signal(family, info.si_signo)
         _reap(family, now)

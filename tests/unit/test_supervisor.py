@@ -75,6 +75,19 @@ def test_sigterm_ends_everything_with_code_zero(supervise: Supervise, tmp_path: 
     assert not _alive(_pids(a)[0])
 
 
+def test_the_first_child_ends_before_the_others_are_asked(supervise: Supervise, tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    slow = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), exit(0))); " + _beating(a)
+    process = supervise(first=slow, second=_beating(b))
+    _wait_for(lambda: len(_pids(a)) == 1 and len(_pids(b)) == 1, "both children start")
+    process.send_signal(signal.SIGTERM)
+    while _alive(_pids(a)[0]):
+        assert _alive(_pids(b)[0]), "the second child works while the first hands over"
+        time.sleep(0.01)
+    assert process.wait(timeout=10) == 0
+    assert not _alive(_pids(b)[0])
+
+
 @pytest.mark.parametrize("code", [2, 3], ids=["configuration", "not supported here"])
 def test_a_child_that_cannot_run_stops_everything_with_its_code(
     supervise: Supervise, tmp_path: Path, code: int
