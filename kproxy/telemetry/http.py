@@ -126,7 +126,7 @@ async def serve(pages: Pages, address: str, paths: tuple[str, ...]) -> None:
     try:
         while True:
             try:
-                await web.TCPSite(runner, host.strip("[]"), int(port), reuse_address=True).start()
+                await web.TCPSite(runner, host.strip("[]"), int(port), reuse_address=True, reuse_port=True).start()
                 break
             except OSError as error:
                 log.warning("Cannot listen", extra=fields(address=address, error=error, retry_s=_RETRY_S))
