@@ -251,7 +251,10 @@ _HOST_PORT = f"-p udp --dport 5354 -j DNAT --to-destination {_A}:80"
 
 @pytest.mark.parametrize("service", [CLUSTER_IP, six(CLUSTER_IP)])
 def test_x07_a_tcp_connection_outlives_its_endpoint(executor: Lasters, service: str) -> None:
-    """Neither the sync nor the reconciliation touches it, and it goes on talking to the endpoint that is gone."""
+    """Neither the sync nor the reconciliation touches it, and it goes on talking to the endpoint that is gone.
+
+    The Service has a UDP port of the same number, so that only the protocol tells the flow from a stale one.
+    """
     number = 8099
     with executor.bed.other.entered():
         listener = socket.create_server(("", number), family=_family(service))
@@ -273,7 +276,8 @@ def test_x07_a_tcp_connection_outlives_its_endpoint(executor: Lasters, service: 
 
 
 def _through(service: str, number: int) -> list[Built]:
-    made = [svc(), slice_(ep(_A), ports=[("p80", number, "TCP")])]
+    ports = [("p80", number, "TCP"), ("u80", number, "UDP")]
+    made = [svc(ports=[port(80), port(80, "u80", "UDP")]), slice_(ep(_A), ports=ports)]
     return list(twin(tuple(made))) if ":" in service else made
 
 
@@ -376,3 +380,25 @@ def test_without_the_right_to_look_the_kernel_says_so() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, check=False)
     assert done.returncode == 100 + errno.EPERM, done.stderr.decode()
+
+
+def test_the_task_outlives_a_kernel_that_refuses() -> None:
+    """It says so once and tries again; everything else of the controller goes on."""
+    code = (
+        "import asyncio, concurrent.futures.thread, os\n"
+        "from kproxy.conntrack.apply import Reconciler; from kproxy.telemetry.logs import configure\n"
+        "from kproxy.model.resolve import resolve; from tests.packet.test_conntrack import _UDP, SETTINGS, step\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534); configure('text', 0)\n"
+        "async def main():\n"
+        "    written, asked = asyncio.Event(), []\n"
+        "    desired = resolve(step([_UDP]).snapshot(), SETTINGS)\n"
+        "    task = asyncio.ensure_future(Reconciler().keep(written, lambda: asked.append(1) or (desired, frozenset())))\n"
+        "    written.set()\n"
+        "    await asyncio.wait([task], timeout=2.0)\n"
+        "    print(task.done(), len(asked))\n"
+        "    task.cancel()\n"
+        "asyncio.run(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout == "False 2\n", done.stderr
+    assert done.stderr.count("Stale UDP flows stay until the next try") == 1
