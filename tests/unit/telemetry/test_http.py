@@ -33,7 +33,9 @@ def _pages(health: Health) -> Pages:
         )
 
     def metrics() -> bytes:
-        return exposition(SyncStatus(services=3, syncs=7), (), now=0.0, dns_counters={"queries": 5}, dns_workers=2)
+        return exposition(
+            SyncStatus(services=3, syncs=7), (), now=0.0, dns_counters={"queries": 5}, dns_workers=2, flows={}
+        )
 
     return Pages(health=lambda: health, status=status, metrics=metrics, mode="iptables")
 
