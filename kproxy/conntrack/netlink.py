@@ -4,13 +4,13 @@ In: datagrams of a NETLINK_NETFILTER socket. Out: the delete requests of the flo
 memory does not grow with the table. Layout: linux/netfilter/nfnetlink_conntrack.h. Numbers of headers and attributes are in the machine's
 byte order, addresses and ports in the network's.
 
-A flow with plain tuples (no zone in them; TCP, UDP, SCTP) has a fixed layout, and most flows can be dismissed by a look at fixed offsets:
+A flow with plain tuples (no zone in them; TCP, UDP, SCTP) has a fixed layout; a look at fixed offsets tells most of those in order:
 
     0        16       20               32    40         52     68     72                            TUPLE_ORIG of IPv4 is 52 bytes long,
     nlmsghdr nfgenmsg TUPLE_ORIG IP    src   dst  PROTO number dport  TUPLE_REPLY …                 of IPv6 76
 
-What that look does not dismiss, and every flow of another layout, is read attribute by attribute with all lengths checked. Bytes that make
-no sense raise ValueError.
+What that look does not find in order, and every flow of another layout, is read attribute by attribute with all lengths checked. Bytes
+that make no sense raise ValueError.
 
 A delete request without a tuple would empty the whole table. `delete_request` copies the tuple from the flow it was read from, and the
 flow's id, so that a flow made anew in the meantime is left alone.
@@ -19,7 +19,7 @@ flow's id, so that a flow made anew in the meantime is left alone.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kproxy.conntrack.stale import Allowed
@@ -92,12 +92,7 @@ def delete_request(flow: Flow, family: Family, sequence: int, *, acknowledge: bo
 
 def read_dump(datagram: bytes, family: Family, allowed: Allowed) -> Read:
     """The stale flows in one datagram of a dump of `family`."""
-    length = _ADDRESS_BYTES[family]
-    plain = _plain_tuple(family)
-    at_destination = _BODY + 12 + length + 4
-    at_protocol = at_destination + length + 8
-    at_port = at_protocol + 16
-    concerns, end = allowed.concerns, len(datagram)
+    in_order, end = _quick_look(family, allowed), len(datagram)
     stale: list[Flow] = []
     seen = start = 0
     interrupted = False
@@ -108,21 +103,41 @@ def read_dump(datagram: bytes, family: Family, allowed: Allowed) -> Read:
         interrupted = interrupted or bool(flags & _INTERRUPTED)
         if kind == _NEW:
             seen += 1
-            body = start + _BODY
-            quick = size >= at_port + 2 and datagram[body : body + 4] == plain
-            if not quick or (
-                datagram[start + at_protocol] == UDP
-                and concerns(
-                    datagram[start + at_destination : start + at_destination + length]
-                    + datagram[start + at_port : start + at_port + 2]
-                )
-            ):
-                _judge(datagram[body : start + size], family, allowed, stale)
+            if not in_order(datagram, start, size):
+                _judge(datagram[start + _BODY : start + size], family, allowed, stale)
         elif kind in (_DONE, _ERROR):
             error = _error(datagram[start : start + size])
             return Read(stale=tuple(stale), seen=seen, done=True, interrupted=interrupted, error=error)
         start += (size + 3) & ~3
     return Read(stale=tuple(stale), seen=seen, interrupted=interrupted)
+
+
+def _quick_look(family: Family, allowed: Allowed) -> Callable[[bytes, int, int], bool]:
+    """Tells of a message (datagram, where it starts, its size) whether it surely is in order: 1 us, where reading it all takes 10."""
+    length = _ADDRESS_BYTES[family]
+    width = 4 + (4 + 2 * (4 + length)) + (4 + 8 + 8 + 8)
+    original, reply = (_ATTRIBUTE.pack(width, kind | _NESTED) for kind in (_TUPLE_ORIG, _TUPLE_REPLY))
+    to = _BODY + 12 + length + 4
+    protocol = to + length + 8
+    to_port = protocol + 16
+    reply_at = _BODY + width
+    by, by_port = reply_at + 12, protocol + width + 8
+    needs, concerns, is_stale = reply_at + width, allowed.concerns, allowed.is_stale
+
+    def in_order(datagram: bytes, at: int, size: int) -> bool:
+        if size < needs or datagram[at + _BODY : at + _BODY + 4] != original:
+            return False
+        if datagram[at + protocol] != UDP:
+            return True
+        destination = datagram[at + to : at + to + length] + datagram[at + to_port : at + to_port + 2]
+        if not concerns(destination):
+            return True
+        if datagram[at + reply_at : at + reply_at + 4] != reply:
+            return False
+        answering = datagram[at + by : at + by + length] + datagram[at + by_port : at + by_port + 2]
+        return not is_stale(destination, answering)
+
+    return in_order
 
 
 def read_answers(datagram: bytes) -> Iterator[tuple[int, int]]:
@@ -203,12 +218,6 @@ def _attribute(kind: int, value: bytes) -> bytes:
 def _message(kind: int, flags: int, family: Family, sequence: int, body: bytes) -> bytes:
     head = _HEADER.pack(_BODY + len(body), kind, flags, sequence, 0)
     return head + bytes([_AF[family], 0, 0, 0]) + body
-
-
-def _plain_tuple(family: Family) -> bytes:
-    """The first four bytes of the original tuple of a flow with ports and without a zone of its own."""
-    size = 4 + (4 + 2 * (4 + _ADDRESS_BYTES[family])) + (4 + 8 + 8 + 8)
-    return _ATTRIBUTE.pack(size, _TUPLE_ORIG | _NESTED)
 
 
 def _error(message: bytes) -> int:
