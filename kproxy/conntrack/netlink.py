@@ -12,8 +12,9 @@ A flow with plain tuples (no zone in them; TCP, UDP, SCTP) has a fixed layout; a
 What that look does not find in order, and every flow of another layout, is read attribute by attribute with all lengths checked. Bytes
 that make no sense raise ValueError.
 
-A delete request without a tuple would empty the whole table. `delete_request` copies the tuple from the flow it was read from, and the
-flow's id, so that a flow made anew in the meantime is left alone.
+A delete request without a tuple would empty the whole table. `delete_request` names a flow by the tuple of its replies, in which the
+stale endpoint stands: a flow that the same client has made anew in the meantime, to an endpoint in order, is another one. The id alone does
+not tell them apart (it is a hash of the original tuple and of an address in memory that may be used again).
 """
 
 from __future__ import annotations
@@ -157,9 +158,9 @@ def read_flow(body: bytes, family: Family) -> Flow | None:
     original = reply = named = b""
     for kind, whole, value in _attributes(body):
         if kind == _TUPLE_ORIG:
-            original, named = value, whole + named
+            original = value
         elif kind == _TUPLE_REPLY:
-            reply = value
+            reply, named = value, whole + named
         elif kind in (_ID, _ZONE):
             named += whole
     if not original or not reply:

@@ -60,7 +60,7 @@ def test_only_stale_udp_flows_are_kept(family: Family, zone: int | None) -> None
 def test_a_deletion_names_one_flow(family: Family) -> None:
     client, service, gone, _ = _ENDS[family]
     (stale,) = read_dump(wire.flow(client, service, gone, number=77), family, _rules(family)).stale
-    wanted = wire.tuple_(1, client, service, wire.UDP) + wire.attribute(12, struct.pack(">I", 77))
+    wanted = wire.tuple_(2, gone, client, wire.UDP) + wire.attribute(12, struct.pack(">I", 77))
     number = 2 if family is Family.IPV4 else 10
     assert delete_request(stale, family, 3, acknowledge=True) == wire.message(wire.DELETE, 5, 3, wanted, number)
     assert delete_request(stale, family, 3, acknowledge=False) == wire.message(wire.DELETE, 1, 3, wanted, number)
@@ -76,7 +76,7 @@ def test_the_zone_goes_with_the_flow() -> None:
     zone, number = wire.attribute(18, b"\0\5"), wire.attribute(12, b"\0\0\0\7")
     found = read_flow(body + zone + number, Family.IPV4)
     assert found is not None
-    assert found.attributes == wire.tuple_(1, _CLIENT, _SERVICE, 17) + zone + number
+    assert found.attributes == wire.tuple_(2, _GONE, _CLIENT, 17) + zone + number
 
 
 def test_the_end_of_a_dump() -> None:
