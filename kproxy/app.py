@@ -23,7 +23,7 @@ import time
 from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import uvloop
 
@@ -44,7 +44,7 @@ from kproxy.model.snapshot import Snapshot
 from kproxy.process import family_name, settle
 from kproxy.sync.loop import SyncLoop
 from kproxy.sync.pacer import Pacer
-from kproxy.sync.writer import acquire
+from kproxy.sync.writer import acquire, somebody_waits
 from kproxy.telemetry.http import Health, Pages, serve
 from kproxy.telemetry.logs import configure, fields
 from kproxy.telemetry.metrics import exposition
@@ -92,6 +92,10 @@ class Controller:
         period = config.iptables
         pacer = Pacer(min_period_s=period.min_sync_period_s, max_retry_s=min(period.sync_period_s, _LONGEST_RETRY_S))
         self.loop = SyncLoop(self.backend, self.settings_for, pacer, self.publish)
+        self.lock = Path(config.run_dir) / "controller.lock"
+        self.right: IO[str] | None = (
+            None  # to write; given back by the end of the process, after everything is handed over
+        )
         self.flows = Reconciler()
 
     async def publish(self, snapshot: Snapshot) -> None:
@@ -122,8 +126,11 @@ class Controller:
             await asyncio.sleep(_PRESENCE_CHECK_S if self.held else _PRESENCE_S)
 
     async def leave(self) -> None:
-        """Hands queries to other nodes' servers: tracked again, then the address given back. Service rules stay as they are."""
-        if not self.cluster_dns or not self.loop.status.writer:
+        """Hands queries to other nodes' servers: tracked again, then the address given back. Service rules stay as they are.
+
+        Unless another instance stands by on this node (an upgrade): its workers answer on the same address already, and nothing changes.
+        """
+        if not self.cluster_dns or not self.loop.status.writer or somebody_waits(self.lock):
             return
         self.loop.use(lambda _: self.config.node_settings())
         await self.loop.sync()
@@ -131,8 +138,8 @@ class Controller:
 
     async def write_rules(self) -> None:
         """Waits for the right to write, then writes for ever."""
-        with await acquire(Path(self.config.run_dir) / "controller.lock"):
-            await self.loop.keep_rules()
+        self.right = await acquire(self.lock)
+        await self.loop.keep_rules()
 
     def _client(self) -> ClientSettings:
         return replace(self.config.client, cache=str(Path(self.config.run_dir) / "apiserver.json"))
@@ -184,31 +191,35 @@ class Controller:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Runs every task until `stop` is set, then hands DNS over and ends. Rules stay."""
-        pages = Pages(health=self.health, status=self.status, metrics=self.metrics, mode=self.backend.mode)
-        config = self.config
-        if self.dns is not None:
-            await self.publisher.start()
-        async with connect(self._client()) as self.api, asyncio.TaskGroup() as group:
-            work = [
-                self.loop.keep_snapshot(),
-                self.write_rules(),
-                self.flows.keep(self.loop.written, lambda: (self.loop.desired, self.loop.snapshot.local_addresses)),
-                watch_addresses(self.loop.emit),
-                *self._reflectors(self.api),
-            ]
-            if config.healthz_bind_address:
-                work.append(serve(pages, config.healthz_bind_address, _HEALTH_PATHS))
-            if config.metrics_bind_address:
-                work.append(serve(pages, config.metrics_bind_address, _METRICS_PATHS))
+        try:
             if self.dns is not None:
-                work.append(self.be_present())
-                work.extend(serve(pages, _with_port(ip), ("/metrics",)) for ip in self.dns.own_addresses)
-            tasks = [group.create_task(one) for one in work]
-            await stop.wait()
-            for task in tasks:
-                task.cancel()
-        await self.leave()
-        await self.publisher.close()
+                await self.publisher.start()
+            async with connect(self._client()) as self.api, asyncio.TaskGroup() as group:
+                tasks = [group.create_task(work) for work in (*self._work(self.api), *self._pages())]
+                await stop.wait()
+                for task in tasks:
+                    task.cancel()
+            await self.leave()
+        finally:
+            await self.publisher.close()
+
+    def _work(self, api: Api) -> Iterator[Coroutine[Any, Any, None]]:
+        yield self.loop.keep_snapshot()
+        yield self.write_rules()
+        yield self.flows.keep(self.loop.written, lambda: (self.loop.desired, self.loop.snapshot.local_addresses))
+        yield watch_addresses(self.loop.emit)
+        yield from self._reflectors(api)
+        if self.dns is not None:
+            yield self.be_present()
+
+    def _pages(self) -> Iterator[Coroutine[Any, Any, None]]:
+        pages = Pages(health=self.health, status=self.status, metrics=self.metrics, mode=self.backend.mode)
+        if self.config.healthz_bind_address:
+            yield serve(pages, self.config.healthz_bind_address, _HEALTH_PATHS)
+        if self.config.metrics_bind_address:
+            yield serve(pages, self.config.metrics_bind_address, _METRICS_PATHS)
+        for address in self.dns.own_addresses if self.dns is not None else ():
+            yield serve(pages, _with_port(address), ("/metrics",))
 
 
 def _with_port(address: str) -> str:
