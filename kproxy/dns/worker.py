@@ -173,7 +173,7 @@ async def _worth_binding(settings: DnsSettings, feed: Feed, ended: asyncio.Event
         bound(socket.SOCK_STREAM, address, settings.port).close()
     begun = time.monotonic()
     while not feed.arrived.is_set():
-        if time.monotonic() - begun >= GRACE_S and not all(is_taken(a, settings.port) for a in settings.listen):
+        if time.monotonic() - begun >= GRACE_S and not any(is_taken(a, settings.port) for a in settings.listen):
             break
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOOK_EVERY_S):

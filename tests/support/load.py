@@ -3,10 +3,10 @@
     python tests/support/load.py connect ADDRESS PORT --rate 200 --seconds 10
     python tests/support/load.py query SERVER NAME --rate 1000 --seconds 10
 
-Prints one JSON object: `{"sent": …, "failed": …, "slowest_ms": …, "failures": [seconds after the start, …]}`. A connection counts as
-failed when it is refused, reset or not made within a second; it reads one HTTP answer. A query counts as lost when no answer with its ID
-comes within a second; nothing is sent twice. Queries leave from 64 source ports, so that the kernel spreads them over all workers of an
-SO_REUSEPORT group.
+Prints one JSON object: `{"sent": …, "failed": …, "slowest_ms": …, "failures": [seconds after the start, …], "reasons": {why: how often}}`.
+A connection counts as failed when it is refused, reset or not made within a second; it reads one HTTP answer. A query counts as lost when
+no answer with its ID comes within a second, or an answer that says failure; nothing is sent twice. Queries leave from 64 source ports, so
+that the kernel spreads them over all workers of an SO_REUSEPORT group.
 
 Standard library only: it runs in any namespace with the system's Python. Time and count are bounded by the arguments.
 """
@@ -20,6 +20,7 @@ import random
 import socket
 import struct
 import time
+from collections import Counter
 from typing import cast
 
 TIMEOUT_S = 1.0
@@ -33,11 +34,13 @@ class Tally:
         self.sent = 0
         self.slowest_s = 0.0
         self.failures: list[float] = []
+        self.reasons: Counter[str] = Counter()
 
-    def ended(self, sent_at: float, ok: bool) -> None:
+    def ended(self, sent_at: float, failure: str) -> None:
         self.slowest_s = max(self.slowest_s, time.monotonic() - sent_at)
-        if not ok:
+        if failure:
             self.failures.append(round(sent_at - self.start, 3))
+            self.reasons[failure] += 1
 
     def print(self) -> None:
         print(
@@ -47,6 +50,7 @@ class Tally:
                     "failed": len(self.failures),
                     "slowest_ms": round(self.slowest_s * 1000, 1),
                     "failures": self.failures[:50],
+                    "reasons": self.reasons,
                 }
             )
         )
@@ -72,11 +76,11 @@ async def connections(address: str, port: int, rate: float, seconds: float) -> T
             async with asyncio.timeout(TIMEOUT_S):
                 reader, writer = await asyncio.open_connection(address, port)
                 writer.write(b"GET /hostname HTTP/1.0\r\n\r\n")
-                ok = (await reader.read(64)).startswith(b"HTTP/1.")
+                failure = "" if (await reader.read(64)).startswith(b"HTTP/1.") else "no HTTP"
                 writer.transport.abort()  # RST: no TIME_WAIT piles up at the client
-        except (OSError, TimeoutError):
-            ok = False
-        tally.ended(sent_at, ok)
+        except (OSError, TimeoutError) as error:
+            failure = type(error).__name__
+        tally.ended(sent_at, failure)
 
     await _paced(rate, seconds, tally, one)
     return tally
@@ -86,7 +90,7 @@ class Asker(asyncio.DatagramProtocol):
     """One source port; futures by query ID."""
 
     def __init__(self) -> None:
-        self.waiting: dict[int, asyncio.Future[bool]] = {}
+        self.waiting: dict[int, asyncio.Future[int]] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.DatagramTransport, transport)
@@ -94,7 +98,7 @@ class Asker(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: object) -> None:
         future = self.waiting.pop(int.from_bytes(data[:2], "big"), None)
         if future is not None and not future.done():
-            future.set_result(data[3] & 15 == 0)
+            future.set_result(data[3] & 15)
 
     def error_received(self, exc: Exception) -> None:
         """ICMP port unreachable: the queries under way run into their timeout."""
@@ -110,17 +114,18 @@ async def queries(server: str, name: str, rate: float, seconds: float) -> Tally:
     async def one() -> None:
         asker = random.choice(askers)
         number = random.choice([n for n in random.sample(range(65536), 8) if n not in asker.waiting])
-        future: asyncio.Future[bool] = loop.create_future()
+        future: asyncio.Future[int] = loop.create_future()
         asker.waiting[number] = future
         sent_at = time.monotonic()
         asker.transport.sendto(struct.pack(">HHHHHH", number, 0x0100, 1, 0, 0, 0) + question)
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                ok = await future
+                rcode = await future
+            failure = f"rcode {rcode}" if rcode else ""
         except TimeoutError:
             asker.waiting.pop(number, None)
-            ok = False
-        tally.ended(sent_at, ok)
+            failure = "no answer"
+        tally.ended(sent_at, failure)
 
     await _paced(rate, seconds, tally, one)
     for asker in askers:
