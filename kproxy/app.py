@@ -128,9 +128,15 @@ class Controller:
     async def leave(self) -> None:
         """Hands queries to other nodes' servers: tracked again, then the address given back. Service rules stay as they are.
 
-        Unless another instance stands by on this node (an upgrade): its workers answer on the same address already, and nothing changes.
+        Not when another instance stands by on this node (an upgrade): its workers answer on the same address already, and nothing
+        changes. Nor when the API was never heard: without knowing the Services no rule may be written.
         """
-        if not self.cluster_dns or not self.loop.status.writer or somebody_waits(self.lock):
+        if (
+            not self.cluster_dns
+            or not self.loop.status.writer
+            or not self.loop.heard_enough
+            or somebody_waits(self.lock)
+        ):
             return
         self.loop.use(lambda _: self.config.node_settings())
         await self.loop.sync()

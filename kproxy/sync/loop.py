@@ -103,7 +103,7 @@ class SyncLoop:
                 slices=len(self.snapshot.slices),
                 problems=self._problems(),
             )
-            if self.snapshot.synced >= RULES_NEED and self.snapshot.local_addresses:
+            if self.heard_enough:
                 self._queue()
             if self.snapshot.synced >= ZONE_NEEDS:
                 await self._publish_zone(self.snapshot)
@@ -118,9 +118,16 @@ class SyncLoop:
             await asyncio.sleep(max(0.0, self._pacer.next_run(time.monotonic()) - time.monotonic()))
             await self.sync()
 
+    @property
+    def heard_enough(self) -> bool:
+        """Whether the snapshot holds all that rules follow from; less would look like Services that are gone."""
+        return self.snapshot.synced >= RULES_NEED and bool(self.snapshot.local_addresses)
+
     async def sync(self) -> None:
-        """One sync now, from the present snapshot."""
+        """One sync now, from the present snapshot; nothing at all while that has not heard enough."""
         self._rules.clear()
+        if not self.heard_enough:
+            return
         started = time.monotonic()
         queued_since = self.status.queued_since
         self.status = replace(self.status, queued_since=None)

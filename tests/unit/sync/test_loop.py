@@ -151,6 +151,21 @@ def test_nothing_is_written_or_published_before_every_needed_kind_was_listed() -
     asyncio.run(scenario())
 
 
+def test_a_sync_asked_for_too_early_leaves_what_is_there() -> None:
+    """The end of a controller that never heard the API must not look like the end of all Services."""
+
+    async def scenario() -> None:
+        backend = MemoryBackend(kernel=frozenset({("ns/svc1", "10.244.0.5:8080")}))
+        loop = SyncLoop(backend, lambda _: NodeSettings(name="node-1"), Pacer(), _Zones())
+        for event in _lists(_service(1))[:1]:
+            loop.emit(event)
+        await loop.sync()
+        assert backend.kernel == {("ns/svc1", "10.244.0.5:8080")}
+        assert backend.applications == 0
+
+    asyncio.run(scenario())
+
+
 def test_a_change_reaches_kernel_and_zone_and_a_removal_takes_it_away() -> None:
     async def scenario() -> None:
         backend, zones = MemoryBackend(), _Zones()
