@@ -15,7 +15,7 @@ One pipeline, and state flows one way through it:
 
     model/        what Services mean: names objects events snapshot topology resolve desired diff        pure
     watch/        client reflector decode (API), addresses (netlink), manifests (files)
-    sync/         pacer (pure: when may the next sync run), loop (fold → resolve → compile → plan → apply → report), writer (whose turn it is)
+    sync/         pacer (pure: when may the next sync run), loop (fold → resolve → compile → plan → apply), writer (whose turn it is)
     backends/     base.py: what a data plane offers; iptables/: names ruleset compile plan (pure) apply
     dns/          names zone compile answer wire cache (pure), forward server worker channel node
     conntrack/    after a sync: open UDP flows the wanted state disagrees with; stale netlink (pure) apply
