@@ -86,16 +86,14 @@ class Controller:
         self.publisher = ZonePublisher(Path(channel_path(config, family_name(os.getppid()))))
         self.zone: Zone | None = None
         self.cluster_dns = config.dns.cluster_dns if config.dns.enabled else ()
-        self.held: tuple[str, ...] = ()  # taken by this process; the snapshot's addresses say what is there
         self.api: Api | None = None
         self.watches = tuple(WatchStats(resource.kind) for resource in RESOURCES(config.node_name))
         period = config.iptables
         pacer = Pacer(min_period_s=period.min_sync_period_s, max_retry_s=min(period.sync_period_s, _LONGEST_RETRY_S))
         self.loop = SyncLoop(self.backend, self.settings_for, pacer, self.publish)
         self.lock = Path(config.run_dir) / "controller.lock"
-        self.right: IO[str] | None = (
-            None  # to write; given back by the end of the process, after everything is handed over
-        )
+        # The right to write; given back by the end of the process, after everything is handed over.
+        self.right: IO[str] | None = None
         self.flows = Reconciler()
 
     async def publish(self, snapshot: Snapshot) -> None:
@@ -121,9 +119,9 @@ class Controller:
         while True:
             ready = self.loop.status.writer and self.loop.status.dns_published and self.publisher.answering()
             if ready and not set(self.cluster_dns) <= self.loop.snapshot.local_addresses:
-                self.held = await hold(self.cluster_dns)
-                log.info("Cluster DNS is answered on this node", extra=fields(addresses=", ".join(self.held)))
-            await asyncio.sleep(_PRESENCE_CHECK_S if self.held else _PRESENCE_S)
+                held = await hold(self.cluster_dns)
+                log.info("Cluster DNS is answered on this node", extra=fields(addresses=", ".join(held)))
+            await asyncio.sleep(_PRESENCE_CHECK_S if ready else _PRESENCE_S)
 
     async def leave(self) -> None:
         """Hands queries to other nodes' servers: tracked again, then the address given back. Service rules stay as they are.
@@ -255,9 +253,8 @@ def main(argv: list[str]) -> int:
         uvloop.run(_run(config))
     except KproxyError as error:
         return _end(error)
-    except (
-        BaseExceptionGroup
-    ) as group:  # out of a task: what is meant for people among it decides, anything else is a bug and shows itself
+    except BaseExceptionGroup as group:
+        # Out of a task: what is meant for people decides the end; anything else is a bug and shows itself.
         told, bugs = group.split(KproxyError)
         if told is None or bugs is not None:
             raise

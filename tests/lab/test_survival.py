@@ -7,18 +7,15 @@ node gets SIGKILL. A worker may lose the queries it had in hand, all sent within
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-LOAD = ROOT / "tests" / "support" / "load.py"
+from tests.support.lab import EXAMPLES, REPOSITORY, LabUnderTest
+
+LOAD = REPOSITORY / "tests" / "support" / "load.py"
 NAME = "my-nginx.default.svc.cluster.local"
 RATE_Q, RATE_C, SECONDS, KILL_AT = 1000, 200, 8, 3.0
 IN_HAND_S = 0.25  # queries sent this long before a worker's death may lie in its socket on a busy machine
@@ -42,79 +39,40 @@ print(len(found))
 """
 
 
-@dataclass(frozen=True)
-class Lab:
-    """A running lab of this test's own."""
-
-    directory: Path
-
-    def run(self, *arguments: str, timeout_s: float = 60.0) -> str:
-        done = subprocess.run(
-            self.command(*arguments),
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-        assert done.returncode == 0, f"kproxy lab {' '.join(arguments)}:\n{done.stdout}{done.stderr}"
-        return done.stdout
-
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "kproxy", "lab", *arguments]
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {**os.environ, "KPROXY_LAB_DIR": str(self.directory), "PYTHONPATH": str(ROOT)}
-
-    def load(self, what: str, address: str, target: str, rate: float) -> subprocess.Popen[str]:
-        """Starts a load in the pod nettool-1."""
-        words = (sys.executable, str(LOAD), what, address, target, "--rate", str(rate), "--seconds", str(SECONDS))
-        return subprocess.Popen(
-            self.command("exec", "nettool-1", "--", *words), env=self.environment, stdout=subprocess.PIPE, text=True
-        )
-
-    def processes(self, word: str, *also: str) -> int:
-        return int(self.run("exec", "node-1", "--", sys.executable, "-c", KILL, word, *also))
+def _load(lab: LabUnderTest, what: str, address: str, target: str, rate: float) -> subprocess.Popen[str]:
+    """Starts a load in the pod nettool-1."""
+    words = (sys.executable, str(LOAD), what, address, target, "--rate", str(rate), "--seconds", str(SECONDS))
+    argv = lab.argv("exec", "nettool-1", "--", *words)
+    return subprocess.Popen(argv, env=lab.environment, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    running = Lab(tmp_path_factory.mktemp("lab"))
-    running.run("up", "--detach", timeout_s=120)
-    try:
-        examples = ROOT / "deploy" / "examples"
-        running.run("apply", "-f", str(examples / "clients.yaml"), "-f", str(examples / "s01-clusterip.yaml"))
-        _answers(running)
-        yield running
-    finally:
-        running.run("down")
+def _processes(lab: LabUnderTest, word: str, *also: str) -> int:
+    return int(lab.at("node-1", sys.executable, "-c", KILL, word, *also))
 
 
-def _answers(lab: Lab) -> str:
+@pytest.fixture(scope="module", autouse=True)
+def service(lab: LabUnderTest) -> None:
+    """The Service and the pods of these tests."""
+    lab.ok("apply", "-f", str(EXAMPLES / "clients.yaml"), "-f", str(EXAMPLES / "s01-clusterip.yaml"))
+    _answers(lab)
+
+
+def _answers(lab: LabUnderTest) -> str:
     """Waits until the Service answers by name in the pod; its cluster IP."""
-    ask = f"import socket; a = socket.gethostbyname('{NAME}'); socket.create_connection((a, 80), 2); print(a)"
-    deadline = time.monotonic() + 30
-    while True:
-        done = subprocess.run(
-            lab.command("exec", "nettool-1", "--", sys.executable, "-c", ask),
-            env=lab.environment, capture_output=True, text=True, timeout=30, check=False,
-        )  # fmt: skip
-        if done.returncode == 0:
-            return done.stdout.strip()
-        assert time.monotonic() < deadline, done.stderr
-        time.sleep(0.2)
+    ask = f"import socket; a = socket.gethostbyname('{NAME}'); socket.create_connection((a, 80), 2); print('at', a)"
+    lab.until("at ", "nettool-1", sys.executable, "-c", ask, limit_s=30)
+    return lab.at("nettool-1", sys.executable, "-c", ask).removeprefix("at ").strip()
 
 
 @pytest.mark.parametrize("word", ["kproxy.dns.worker", "kproxy.app"], ids=["a DNS worker", "the controller"])
-def test_a_killed_process_takes_nothing_with_it(lab: Lab, word: str) -> None:
+def test_a_killed_process_takes_nothing_with_it(lab: LabUnderTest, word: str) -> None:
     address = _answers(lab)
-    before = lab.processes(word)
+    before = _processes(lab, word)
     assert before >= 1
-    queries = lab.load("query", "10.96.0.10", NAME, RATE_Q)
-    connections = lab.load("connect", address, "80", RATE_C)
+    queries = _load(lab, "query", "10.96.0.10", NAME, RATE_Q)
+    connections = _load(lab, "connect", address, "80", RATE_C)
     time.sleep(KILL_AT)
-    assert lab.processes(word, "SIGKILL") == before
+    assert _processes(lab, word, "SIGKILL") == before
     told = {"queries": queries.communicate(timeout=60)[0], "connections": connections.communicate(timeout=60)[0]}
     result = {what: json.loads(text) for what, text in told.items()}
     assert result["queries"]["sent"] == RATE_Q * SECONDS
@@ -125,14 +83,14 @@ def test_a_killed_process_takes_nothing_with_it(lab: Lab, word: str) -> None:
         assert lost == [], json.dumps(result)
     else:
         assert not lost or max(lost) - min(lost) < IN_HAND_S, json.dumps(result)
-    assert lab.processes(word) == before, "the supervisor has started it again"
+    assert _processes(lab, word) == before, "the supervisor has started it again"
 
 
-def test_an_upgrade_changes_hands_and_nothing_else(lab: Lab) -> None:
+def test_an_upgrade_changes_hands_and_nothing_else(lab: LabUnderTest) -> None:
     """A second instance starts beside the first, stands by, and goes on when the first is asked to end."""
     address = _answers(lab)
     files = ("--config", "/run/kproxy-node/config.yaml", "--run-dir", "/run/kproxy")
-    run = lab.command("exec", "node-1", "--", sys.executable, "-m", "kproxy", "run", *files)
+    run = lab.argv("exec", "node-1", "--", sys.executable, "-m", "kproxy", "run", *files)
     second = subprocess.Popen(run, env=lab.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         assert second.stderr is not None
@@ -141,10 +99,10 @@ def test_an_upgrade_changes_hands_and_nothing_else(lab: Lab) -> None:
             seen = second.stderr.readline()
             assert seen, "the second instance ended"
         time.sleep(2.0)  # its workers have a zone and their sockets
-        queries = lab.load("query", "10.96.0.10", NAME, RATE_Q)
-        connections = lab.load("connect", address, "80", RATE_C)
+        queries = _load(lab, "query", "10.96.0.10", NAME, RATE_Q)
+        connections = _load(lab, "connect", address, "80", RATE_C)
         time.sleep(KILL_AT)
-        lab.processes("kproxy.supervisor", "SIGTERM")
+        _processes(lab, "kproxy.supervisor", "SIGTERM")
         told = [json.loads(load.communicate(timeout=60)[0]) for load in (queries, connections)]
         lost = told[0]["failures"]
         assert told[1]["failed"] == 0, json.dumps(told)
