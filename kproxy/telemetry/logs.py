@@ -36,7 +36,7 @@ class KlogFormatter(logging.Formatter):
         micros = int(record.created % 1 * 1e6)
         head = f"{_LETTERS.get(record.levelno, 'I')}{stamp}.{micros:06d} {record.process:7d} {record.filename}:{record.lineno}]"
         pairs = "".join(f" {k}={_text(v)}" for k, v in getattr(record, "kproxy_fields", {}).items())
-        text = f"{head} {json.dumps(record.getMessage(), ensure_ascii=False)}{pairs}"
+        text = f"{head} {_text(record.getMessage())}{pairs}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
