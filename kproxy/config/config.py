@@ -35,8 +35,46 @@ class IptablesConfig:
     masquerade_bit: int = 14  # 0-31; kube-proxy's, so that one can take over from the other in place
     masquerade_all: bool = False  # also connections of pods to cluster IPs; costs them their source address
     localhost_node_ports: bool = True  # node ports answer on 127.0.0.1; kube-proxy's default
+    localhost_listener: bool = (
+        False  # true: by a listener of ours, without route_localnet; false: by rules, as kube-proxy
+    )
+    service_counters: bool = (
+        False  # packets and bytes of each Service port on /metrics, read from the kernel's counters
+    )
     sync_period_s: float = 30.0  # at least this often rules are checked; kube-proxy's default
     min_sync_period_s: float = 1.0  # the longest pause between syncs of a busy node; an idle node does not wait at all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConntrackConfig:
+    """Connection tracking: the kernel's sysctls as kube-proxy sets them, and what happens to flows whose endpoint is gone."""
+
+    max_per_core: int = 32768  # entries for each CPU; 0: leave the kernel's limit alone (kind and minikube say so)
+    min: int = 131072  # entries, the least that max_per_core may come to
+    tcp_established_timeout_s: float = 86400.0  # 0: leave; kube-proxy's 24 h against the kernel's 5 days
+    tcp_close_wait_timeout_s: float = 3600.0  # 0: leave; 1 h, for servers that wait for a half-closed client
+    tcp_be_liberal: bool = False  # true: out-of-window packets are valid, and none is dropped as INVALID
+    udp_timeout_s: float = 0.0  # 0: leave
+    udp_stream_timeout_s: float = 0.0  # 0: leave
+    ended_tcp_flows: str = "leave"  # leave (as kube-proxy), drop (forget the flow) or reset (tell both sides)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealingConfig:
+    """How drift between the kernel and what was written is found."""
+
+    enabled: bool = True
+    period_s: float = 2.0  # seconds between cheap looks; a loss is mended within 5 s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExternalIPsConfig:
+    """Whose externalIPs are served. Nothing checks who may claim an address (CVE-2020-8554), so some never are."""
+
+    enabled: bool = True  # feature gate AllowServiceExternalIPs
+    allowed_networks: tuple[str, ...] = ()  # empty: any address that is not protected
+    protected_networks: tuple[str, ...] = ()  # never, besides node, API server, Service-range and resolver addresses
+    allow_protected: bool = False  # true: the guard is off, as with kube-proxy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +111,19 @@ class Config:
     interface_prefix: str = ""  # for detectLocalMode InterfaceNamePrefix
     node_port_addresses: tuple[str, ...] = ()  # networks and the words primary, localhost, all; empty: all
     iptables: IptablesConfig = IptablesConfig()
+    conntrack: ConntrackConfig = ConntrackConfig()
+    healing: HealingConfig = HealingConfig()
+    external_ips: ExternalIPsConfig = ExternalIPsConfig()
     dns: DnsConfig = DnsConfig()
     healthz_bind_address: str = "0.0.0.0:10256"  # "": off; where load balancers look, as with kube-proxy
     metrics_bind_address: str = "127.0.0.1:10249"  # "": off; loopback, because metrics tell names of Services
+    bind_address_hard_fail: bool = False  # true: a page that cannot be bound ends the process; else it is tried again
+    events: bool = (
+        True  # Events about the Node and Services, as kube-proxy writes them; needs RBAC create/patch on events
+    )
+    oom_score_adj: int | None = -999  # of every process; None: leave. kube-proxy's default
+    feature_gates: tuple[tuple[str, bool], ...] = ()  # by upstream's names, sorted
+    config_file: str = ""  # where this came from; watched, a change ends the process with an error
     run_dir: str = "/run/kproxy"  # sockets, the lock and the last known state; must outlive the process, not the node
     log_format: str = "text"  # text: klog's form; json: one object a line
     verbosity: int = 2  # 0-10; 4 and more shows DEBUG. 2 is what kubeadm and kind run kube-proxy with

@@ -38,6 +38,23 @@ RULES_NEED = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE})
 ZONE_NEEDS = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NAMESPACE})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncOutcome:
+    """What one sync did, for those who count, tell or remember. Monotonic seconds; `before` and `after` share what did not change.
+
+    full: the kernel was observed first (start, after a failure, after drift). error: set when it failed, and then nothing else is new.
+    """
+
+    started: float
+    ended: float
+    snapshot: Snapshot
+    before: DesiredState
+    after: DesiredState
+    full: bool
+    report: ApplyReport
+    error: ApplyError | None = None
+
+
 @dataclass(slots=True)
 class _Kernel:
     """What was last written, and what it was made from. `applied` is None when the kernel has to be observed first."""
@@ -60,6 +77,7 @@ class SyncLoop:
         self.desired = DesiredState()
         self.status = SyncStatus()
         self.written = asyncio.Event()  # set by every sync that went well; who waits for it clears it
+        self.observers: list[Callable[[SyncOutcome], None]] = []  # told of every sync, before the next one can start
         self._backend = backend
         self._settings = settings
         self._pacer = pacer
@@ -130,6 +148,7 @@ class SyncLoop:
             return
         started = time.monotonic()
         queued_since = self.status.queued_since
+        snapshot, before, full = self.snapshot, self.desired, self._kernel.applied is None
         self.status = replace(self.status, queued_since=None)
         try:
             report = await self._sync_once()
@@ -144,6 +163,10 @@ class SyncLoop:
             )
             log.error("Sync failed", extra=fields(error=error, detail=error.detail, retry_s=self._pacer.pause_s))
             self._rules.set()
+            self._tell(SyncOutcome(
+                started=started, ended=time.monotonic(), snapshot=snapshot, before=before, after=before, full=full,
+                report=ApplyReport(), error=error,
+            ))  # fmt: skip
             return
         except BaseException:  # cancelled half-way: what the kernel holds has to be looked at
             self._kernel.applied = None
@@ -151,6 +174,13 @@ class SyncLoop:
         ended = time.monotonic()
         self._pacer = self._pacer.succeeded(started, ended)
         self._succeeded(report, ended - started)
+        self._tell(SyncOutcome(
+            started=started, ended=ended, snapshot=snapshot, before=before, after=self.desired, full=full, report=report,
+        ))  # fmt: skip
+
+    def _tell(self, outcome: SyncOutcome) -> None:
+        for observer in self.observers:
+            observer(outcome)
 
     async def _sync_once(self) -> ApplyReport:
         kernel = self._kernel
