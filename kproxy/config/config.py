@@ -141,5 +141,7 @@ class Config:
             masquerade_all=self.iptables.masquerade_all,
             node_port_addresses=self.node_port_addresses,
             localhost_node_ports=self.iptables.localhost_node_ports,
+            localhost_listener=self.iptables.localhost_listener,
+            follows_tcp=self.conntrack.ended_tcp_flows != "leave",
             dns_addresses=dns_addresses,
         )

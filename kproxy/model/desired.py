@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from kproxy.model.external_ips import ExternalIPSettings, Guard
 from kproxy.model.names import Family, NamespacedName, ServicePortName
 from kproxy.model.objects import EndpointSlice, Problem, Service
 
@@ -105,7 +106,8 @@ class ServicePort:
     IP both are `Route()`.
     reachable: every endpoint some route names, sorted; data planes make one chain or element for each.
     serving: for UDP every endpoint of the cluster that still answers, whatever readiness, policies and topology say of new connections:
-    an open flow to one of them is in order. () for the other protocols, whose open connections nobody ends.
+    an open flow to one of them is in order. For TCP every endpoint that any slice names, terminating or not, if `follows_tcp` is set.
+    () for what nobody ends.
     """
 
     name: ServicePortName
@@ -150,12 +152,14 @@ class LocalDetector:
 class NodePortAddresses:
     """On which of the node's addresses node ports answer.
 
-    everywhere: on every local address; `addresses` is then empty. loopback: whether 127.0.0.0/8 counts as one of them (IPv4 only, and
-    only with `localhostNodePorts`; ::1 never does).
+    everywhere: on every local address; `addresses` is then empty. loopback: whether 127.0.0.0/8 counts as one of them for the kernel's
+    rules (IPv4 only, and only with `localhostNodePorts`; ::1 never does). listener: a listener of ours serves 127.0.0.0/8 or ::1; then
+    `loopback` is false and rules leave it alone.
     """
 
     everywhere: bool = True
     loopback: bool = False
+    listener: bool = False
     addresses: tuple[str, ...] = ()  # sorted; when not everywhere
 
 
@@ -182,6 +186,7 @@ class NodeFacts:
     node_ips: tuple[str, str]  # IPv4, IPv6; loopback when the node has none
     detects: tuple[bool, bool]  # IPv4, IPv6: whether a local detector exists
     masquerade_all: bool
+    follows_tcp: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +207,10 @@ class ResolveMemo:
     services: Mapping[NamespacedName, Service]  # the snapshot's own maps: their objects tell by identity what changed
     slices_of: Mapping[NamespacedName, tuple[EndpointSlice, ...]]
     resolved: Mapping[NamespacedName, ServiceMemo]
+    guard: Guard
+    claimants: frozenset[
+        NamespacedName
+    ]  # Services that name external IPs: they are judged again when the guard changes
     problems: tuple[Problem, ...] = ()  # of all Services, sorted
     conflicts: tuple[tuple[Problem, ...], tuple[Problem, ...]] = ((), ())  # IPv4, IPv6
 
@@ -236,5 +245,8 @@ class NodeSettings:
     masquerade_all: bool = False
     node_port_addresses: tuple[str, ...] = ()  # CIDRs and the words primary, localhost, all; empty: all
     localhost_node_ports: bool = True
+    localhost_listener: bool = False  # node ports on loopback by a listener of ours instead of rules; both families
+    follows_tcp: bool = False  # open TCP flows end with their endpoint: `ServicePort.serving` says which may stay
     dns_addresses: tuple[str, ...] = ()  # cluster DNS addresses this node holds and answers
+    external_ips: ExternalIPSettings = field(default_factory=ExternalIPSettings)
     max_endpoints_with_comments: int = 1000  # above this many, data planes leave per-endpoint comments out

@@ -35,6 +35,7 @@ def node_facts(snapshot: Snapshot, settings: NodeSettings) -> NodeFacts:
         node_ips=(four, six),
         detects=(detects_four, detects_six),
         masquerade_all=settings.masquerade_all,
+        follows_tcp=settings.follows_tcp,
     )
 
 
@@ -66,12 +67,13 @@ def node_port_addresses(snapshot: Snapshot, settings: NodeSettings, family: Fami
 
     A family without an entry of its own answers everywhere, as upstream does; the words `primary` and `localhost` are entries for both
     families, so they never open a family by having no address in it. Loopback counts only for IPv4 and with `localhostNodePorts`: the
-    kernel has no route_localnet for ::1.
+    kernel has no route_localnet for ::1. A listener of ours has neither limit, and takes loopback away from the rules.
     """
     networks, words = _networks_and_words(settings, family)
-    loopback_works = family is Family.IPV4 and settings.localhost_node_ports
+    listens = settings.localhost_node_ports and settings.localhost_listener
+    loopback_works = family is Family.IPV4 and settings.localhost_node_ports and not listens
     if "all" in words or any(is_zero_network(n) for n in networks) or not (networks or words):
-        return NodePortAddresses(everywhere=True, loopback=loopback_works)
+        return NodePortAddresses(everywhere=True, loopback=loopback_works, listener=listens)
     primary = node_ip(snapshot, settings, family)
     if "localhost" in words:
         networks.append(LOOPBACK_NETWORK[family])
@@ -82,7 +84,12 @@ def node_port_addresses(snapshot: Snapshot, settings: NodeSettings, family: Fami
     if not loopback_works:
         chosen -= loopbacks
     addresses = tuple(sorted(chosen))
-    return NodePortAddresses(everywhere=False, loopback=loopback_works and bool(loopbacks), addresses=addresses)
+    return NodePortAddresses(
+        everywhere=False,
+        loopback=loopback_works and bool(loopbacks),
+        listener=listens and bool(loopbacks),
+        addresses=addresses,
+    )
 
 
 def _networks_and_words(settings: NodeSettings, family: Family) -> tuple[list[str], set[str]]:

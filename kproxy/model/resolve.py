@@ -21,7 +21,7 @@ a recomputed ServicePort that equals the old one is the old one. What that needs
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from kproxy.model.addresses import contains, of_family, special_class
@@ -44,6 +44,7 @@ from kproxy.model.desired import (
     VirtualIPKind,
 )
 from kproxy.model.endpoints import candidates_of
+from kproxy.model.external_ips import Guard, claimants, guard_of
 from kproxy.model.names import Family, NamespacedName, Protocol, ServicePortName
 from kproxy.model.node import local_detector, node_facts, node_ip, node_port_addresses, untracked_dns
 from kproxy.model.objects import EndpointSlice, PortSpec, Problem, Service, TrafficPolicy
@@ -70,7 +71,7 @@ def resolve(snapshot: Snapshot, settings: NodeSettings, previous: DesiredState |
 def resolve_with_problems(snapshot: Snapshot, settings: NodeSettings, previous: DesiredState | None = None) -> Resolved:
     """`resolve`, together with the Problems of all Services and slices."""
     old = previous.memo if previous is not None else None
-    memo, turned = _remember(snapshot, node_facts(snapshot, settings), old)
+    memo, turned = _remember(snapshot, settings, old)
     states = {
         family: _family_state(family, snapshot, settings, memo, turned, previous if old is not None else None)
         for family in _FAMILIES
@@ -86,18 +87,26 @@ def resolve_with_problems(snapshot: Snapshot, settings: NodeSettings, previous: 
 _Turnover = list[tuple[ServiceMemo | None, ServiceMemo | None]]
 
 
-def _remember(snapshot: Snapshot, facts: NodeFacts, old: ResolveMemo | None) -> tuple[ResolveMemo, _Turnover]:
+def _remember(snapshot: Snapshot, settings: NodeSettings, old: ResolveMemo | None) -> tuple[ResolveMemo, _Turnover]:
+    facts = node_facts(snapshot, settings)
     before: Mapping[NamespacedName, ServiceMemo] = old.resolved if old is not None else {}
+    if old is not None and old.services is snapshot.services:
+        claiming = old.claimants
+    else:
+        claiming = claimants(snapshot.services)
+    guard = guard_of(snapshot, settings.external_ips, settings.node_ips, claiming)
     names: Iterable[NamespacedName]
     if old is None or old.facts != facts:
         names = before.keys() | snapshot.services.keys()
     else:
         names = differing(old.services, snapshot.services) | differing(old.slices_of, snapshot.slices_of)
+        if old.guard != guard:
+            names |= claiming
     resolved, turned = dict(before), _Turnover()
     for name in names:
         service, was = snapshot.services.get(name), before.get(name)
         if service is not None:
-            now = _resolve_service(service, snapshot.slices_of.get(name, ()), facts, was)
+            now = _resolve_service(service, snapshot.slices_of.get(name, ()), facts, guard, was)
             resolved[name] = now
             turned.append((was, now))
         elif was is not None:
@@ -106,7 +115,8 @@ def _remember(snapshot: Snapshot, facts: NodeFacts, old: ResolveMemo | None) -> 
     problems = old.problems if old is not None else ()
     if any(known.problems for pair in turned for known in pair if known is not None):
         problems = tuple(sorted({problem for known in resolved.values() for problem in known.problems}))
-    return ResolveMemo(facts, snapshot.services, snapshot.slices_of, resolved, problems), turned
+    memo = ResolveMemo(facts, snapshot.services, snapshot.slices_of, resolved, guard, claiming, problems)
+    return memo, turned
 
 
 def _conflicts(state: FamilyState, turned: _Turnover, previous: DesiredState | None) -> tuple[Problem, ...]:
@@ -179,13 +189,17 @@ def _renewed(
 
 
 def _resolve_service(
-    service: Service, slices: tuple[EndpointSlice, ...], facts: NodeFacts, before: ServiceMemo | None
+    service: Service,
+    slices: tuple[EndpointSlice, ...],
+    facts: NodeFacts,
+    guard: Guard,
+    before: ServiceMemo | None,
 ) -> ServiceMemo:
     problems: list[Problem] = []
     ports: list[ServicePort] = []
     if _is_served(service):
         for family in _FAMILIES:
-            ports += _ports_of_family(service, slices, family, facts, problems)
+            ports += _ports_of_family(service, slices, family, facts, guard, problems)
     old = {(p.family, p.name): p for p in before.service_ports} if before is not None else {}
     kept = tuple(was if (was := old.get((p.family, p.name))) == p and was is not None else p for p in ports)
     return ServiceMemo(service, slices, kept, tuple(problems))
@@ -197,9 +211,14 @@ def _is_served(service: Service) -> bool:
 
 
 def _ports_of_family(
-    service: Service, slices: tuple[EndpointSlice, ...], family: Family, facts: NodeFacts, problems: list[Problem]
+    service: Service,
+    slices: tuple[EndpointSlice, ...],
+    family: Family,
+    facts: NodeFacts,
+    guard: Guard,
+    problems: list[Problem],
 ) -> list[ServicePort]:
-    virtual_ips = _virtual_ips(service, family, problems)
+    virtual_ips = _virtual_ips(service, family, guard, problems)
     if not virtual_ips or virtual_ips[0].kind is not VirtualIPKind.CLUSTER:
         return []
     candidates, refused = candidates_of(slices, family, facts.name)
@@ -218,8 +237,13 @@ def _ports_of_family(
         seen.add(key)
         known = candidates.get(key, ())
         found = usable(known, place) if known else _NOTHING
-        made = _service_port(service, port, family, virtual_ips, found, ranges, facts)
-        ports.append(_with_serving(made, known, found) if port.protocol is Protocol.UDP else made)
+        reached_at = _virtual_ips_of_port(service, port, virtual_ips, guard, problems)
+        made = _service_port(service, port, family, reached_at, found, ranges, facts)
+        if port.protocol is Protocol.UDP:
+            made = _with_serving(made, (c for c in known if c.serving), found)
+        elif port.protocol is Protocol.TCP and facts.follows_tcp:
+            made = _with_serving(made, known, found)
+        ports.append(made)
     return ports
 
 
@@ -260,8 +284,8 @@ def _service_port(
     )
 
 
-def _with_serving(port: ServicePort, known: Sequence[Candidate], found: Usable) -> ServicePort:
-    serving = tuple(candidate.endpoint for candidate in known if candidate.serving)
+def _with_serving(port: ServicePort, known: Iterable[Candidate], found: Usable) -> ServicePort:
+    serving = tuple(candidate.endpoint for candidate in known)
     return replace(port, serving=found.cluster if found.cluster == serving else serving)
 
 
@@ -290,7 +314,7 @@ def _health_check_node_port(service: Service) -> int | None:
     return service.health_check_node_port or None if wanted else None
 
 
-def _virtual_ips(service: Service, family: Family, problems: list[Problem]) -> tuple[VirtualIP, ...]:
+def _virtual_ips(service: Service, family: Family, guard: Guard, problems: list[Problem]) -> tuple[VirtualIP, ...]:
     """The addresses of `family`, cluster IP first. Those of the other family are passed over without a word, as they are normal."""
     found: list[VirtualIP] = []
     for kind, path, addresses in (
@@ -305,8 +329,29 @@ def _virtual_ips(service: Service, family: Family, problems: list[Problem]) -> t
         for address in addresses:
             if reason := special_class(address, link_local=False):
                 problems.append(_problem(service, f"{path}: {address} ({reason}) cannot be a virtual IP; ignored"))
+            elif kind is VirtualIPKind.EXTERNAL and (reason := guard.refusal(address)):
+                problems.append(_problem(service, f"{path}: {address} refused: {reason}"))
             else:
                 found.append(VirtualIP(address=address, kind=kind))
+    return tuple(found)
+
+
+def _virtual_ips_of_port(
+    service: Service, port: PortSpec, virtual_ips: tuple[VirtualIP, ...], guard: Guard, problems: list[Problem]
+) -> tuple[VirtualIP, ...]:
+    """`virtual_ips` without those external ones on which this port is somebody else's."""
+    if not service.external_ips:
+        return virtual_ips
+    found: list[VirtualIP] = []
+    for virtual_ip in virtual_ips:
+        reason = ""
+        if virtual_ip.kind is VirtualIPKind.EXTERNAL:
+            reason = guard.port_refusal(virtual_ip.address, port.port, port.protocol)
+        if reason:
+            where = f"{virtual_ip.address} port {port.port}/{port.protocol.value}"
+            problems.append(_problem(service, f"spec.externalIPs: {where} refused: {reason}"))
+        else:
+            found.append(virtual_ip)
     return tuple(found)
 
 
