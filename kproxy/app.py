@@ -46,6 +46,8 @@ from kproxy.sync.loop import SyncLoop
 from kproxy.sync.pacer import Pacer
 from kproxy.sync.writer import acquire, somebody_waits
 from kproxy.telemetry.http import Health, Pages, serve
+from kproxy.telemetry.inspect import serve_state, socket_path
+from kproxy.telemetry.instance import Instance
 from kproxy.telemetry.logs import configure, fields
 from kproxy.telemetry.metrics import exposition
 from kproxy.telemetry.state import health_of, status_of, watch_text
@@ -95,6 +97,16 @@ class Controller:
         # The right to write; given back by the end of the process, after everything is handed over.
         self.right: IO[str] | None = None
         self.flows = Reconciler()
+        self.instance = Instance(
+            node=config.node_name,
+            backend=self.backend,
+            loop=self.loop,
+            settings=self.settings_for,
+            watches=self.watches,
+            health=self.health,
+            server=lambda: self.api.server if self.api is not None else "",
+            dns_workers=lambda: len(self.publisher.workers()) if self.dns is not None else None,
+        )
 
     async def publish(self, snapshot: Snapshot) -> None:
         """Compiles the zone of `snapshot` and sends what is new to the workers."""
@@ -222,6 +234,7 @@ class Controller:
             yield serve(pages, self.config.healthz_bind_address, _HEALTH_PATHS)
         if self.config.metrics_bind_address:
             yield serve(pages, self.config.metrics_bind_address, _METRICS_PATHS)
+        yield serve_state(self.instance.pages(), socket_path(self.config.run_dir, family_name(os.getppid())))
         for address in self.dns.own_addresses if self.dns is not None else ():
             yield serve(pages, _with_port(address), ("/metrics",))
 

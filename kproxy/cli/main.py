@@ -15,6 +15,7 @@ from kproxy.errors import ExitCode, KproxyError
 
 _COMMANDS = {
     "run": "be this node's service proxy and DNS",
+    "status": "how the kproxy of this node is, and whether it is ready",
     "lab": "a three-node cluster network in namespaces, to learn on and to test with",
     "render": "the iptables rules for manifests, without cluster or root",
     "resolve": "the DNS answer for manifests, without cluster or root",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 
 from kproxy.errors import KproxyError
@@ -12,8 +13,11 @@ from kproxy.lab import places
 def execute(place_name: str, command: list[str]) -> None:
     """Enters the place and executes `command` there; does not return. KproxyError when there is no such place or program."""
     place = places.enter(place_name)
+    environment = places.environment(place, os.environ)
+    if command[0] == "kproxy" and shutil.which("kproxy", path=environment.get("PATH")) is None:
+        command = [sys.executable, "-m", "kproxy", *command[1:]]  # this one, which was not started by its name
     try:
-        os.execvpe(command[0], command, places.environment(place, os.environ))
+        os.execvpe(command[0], command, environment)
     except FileNotFoundError:
         raise KproxyError(f"{command[0]}: no such program on this machine") from None
     except PermissionError as error:

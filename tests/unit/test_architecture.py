@@ -57,14 +57,17 @@ THIRD_PARTY = {
     "pyroute2": ("kproxy.watch.addresses", "kproxy.dns.node", "kproxy.conntrack.apply", "kproxy.lab.*"),
     "iptc": ("kproxy.backends.iptables.libiptc",),
     "dnslib": ("kproxy.dns.wire", "kproxy.lab.*"),
-    "aiohttp": ("kproxy.watch.client*", "kproxy.watch.reflector", "kproxy.telemetry.http", "kproxy.lab.*"),
+    "aiohttp": ("kproxy.watch.client*", "kproxy.watch.reflector", "kproxy.telemetry.http", "kproxy.telemetry.inspect", "kproxy.lab.*"),
     "prometheus_client": ("kproxy.telemetry.metrics",),
     "uvloop": ("kproxy.app", "kproxy.dns.worker", "kproxy.lab.*", "kproxy.lab.api.*"),
     "yaml": ("kproxy.watch.manifests*", "kproxy.config.*", "kproxy.cli.*", "kproxy.lab.*"),
     "multidict": ("kproxy.lab.*",),  # part of aiohttp: its headers and queries
     "click": ("kproxy.cli.*", "kproxy.config.flags", "kproxy.lab.*"),
     "rich": ("kproxy.cli.*", "kproxy.lab.*"),
-    "msgspec": ("kproxy.watch.*", "kproxy.dns.*", "kproxy.config.*", "kproxy.lab.*", "kproxy.cli.*", "kproxy.app"),
+    "msgspec": (
+        "kproxy.watch.*", "kproxy.dns.*", "kproxy.config.*", "kproxy.lab.*", "kproxy.cli.*", "kproxy.app",
+        "kproxy.telemetry.statepage",
+    ),
 }
 SUBPROCESS = (
     "kproxy.backends.*.apply",

@@ -159,6 +159,11 @@ class IptablesBackend:
         """The ServicePorts that are left out at present, because the kernel refused their rules and they have not changed since."""
         return tuple(sorted(self._why[key] for key in self._refused))
 
+    @property
+    def wanted(self) -> Ruleset | None:
+        """The ruleset that was compiled last, for the state page; None before the first."""
+        return self._compiled
+
     def compile(self, desired: DesiredState) -> Ruleset:
         """The ruleset that gives `desired`, reusing what the last call made."""
         self._refused = {

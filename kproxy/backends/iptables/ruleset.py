@@ -95,6 +95,11 @@ class Ruleset:
     ipv4: FamilyRuleset = FamilyRuleset(family=Family.IPV4)
     ipv6: FamilyRuleset = FamilyRuleset(family=Family.IPV6)
 
+    @property
+    def rule_count(self) -> int:
+        """How many rules there are, both families together."""
+        return self.ipv4.rule_count + self.ipv6.rule_count
+
     def of(self, family: Family) -> FamilyRuleset:
         """The rules of `family`."""
         return self.ipv4 if family is Family.IPV4 else self.ipv6
