@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from kproxy.model.desired import NodeSettings
 from kproxy.model.events import Removed
+from kproxy.model.external_ips import ExternalIPSettings
 from kproxy.model.objects import key_of
 from kproxy.model.resolve import resolve_with_problems
 from kproxy.model.snapshot import fold
@@ -13,8 +17,12 @@ from tests.support.flows import SETTINGS
 _IP2 = "172.30.0.42"
 
 
-def _told(*objects: Built) -> list[str]:
-    return [str(p) for p in resolve_with_problems(snapshot(*objects), SETTINGS).problems]
+# With the guard of external IPs off, as kube-proxy is: what is left then is the order of claims.
+_UNGUARDED = replace(SETTINGS, external_ips=ExternalIPSettings(allow_protected=True))
+
+
+def _told(*objects: Built, settings: NodeSettings = _UNGUARDED) -> list[str]:
+    return [str(p) for p in resolve_with_problems(snapshot(*objects), settings).problems]
 
 
 def test_an_external_ip_that_is_a_cluster_ip() -> None:
@@ -51,8 +59,8 @@ def test_no_conflict_where_something_differs() -> None:
 def test_a_conflict_ends_with_the_other_service() -> None:
     thief = svc(_IP2, name="thief", external=[CLUSTER_IP])
     cluster = snapshot(svc(), thief, slice_(ep("10.0.0.1")))
-    first = resolve_with_problems(cluster, SETTINGS)
-    changed = resolve_with_problems(fold(cluster, applied(slice_(ep("10.0.0.2")))), SETTINGS, first.desired)
+    first = resolve_with_problems(cluster, _UNGUARDED)
+    changed = resolve_with_problems(fold(cluster, applied(slice_(ep("10.0.0.2")))), _UNGUARDED, first.desired)
     assert first.problems == changed.problems != ()
-    ended = resolve_with_problems(fold(cluster, [Removed(key_of(svc().object))]), SETTINGS, changed.desired)
+    ended = resolve_with_problems(fold(cluster, [Removed(key_of(svc().object))]), _UNGUARDED, changed.desired)
     assert ended.problems == ()
