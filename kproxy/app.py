@@ -35,7 +35,7 @@ from kproxy.config.load import load_config
 from kproxy.conntrack.apply import Reconciler
 from kproxy.dns.channel import ZonePublisher
 from kproxy.dns.compile import compile_zone
-from kproxy.dns.configured import channel_path, dns_settings
+from kproxy.dns.configured import channel_path, dns_settings, upstream_resolvers
 from kproxy.dns.node import hold, release
 from kproxy.dns.zone import Zone
 from kproxy.errors import ExitCode, KproxyError
@@ -85,6 +85,7 @@ class Controller:
         )
         self.backend = IptablesBackend(settings, variant=variant)
         self.dns = dns_settings(config, os.environ) if config.dns.enabled else None
+        self.upstreams = upstream_resolvers(config)
         self.publisher = ZonePublisher(Path(channel_path(config, family_name(os.getppid()))))
         self.zone: Zone | None = None
         self.cluster_dns = config.dns.cluster_dns if config.dns.enabled else ()
@@ -124,7 +125,14 @@ class Controller:
         and a controller that starts over finds both as they were.
         """
         held = tuple(a for a in self.cluster_dns if a in snapshot.local_addresses)
-        return self.config.node_settings(held)
+        return self._settings(held)
+
+    def _settings(self, held: tuple[str, ...]) -> NodeSettings:
+        return self.config.node_settings(
+            held,
+            api_servers=self.api.addresses if self.api is not None else (),
+            resolvers=tuple(server.address for server in self.upstreams.refresh(time.monotonic())),
+        )
 
     async def be_present(self) -> None:
         """Takes the cluster DNS addresses once there is a zone and somebody who answers, and again when they are lost; runs for ever."""
@@ -148,7 +156,7 @@ class Controller:
             or somebody_waits(self.lock)
         ):
             return
-        self.loop.use(lambda _: self.config.node_settings())
+        self.loop.use(lambda _: self._settings(()))
         await self.loop.sync()
         await release(self.cluster_dns)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kproxy.model.desired import DetectMode, NodeSettings
+from kproxy.model.external_ips import ExternalIPSettings
 
 IPTABLES_VARIANTS = ("auto", "legacy", "nft")
 LOG_FORMATS = ("text", "json")
@@ -129,8 +130,20 @@ class Config:
     verbosity: int = 2  # 0-10; 4 and more shows DEBUG. 2 is what kubeadm and kind run kube-proxy with
     warnings: tuple[str, ...] = field(default=(), compare=False)  # fields read but without effect, for the log
 
-    def node_settings(self, dns_addresses: tuple[str, ...] = ()) -> NodeSettings:
-        """What `resolve` needs to know. `dns_addresses`: those of the cluster DNS that this node holds at the moment."""
+    def node_settings(
+        self,
+        dns_addresses: tuple[str, ...] = (),
+        *,
+        api_servers: tuple[tuple[str, int], ...] = (),
+        resolvers: tuple[str, ...] = (),
+    ) -> NodeSettings:
+        """What `resolve` needs to know.
+
+        dns_addresses: those of the cluster DNS that this node holds at the moment. api_servers, resolvers: whom this machine asks, by
+        address (and port); no Service may stand between.
+        """
+        external = self.external_ips
+        named = (*resolvers, *self.dns.cluster_dns) if self.dns.enabled else resolvers
         return NodeSettings(
             name=self.node_name,
             node_ips=self.node_ips,
@@ -144,4 +157,12 @@ class Config:
             localhost_listener=self.iptables.localhost_listener,
             follows_tcp=self.conntrack.ended_tcp_flows != "leave",
             dns_addresses=dns_addresses,
+            external_ips=ExternalIPSettings(
+                enabled=external.enabled,
+                allowed_networks=external.allowed_networks,
+                protected_networks=external.protected_networks,
+                allow_protected=external.allow_protected,
+                api_servers=api_servers,
+                resolvers=tuple(sorted(set(named))),
+            ),
         )

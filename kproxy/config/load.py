@@ -21,6 +21,7 @@ from kproxy.config.config import (
     ClientSettings,
     Config,
     DnsConfig,
+    ExternalIPsConfig,
     IptablesConfig,
 )
 from kproxy.config.documents import Document, read_documents
@@ -65,6 +66,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("logging.format", "log_format", r.one_of(*LOG_FORMATS), "logging_format"),
     Setting("logging.verbosity", "verbosity", r.whole(0, 10), "v"),
     Setting("runDirectory", "run_dir", r.absolute_path, "run_dir", upstream=False),
+    Setting("externalIPs.enabled", "external_ips.enabled", r.truth, upstream=False),
+    Setting("externalIPs.allowedNetworks", "external_ips.allowed_networks", r.networks, upstream=False),
+    Setting("externalIPs.protectedNetworks", "external_ips.protected_networks", r.networks, upstream=False),
+    Setting("externalIPs.allowProtected", "external_ips.allow_protected", r.truth, upstream=False),
     Setting("dns.enabled", "dns.enabled", r.truth, upstream=False),
     Setting("dns.zone", "dns.zone", r.zone, "cluster_domain", upstream=False),
     Setting("dns.ttlSeconds", "dns.ttl_s", r.whole(0, 3600), upstream=False),
@@ -216,7 +221,7 @@ def _build(values: _Values) -> Config:
     if upstreams:
         found["dns.upstreams"] = tuple(item for item in upstreams if not item.startswith("/"))
         found["dns.resolv_conf"] = tuple(item for item in upstreams if item.startswith("/"))
-    groups: dict[str, dict[str, Any]] = {"": {}, "client": {}, "iptables": {}, "dns": {}}
+    groups: dict[str, dict[str, Any]] = {"": {}, "client": {}, "iptables": {}, "external_ips": {}, "dns": {}}
     for target, value in found.items():
         group, _, attribute = target.rpartition(".")
         groups[group][attribute] = value
@@ -224,6 +229,7 @@ def _build(values: _Values) -> Config:
         node_name=name,
         client=ClientSettings(**groups["client"]),
         iptables=IptablesConfig(**groups["iptables"]),
+        external_ips=ExternalIPsConfig(**groups["external_ips"]),
         dns=DnsConfig(**groups["dns"]),
         warnings=tuple(values.warnings),
         **groups[""],

@@ -26,6 +26,8 @@ def kproxy_config(node: LabNode, variant: str) -> str:
         "iptables": {"variant": variant},
         "clusterCIDR": f"{addressing.POD_CIDR},{addressing.POD_CIDR6}" if has_ipv6() else addressing.POD_CIDR,
         "detectLocalMode": "ClusterCIDR",
+        # The exercises publish Services on the nodes' own addresses, which nobody may claim unless told so.
+        "externalIPs": {"allowedNetworks": [addressing.WIRE]},
         "healthzBindAddress": "0.0.0.0:10256",
         "dns": {
             "zone": addressing.CLUSTER_DOMAIN,

@@ -28,6 +28,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -78,6 +79,12 @@ class Api:
             return self._settings.master
         servers = self._servers(self._credentials)
         return servers[self._turn % len(servers)]
+
+    @property
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        """Address and port of every server that is known by address: the configured one and those remembered, sorted."""
+        known = self._servers(self._credentials) if self._credentials is not None else [self._settings.master]
+        return tuple(sorted({found for url in known if (found := _address_of(url)) is not None}))
 
     def _servers(self, credentials: Credentials) -> list[str]:
         others = [server for server in self._remembered if server != credentials.server]
@@ -288,6 +295,15 @@ def _kept_alive(info: tuple[Any, ...]) -> socket.socket:
     found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
     found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
     return found
+
+
+def _address_of(url: str) -> tuple[str, int] | None:
+    """Address and port of `https://10.0.0.1:6443`; None when the server is known by name."""
+    parts = urlsplit(url)
+    try:
+        return str(ip_address(parts.hostname or "")), parts.port or (80 if parts.scheme == "http" else 443)
+    except ValueError:
+        return None
 
 
 def _recall(path: str) -> tuple[str, ...]:
