@@ -13,6 +13,7 @@ from kproxy.model.external_ips import ExternalIPSettings
 
 IPTABLES_VARIANTS = ("auto", "legacy", "nft")
 LOG_FORMATS = ("text", "json")
+ENDED_TCP_FLOWS = ("leave", "drop", "reset")
 PODS_MODES = ("insecure", "disabled")
 
 
@@ -66,6 +67,9 @@ class HealingConfig:
 
     enabled: bool = True
     period_s: float = 2.0  # seconds between cheap looks; a loss is mended within 5 s
+    full_period_s: float = (
+        60.0  # seconds between comparisons of every rule, or 100 times what one takes if that is longer
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +131,10 @@ class Config:
     config_file: str = ""  # where this came from; watched, a change ends the process with an error
     run_dir: str = "/run/kproxy"  # sockets, the lock and the last known state; must outlive the process, not the node
     log_format: str = "text"  # text: klog's form; json: one object a line
-    verbosity: int = 2  # 0-10; 4 and more shows DEBUG. 2 is what kubeadm and kind run kube-proxy with
+    verbosity: int = 0  # 4 and more shows DEBUG; kube-proxy's default
+    hostname_override: str = ""  # as it was written; `node_name` follows from it
+    # Fields of KubeProxyConfiguration that do nothing here, as they were written: --write-config-to and /configz show them.
+    without_effect: tuple[tuple[str, object], ...] = ()
     warnings: tuple[str, ...] = field(default=(), compare=False)  # fields read but without effect, for the log
 
     def node_settings(

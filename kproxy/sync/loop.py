@@ -8,7 +8,8 @@ a decision about a Service (model/resolve.py), a word of iptables (backends), a 
 Services, EndpointSlices, the Node and the node's addresses; the zone for Services, EndpointSlices and Namespaces. Pods of this node only
 improve DNS answers and hold nobody up.
 
-A failed sync observes the kernel afresh and plans again from what is really there. Rules are never removed because a sync failed.
+A failed sync observes the kernel afresh and plans again from what is really there. Rules are never removed because a sync failed, and once
+one sync went well nothing that the tools do ends the process: whatever they say, it is tried again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kproxy.backends.base import ApplyReport, Backend
-from kproxy.errors import ApplyError
+from kproxy.errors import ApplyError, UnsupportedError
 from kproxy.model.desired import DesiredState, NodeSettings
 from kproxy.model.diff import summarize
 from kproxy.model.events import Event
@@ -57,10 +58,22 @@ class SyncOutcome:
 
 @dataclass(slots=True)
 class _Kernel:
-    """What was last written, and what it was made from. `applied` is None when the kernel has to be observed first."""
+    """What was last written, and what it was made from.
+
+    applied: None when the kernel has to be observed first. observed: `applied` is what was seen, not what was written.
+    """
 
     applied: Any = None
     resolved: Resolved | None = None
+    observed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """One sync that went well, and the snapshot that it was made from."""
+
+    snapshot: Snapshot
+    report: ApplyReport
 
 
 class SyncLoop:
@@ -86,6 +99,8 @@ class SyncLoop:
         self._events = asyncio.Event()
         self._rules = asyncio.Event()
         self._kernel = _Kernel()
+        self.turn = asyncio.Lock()  # held by a sync; by others only to keep syncs from starting
+        self.started = 0  # syncs
 
     def emit(self, event: Event) -> None:
         """Takes one event; called by reflectors and the netlink watch, never blocks."""
@@ -95,6 +110,28 @@ class SyncLoop:
     def use(self, settings: Callable[[Snapshot], NodeSettings]) -> None:
         """Changes how this node's settings follow from a snapshot; the next sync obeys."""
         self._settings = settings
+        self._queue()
+
+    # For healing.py, which looks and never writes
+
+    @property
+    def busy(self) -> bool:
+        """Whether a sync is under way."""
+        return self.turn.locked()
+
+    @property
+    def applied(self) -> Any:
+        """The ruleset that the kernel should hold now; None when that is not known (before the first sync, after a failure)."""
+        return None if self._kernel.observed else self._kernel.applied
+
+    def mend(self, observed: Any) -> None:
+        """The kernel holds `observed` instead of what was written: the next sync, at once, starts from there."""
+        self._kernel.applied, self._kernel.observed = observed, True
+        self._queue()
+
+    def distrust(self) -> None:
+        """The kernel may hold anything: the next sync, at once, looks first."""
+        self._kernel.applied = None
         self._queue()
 
     def _queue(self) -> None:
@@ -141,66 +178,81 @@ class SyncLoop:
         """Whether the snapshot holds all that rules follow from; less would look like Services that are gone."""
         return self.snapshot.synced >= RULES_NEED and bool(self.snapshot.local_addresses)
 
-    async def sync(self) -> None:
-        """One sync now, from the present snapshot; nothing at all while that has not heard enough."""
-        self._rules.clear()
-        if not self.heard_enough:
-            return
-        started = time.monotonic()
-        queued_since = self.status.queued_since
-        snapshot, before, full = self.snapshot, self.desired, self._kernel.applied is None
-        self.status = replace(self.status, queued_since=None)
-        try:
-            report = await self._sync_once()
-        except ApplyError as error:
-            self._kernel.applied = None
-            self._pacer = self._pacer.failed(started, time.monotonic())
-            self.status = replace(
-                self.status,
-                failures=self.status.failures + 1,
-                last_error=str(error),
-                queued_since=queued_since or started,
-            )
-            log.error("Sync failed", extra=fields(error=error, detail=error.detail, retry_s=self._pacer.pause_s))
-            self._rules.set()
+    async def sync(self) -> bool:
+        """One sync now, from the present snapshot; whether it went well. Nothing at all while the snapshot has not heard enough."""
+        async with self.turn:
+            self._rules.clear()
+            if not self.heard_enough:
+                return False
+            self.started += 1
+            started = time.monotonic()
+            queued_since, before = self.status.queued_since, self.desired
+            full = self._kernel.applied is None or self._kernel.observed
+            self.status = replace(self.status, queued_since=None)
+            try:
+                done = await self._sync_once()
+            except (ApplyError, UnsupportedError) as error:
+                if isinstance(error, UnsupportedError) and not self.status.syncs:
+                    raise  # this machine cannot do it at all
+                self._failed(error, started, queued_since, full)
+                return False
+            except BaseException:  # cancelled half-way: what the kernel holds has to be looked at
+                self._kernel.applied = None
+                raise
+            ended = time.monotonic()
+            self._pacer = self._pacer.succeeded(started, ended)
+            self._succeeded(done.report, ended - started)
             self._tell(SyncOutcome(
-                started=started, ended=time.monotonic(), snapshot=snapshot, before=before, after=before, full=full,
-                report=ApplyReport(), error=error,
+                started=started, ended=ended, snapshot=done.snapshot, before=before, after=self.desired, full=full,
+                report=done.report,
             ))  # fmt: skip
-            return
-        except BaseException:  # cancelled half-way: what the kernel holds has to be looked at
-            self._kernel.applied = None
-            raise
+            return True
+
+    def _failed(
+        self, error: ApplyError | UnsupportedError, started: float, queued_since: float | None, full: bool
+    ) -> None:
         ended = time.monotonic()
-        self._pacer = self._pacer.succeeded(started, ended)
-        self._succeeded(report, ended - started)
+        self._kernel.applied = None
+        self._pacer = self._pacer.failed(started, ended)
+        self.status = replace(
+            self.status,
+            failures=self.status.failures + 1,
+            last_error=str(error),
+            queued_since=queued_since or started,
+        )
+        told = error if isinstance(error, ApplyError) else ApplyError(str(error), retryable=False)
+        log.error("Sync failed", extra=fields(error=error, detail=told.detail, retry_s=self._pacer.pause_s))
+        self._rules.set()
         self._tell(SyncOutcome(
-            started=started, ended=ended, snapshot=snapshot, before=before, after=self.desired, full=full, report=report,
+            started=started, ended=ended, snapshot=self.snapshot, before=self.desired, after=self.desired, full=full,
+            report=ApplyReport(), error=told,
         ))  # fmt: skip
 
     def _tell(self, outcome: SyncOutcome) -> None:
         for observer in self.observers:
             observer(outcome)
 
-    async def _sync_once(self) -> ApplyReport:
+    async def _sync_once(self) -> _Done:
         kernel = self._kernel
         if kernel.applied is None:
             kernel.applied = await self._backend.observe()
-        resolved = resolve_with_problems(
-            self.snapshot, self._settings(self.snapshot), kernel.resolved.desired if kernel.resolved else None
-        )
+            kernel.observed = True
+        snapshot = self.snapshot  # now: observing takes a while
+        known = kernel.resolved.desired if kernel.resolved else None
+        resolved = resolve_with_problems(snapshot, self._settings(snapshot), known)
         changes = summarize(self.desired, resolved.desired)
         wanted = self._backend.compile(resolved.desired)
         report = await self._backend.apply(self._backend.plan(kernel.applied, wanted))
         # What the kernel refused is not in it: the next sync has to find that out by looking.
         kernel.applied = wanted if not report.problems else None
+        kernel.observed = False
         kernel.resolved = resolved
         self.desired = resolved.desired
         if changes or report.batches:
             log.info(
                 "Synced", extra=fields(changed=changes or "nothing", batches=report.batches, rules=report.rules_written)
             )
-        return report
+        return _Done(snapshot, report)
 
     def _succeeded(self, report: ApplyReport, duration_s: float) -> None:
         for problem in report.problems:

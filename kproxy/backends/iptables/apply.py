@@ -155,6 +155,11 @@ class IptablesBackend:
         return (f"iptables-{choice.variant.value}: {choice.evidence}", *choice.warnings, *unusable, *lacks)
 
     @property
+    def unserved(self) -> frozenset[Family]:
+        """Families that this machine cannot do."""
+        return frozenset(self._unusable)
+
+    @property
     def refused(self) -> tuple[Problem, ...]:
         """The ServicePorts that are left out at present, because the kernel refused their rules and they have not changed since."""
         return tuple(sorted(self._why[key] for key in self._refused))

@@ -1,0 +1,51 @@
+"""What healing asks this data plane: has anything changed, do counts agree, what is different. Joins glance.py, drift.py and the plan.
+
+In: what was written last (`applied`) and, for comparisons, what was observed. What must not happen here: a write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from kproxy.backends.iptables import census
+from kproxy.backends.iptables.apply import IptablesBackend
+from kproxy.backends.iptables.drift import Difference, differences
+from kproxy.backends.iptables.glance import Glance, disagreeing, glance
+from kproxy.backends.iptables.ruleset import FamilyRuleset, Ruleset
+from kproxy.model.names import Family
+
+
+class IptablesGuard:
+    """Sees the tables that `backend` writes; families that it cannot serve are nobody's."""
+
+    def __init__(self, backend: IptablesBackend) -> None:
+        self._backend = backend
+        self._entries: tuple[Ruleset, census.Entries] | None = None
+
+    def glance(self, applied: Ruleset) -> Glance:
+        """Whether somebody may have written: microseconds. Raises OSError or ValueError."""
+        if self._entries is None or self._entries[0] is not applied:
+            # Counting our own entries takes 5 ms at 10,000 Services: once for each ruleset.
+            self._entries = (applied, census.entries_of(self._served(applied)))
+        return glance(self._backend.tools.variant, self._entries[1])
+
+    def disagreeing(self, applied: Ruleset) -> tuple[str, ...]:
+        """Chains that do not hold as many rules as `applied`. Blocks for up to 0.3 s. Raises OSError or ValueError."""
+        return disagreeing(self._backend.tools.variant, self._served(applied))
+
+    def differ(self, applied: Ruleset, observed: Ruleset) -> bool:
+        """Whether a plan from `observed` to `applied` has anything to do."""
+        return bool(self._backend.plan(observed, self._served(applied)).batches)
+
+    def differences(self, applied: Ruleset, observed: Ruleset) -> Iterable[Difference]:
+        """What is missing and what is too much, for people."""
+        return differences(self._served(applied), observed)
+
+    def _served(self, ruleset: Ruleset) -> Ruleset:
+        unserved = self._backend.unserved
+        if Family.IPV4 in unserved:
+            ruleset = replace(ruleset, ipv4=FamilyRuleset(family=Family.IPV4))
+        if Family.IPV6 in unserved:
+            ruleset = replace(ruleset, ipv6=FamilyRuleset(family=Family.IPV6))
+        return ruleset
