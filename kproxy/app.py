@@ -32,7 +32,7 @@ from kproxy.backends.iptables.settings import IptablesSettings
 from kproxy.backends.iptables.variant import Variant
 from kproxy.config.config import Config
 from kproxy.config.load import load_config
-from kproxy.conntrack.apply import Reconciler
+from kproxy.conntrack.reconciler import Reconciler
 from kproxy.dns.channel import ZonePublisher
 from kproxy.dns.compile import compile_zone
 from kproxy.dns.configured import channel_path, dns_settings, upstream_resolvers
@@ -46,11 +46,12 @@ from kproxy.sync.loop import SyncLoop
 from kproxy.sync.pacer import Pacer
 from kproxy.sync.writer import acquire, somebody_waits
 from kproxy.telemetry.http import Health, Pages, serve
-from kproxy.telemetry.inspect import serve_state, socket_path
+from kproxy.telemetry.inspect import serve_state
 from kproxy.telemetry.instance import Instance
 from kproxy.telemetry.logs import configure, fields
 from kproxy.telemetry.metrics import exposition
 from kproxy.telemetry.state import health_of, status_of, watch_text
+from kproxy.telemetry.statepage import socket_path
 from kproxy.watch.addresses import watch_addresses
 from kproxy.watch.client import Api, ClientSettings, connect
 from kproxy.watch.reflector import RESOURCES, WatchStats, reflect

@@ -15,8 +15,7 @@ from pathlib import Path
 import click
 
 from kproxy.errors import KproxyError, UnsupportedError
-from kproxy.telemetry.inspect import sockets
-from kproxy.telemetry.statepage import NodeState, StatusPage, snapshot_of_bytes, status_of_bytes
+from kproxy.telemetry.statepage import NodeState, StatusPage, snapshot_of_bytes, sockets, status_of_bytes
 
 DEFAULT_RUN_DIR = "/run/kproxy"
 ANSWER_S = 15.0  # between two reads

@@ -1,20 +1,22 @@
-"""What the commands on files share: which node, with what settings, and the objects in the files.
+"""What the commands about a node share: which node, with what settings, and the objects it knows.
 
-In: click's parameters. Out: `node_options` (the flags, with the names and checks of `kproxy run`), and `read_node`, which turns them
-and the files into a `NodeOnFiles`. A wrong flag or manifest is a ConfigError with flag, or file, line and field. Nothing of this
-machine is looked at.
+In: click's parameters. Out: `node_options` (the flags, with the names and checks of `kproxy run`), and `read_node`, which makes a
+`NodeView` of them: from files, where nothing of this machine is looked at, or without any from the kproxy that runs here. A wrong flag or
+manifest is a ConfigError with flag, or file, line and field.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, TypeVar
 
 import click
 
-from kproxy.config.config import Config
+from kproxy.backends.iptables.settings import IptablesSettings
+from kproxy.cli.daemon import DEFAULT_RUN_DIR, Daemon, find, run_dir_option
+from kproxy.cli.terminal import plain
 from kproxy.config.load import load_config
 from kproxy.errors import ConfigError
 from kproxy.model.addresses import LOOPBACK_ADDRESS
@@ -24,6 +26,7 @@ from kproxy.model.names import Family
 from kproxy.model.node import local_detector
 from kproxy.model.objects import Problem
 from kproxy.model.snapshot import Snapshot, fold
+from kproxy.telemetry.statepage import Header
 from kproxy.watch.manifests import describe, load, snapshot_of
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -42,23 +45,33 @@ _NODE_FLAGS = (
     click.option("--iptables-masquerade-bit", type=int, metavar="0-31", help="Bit of the packet mark for masquerading."),
     click.option("--iptables-localhost-nodeports", type=click.BOOL, metavar="true|false", help="Node ports on 127.0.0.1."),
     click.option("--cluster-dns", metavar="IP[,IP]", help="Addresses of the cluster DNS, if this node holds them."),
+    run_dir_option,
 )  # fmt: skip
 
 output_option = click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Output form."
 )
-files_argument = click.argument("files", metavar="FILE…", nargs=-1, required=True)
+files_argument = click.argument("files", metavar="[FILE…]", nargs=-1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeOnFiles:
-    """A node as files and flags describe it. remarks: what people should know about the files, for stderr."""
+class Live:
+    """The daemon that a view comes from, and how fresh it was."""
 
-    config: Config
+    daemon: Daemon
+    header: Header
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeView:
+    """A node as files and flags describe it, or as its daemon sees it (`live`). remarks: what people should know, for stderr."""
+
     settings: NodeSettings
+    iptables: IptablesSettings
     snapshot: Snapshot
     problems: tuple[Problem, ...]
-    remarks: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+    live: Live | None = None
 
 
 def node_options(command: F) -> F:
@@ -68,11 +81,33 @@ def node_options(command: F) -> F:
     return command
 
 
-def read_node(files: Iterable[str], flags: Mapping[str, object]) -> NodeOnFiles:
-    """The node and the objects in `files`. Raises ConfigError."""
+def read_node(files: Sequence[str], flags: Mapping[str, object]) -> NodeView:
+    """The node and the objects in `files`, or without any those of the daemon here. Raises ConfigError, UnsupportedError."""
+    if files:
+        return _on_files(files, flags)
+    given = sorted(name for name, value in flags.items() if value not in (None, ()) and name != "run_dir")
+    if given:
+        raise ConfigError("describes a node for files, and there is no FILE", where=", ".join(map(_flag_name, given)))
+    daemon, _ = find(str(flags.get("run_dir") or DEFAULT_RUN_DIR))
+    known = daemon.snapshot()
+    return NodeView(
+        settings=known.header.settings,
+        iptables=known.header.iptables,
+        snapshot=known.snapshot,
+        problems=known.problems,
+        live=Live(daemon=daemon, header=known.header),
+    )
+
+
+def _flag_name(parameter: str) -> str:
+    names = {"hostname_override": "node", "node_addresses": "node-address"}
+    return "--" + names.get(parameter, parameter.replace("_", "-"))
+
+
+def _on_files(files: Iterable[str], flags: Mapping[str, object]) -> NodeView:
     loaded = load(files)
     snapshot = snapshot_of(loaded)
-    given = {name: value for name, value in flags.items() if name not in ("config", "node_addresses")}
+    given = {name: value for name, value in flags.items() if name not in ("config", "node_addresses", "run_dir")}
     path = flags.get("config")
     if not given.get("hostname_override") and path is None:
         given["hostname_override"] = _only_node(snapshot)
@@ -88,9 +123,12 @@ def read_node(files: Iterable[str], flags: Mapping[str, object]) -> NodeOnFiles:
         remarks.append(
             "no way to tell pods' packets from others (--cluster-cidr, --detect-local-mode): all count as from outside"
         )
-    return NodeOnFiles(
-        config=config,
+    return NodeView(
         settings=settings,
+        iptables=IptablesSettings(
+            masquerade_bit=config.iptables.masquerade_bit,
+            max_endpoints_with_comments=settings.max_endpoints_with_comments,
+        ),
         snapshot=fold(snapshot, [AddressesChanged(addresses)]),
         problems=loaded.problems,
         remarks=tuple(remarks),
@@ -117,9 +155,9 @@ def _addresses(snapshot: Snapshot, settings: NodeSettings, extra: Iterable[objec
     return frozenset(found)
 
 
-def report(node: NodeOnFiles, problems: Iterable[Problem] = ()) -> None:
+def report(node: NodeView, problems: Iterable[Problem] = ()) -> None:
     """Remarks and Problems on stderr, so that output stays what it is."""
     for remark in node.remarks:
-        click.echo(f"kproxy: {remark}", err=True)
+        click.echo(f"kproxy: {plain(remark)}", err=True)
     for problem in sorted({*node.problems, *problems}):
-        click.echo(f"kproxy: {problem}", err=True)
+        click.echo(f"kproxy: {plain(problem)}", err=True)

@@ -1,7 +1,8 @@
-"""`kproxy render`: the iptables rules that a node would get for the objects in files.
+"""`kproxy render`: the iptables rules that a node would get for the objects in files, or that the kproxy of this node wants.
 
-In: manifests, a node. Out: input for `iptables-restore --noflush` (and `ip6tables-restore`) with the jumps as inserts, or JSON with every
-rule taken apart. Needs neither cluster nor root: files → snapshot → resolve → compile → text, all of it pure.
+In: manifests and a node, or nothing. Out: input for `iptables-restore --noflush` (and `ip6tables-restore`) with the jumps as inserts,
+or JSON with every rule taken apart. On files it needs neither cluster nor root: files → snapshot → resolve → compile → text, all of it
+pure.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from kproxy.backends.iptables.compile import compile_ruleset
 from kproxy.backends.iptables.matches import Match, Target
 from kproxy.backends.iptables.rules import Rule
 from kproxy.backends.iptables.ruleset import FamilyRuleset, Ruleset, render
-from kproxy.backends.iptables.settings import IptablesSettings
 from kproxy.cli.options import files_argument, node_options, output_option, read_node, report
 from kproxy.model.desired import DesiredState
 from kproxy.model.names import Family
@@ -37,21 +37,18 @@ _TOOLS = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 @output_option
 @node_options
 def command(files: Sequence[str], family: str, output: str, **flags: object) -> None:
-    """The iptables rules for manifests, without cluster or root.
+    """The iptables rules for manifests, without cluster or root; without a FILE, those of the kproxy that runs here.
 
     \b
     Examples:
       kproxy render --node node-1 my-service.yaml
       kubectl get svc,endpointslices,nodes -A -o yaml | kproxy render --node node-1 -
       kproxy render --node node-1 --family ipv6 cluster.yaml -o json
+      kproxy render
     """
     node = read_node(files, flags)
     resolved = resolve_with_problems(node.snapshot, node.settings)
-    settings = IptablesSettings(
-        masquerade_bit=node.config.iptables.masquerade_bit,
-        max_endpoints_with_comments=node.settings.max_endpoints_with_comments,
-    )
-    ruleset = compile_ruleset(resolved.desired, settings)
+    ruleset = compile_ruleset(resolved.desired, node.iptables)
     families = _families(family, resolved.desired)
     report(node, resolved.problems)
     if output == "json":

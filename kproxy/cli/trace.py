@@ -1,23 +1,23 @@
 """`kproxy trace`: where a packet goes, chain by chain, and why.
 
-In: manifests, a node, a packet. Out: the hops through the iptables rules that kproxy would write there, and all that can become of
-the packet, with probabilities. Needs neither cluster nor root: files → snapshot → resolve → compile → tracer, all of it pure.
+In: manifests and a node (or the kproxy that runs here), a packet. Out: the hops through the iptables rules that kproxy writes there, and
+all that can become of the packet, with probabilities. On files it needs neither cluster nor root: files → snapshot → resolve →
+compile → tracer, all of it pure.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
-from ipaddress import ip_address
+from collections.abc import Sequence
 from itertools import groupby
 
 import click
 
 from kproxy.backends.iptables.compile import compile_ruleset
-from kproxy.backends.iptables.settings import IptablesSettings
-from kproxy.cli.options import NodeOnFiles, files_argument, node_options, output_option, read_node, report
+from kproxy.cli.options import NodeView, files_argument, node_options, output_option, read_node, report
+from kproxy.cli.senders import address_of, canonical, near
+from kproxy.cli.terminal import plain
 from kproxy.errors import ConfigError
 from kproxy.explain.match_iptables import is_local
 from kproxy.explain.trace import Branch, Fate, Hop, KernelView, Origin, Packet, Trace
@@ -40,7 +40,11 @@ _FULLY_SHOWN = 12  # outcomes; a Service of a thousand endpoints has a thousand
 @click.argument("destination", metavar="DEST:PORT[/udp]")
 @files_argument
 @click.option(
-    "--from", "source", metavar="ADDRESS", required=True, help="The sender; also `node`, or a pod as ns/name."
+    "--from",
+    "source",
+    metavar="ADDRESS",
+    required=True,
+    help="The sender; also `node`, `outside`, or a pod as ns/name.",
 )
 @click.option("--in-interface", metavar="NAME", default="", help="Where it comes in, for detectors that ask for it.")
 @output_option
@@ -53,6 +57,7 @@ def command(
     \b
     DEST is an address, an IPv6 address in brackets, or a Service as namespace/name (its cluster IP is meant).
     PORT is a number, or the name of a Service's port; a Service with one port needs none.
+    Without a FILE the rules are those of the kproxy that runs here.
 
     \b
     Examples:
@@ -62,14 +67,8 @@ def command(
     """
     node = read_node(files, flags)
     resolved = resolve_with_problems(node.snapshot, node.settings)
-    ruleset = compile_ruleset(
-        resolved.desired,
-        IptablesSettings(
-            masquerade_bit=node.config.iptables.masquerade_bit,
-            max_endpoints_with_comments=node.settings.max_endpoints_with_comments,
-        ),
-    )
-    sender = _sender(source, destination, node)
+    ruleset = compile_ruleset(resolved.desired, node.iptables)
+    sender = address_of(source, destination.startswith("["), node)
     to, port, protocol = _destination(destination, sender, node.snapshot)
     kernel = KernelView(local_addresses=node.snapshot.local_addresses)
     packet = Packet(
@@ -85,43 +84,10 @@ def command(
     if output == "json":
         click.echo(json.dumps({"node": node.settings.name, **found.as_json()}, indent=2))
     else:
-        click.echo("\n".join(_lines(found, node)))
+        click.echo("\n".join(map(plain, _lines(found, node))))
 
 
 # What is asked
-
-
-def _sender(text: str, destination: str, node: NodeOnFiles) -> str:
-    six = destination.startswith("[")
-    if text == "node":
-        known = of_family(sorted(node.snapshot.local_addresses), family_of("::" if six else ""))
-        ours = [
-            *node.settings.node_ips,
-            *(n.addresses if (n := node.snapshot.node(node.settings.name)) else ()),
-            *known,
-        ]
-        return next((a for a in ours if a in known), known[0])
-    if "/" in text:
-        return _pod_address(text, node.snapshot, six)
-    return _address(text, "--from")
-
-
-def _pod_address(text: str, snapshot: Snapshot, six: bool) -> str:
-    namespace, _, name = text.partition("/")
-    pod = snapshot.pods.get(NamespacedName(namespace, name))
-    if pod is None:
-        raise ConfigError(f"no pod {text} in the files{_near(text, snapshot.pods)}", where="--from")
-    addresses = [a for a in pod.ips if (":" in a) is six] or list(pod.ips)
-    if not addresses:
-        raise ConfigError(f"pod {text} has no address (status.podIPs)", where="--from")
-    return addresses[0]
-
-
-def _address(text: str, where: str) -> str:
-    try:
-        return str(ip_address(text.strip("[]")))
-    except ValueError:
-        raise ConfigError(f"{text!r} is not an IP address", where=where) from None
 
 
 def _destination(text: str, sender: str, snapshot: Snapshot) -> tuple[str, int, Protocol]:
@@ -134,7 +100,7 @@ def _destination(text: str, sender: str, snapshot: Snapshot) -> tuple[str, int, 
     protocol = Protocol[found["protocol"].upper()] if found["protocol"] else None
     if "/" in host:
         return _of_service(host, port, protocol, sender, snapshot)
-    address = _address(host, "DEST")
+    address = canonical(host, "DEST")
     if family_of(address) is not family_of(sender):
         raise ConfigError(f"{address} and the sender {sender} are of different families", where="DEST")
     return address, _port_number(port), protocol or Protocol.TCP
@@ -152,7 +118,7 @@ def _of_service(
     namespace, _, short = name.partition("/")
     service = snapshot.services.get(NamespacedName(namespace, short))
     if service is None:
-        raise ConfigError(f"no Service {name} in the files{_near(name, snapshot.services)}", where="DEST")
+        raise ConfigError(f"no Service {name} in the files{near(name, snapshot.services)}", where="DEST")
     addresses = of_family(service.cluster_ips, family_of(sender))
     if not addresses:
         raise ConfigError(f"Service {name} has no {family_of(sender).value} cluster IP", where="DEST")
@@ -171,15 +137,10 @@ def _named_port(service: Service, port: str, protocol: Protocol | None) -> PortS
     raise ConfigError(f"say which port of Service {service.name}; it has {has or 'none'}", where="DEST")
 
 
-def _near(name: str, known: Iterable[NamespacedName]) -> str:
-    close = get_close_matches(name, [str(k) for k in known], n=3, cutoff=0.8)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
 # What is answered
 
 
-def _lines(found: Trace, node: NodeOnFiles) -> list[str]:
+def _lines(found: Trace, node: NodeView) -> list[str]:
     packet = found.packet
     how = "sent by the node itself" if packet.origin is Origin.LOCAL else "arriving at the node"
     to = f"[{packet.destination}]" if ":" in packet.destination else packet.destination

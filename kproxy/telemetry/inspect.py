@@ -26,14 +26,13 @@ from aiohttp import web
 from kproxy.backends.iptables.ruleset import BUILT_IN, Chain, FamilyRuleset, Ruleset, declaration
 from kproxy.model.names import Family
 from kproxy.telemetry.logs import fields
-from kproxy.telemetry.statepage import StatusPage, status_bytes
+from kproxy.telemetry.statepage import StatusPage, sockets, status_bytes
 
 log = logging.getLogger("kproxy.state")
 
 LONG_ANSWERS = 2
 LONGEST_ANSWER_S = 60.0
 _CHUNK_LINES = 2000  # of rules, joined in well under a millisecond
-_PATTERN = "state-*.sock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +42,6 @@ class StatePages:
     status: Callable[[], StatusPage]
     snapshot: Callable[[], Iterable[bytes]]
     wanted: Callable[[], Ruleset | None]
-
-
-def socket_path(run_dir: str | Path, family: str) -> Path:
-    """The socket of one controller. family: `process.family_name` of its supervisor; two may share a run directory during an upgrade."""
-    return Path(run_dir) / f"state-{family}.sock"
-
-
-def sockets(run_dir: str | Path) -> list[Path]:
-    """Every state socket in the run directory, those of processes long gone included."""
-    return sorted(Path(run_dir).glob(_PATTERN))
 
 
 async def serve_state(pages: StatePages, path: Path) -> None:

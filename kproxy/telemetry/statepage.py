@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -23,9 +24,11 @@ from kproxy.model.desired import NodeSettings
 from kproxy.model.events import AddressesChanged, Event, Replaced
 from kproxy.model.objects import Decoded, EndpointSlice, Kind, Node, Object, Pod, Problem, Service, key_of
 from kproxy.model.snapshot import Snapshot, fold
-from kproxy.sync.status import SyncStatus
-from kproxy.telemetry.http import Health
-from kproxy.watch.reflector import WatchStats
+
+if TYPE_CHECKING:  # the command line reads pages and need not load what makes them
+    from kproxy.sync.status import SyncStatus
+    from kproxy.telemetry.http import Health
+    from kproxy.watch.reflector import WatchStats
 
 FORMAT = 1  # of the snapshot's lines; a daemon and a command line of different ones do not talk
 CHUNK_LINES = 200  # encoded at a time: about 1 ms, during which nothing else in the controller runs
@@ -36,6 +39,16 @@ _TYPES: dict[str, type[Any]] = {
     Kind.POD.value: Pod,
     "Problem": Problem,
 }
+
+
+def socket_path(run_dir: str | Path, family: str) -> Path:
+    """The socket of one controller. family: `process.family_name` of its supervisor; two may share a run directory during an upgrade."""
+    return Path(run_dir) / f"state-{family}.sock"
+
+
+def sockets(run_dir: str | Path) -> list[Path]:
+    """Every state socket in the run directory, those of processes long gone included."""
+    return sorted(Path(run_dir).glob("state-*.sock"))
 
 
 def _json_name(field: str) -> str:

@@ -115,7 +115,7 @@ _WRONG = [
     pytest.param(("--from", POD, "[fd00::1]:80"), "are of different families", id="families"),
     pytest.param(("--from", "nonsense", "1.2.3.4:80"), "--from: 'nonsense' is not an IP address", id="sender"),
     pytest.param(
-        ("--from", "ns1/clint", "1.2.3.4:80"), "no pod ns1/clint in the files; did you mean ns1/client?", id="pod"
+        ("--from", "ns1/clint", "1.2.3.4:80"), "no pod ns1/clint is known here; did you mean ns1/client?", id="pod"
     ),
     pytest.param(("--from", six(POD), "ns1/svc1"), "Service ns1/svc1 has no IPv6 cluster IP", id="no such family"),
     pytest.param(("--from", POD, "1.2.3.4:80", "--cluster-cidr", "10/8"), "--cluster-cidr", id="flag"),
