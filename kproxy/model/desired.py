@@ -108,6 +108,8 @@ class ServicePort:
     serving: for UDP every endpoint of the cluster that still answers, whatever readiness, policies and topology say of new connections:
     an open flow to one of them is in order. For TCP every endpoint that any slice names, terminating or not, if `follows_tcp` is set.
     () for what nobody ends.
+    local_ready: how many addresses have a ready endpoint of the Service on this node, whatever the port: what load balancers weigh nodes
+    by. Only where there is a health_check_node_port, else 0.
     """
 
     name: ServicePortName
@@ -122,6 +124,7 @@ class ServicePort:
     source_ranges: SourceRanges | None = None
     affinity: ClientIPAffinity | None = None
     health_check_node_port: int | None = None
+    local_ready: int = 0
     serving: tuple[Endpoint, ...] = ()
 
     @property

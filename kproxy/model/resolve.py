@@ -43,7 +43,7 @@ from kproxy.model.desired import (
     VirtualIP,
     VirtualIPKind,
 )
-from kproxy.model.endpoints import candidates_of
+from kproxy.model.endpoints import Candidates, candidates_of
 from kproxy.model.external_ips import Guard, claimants, guard_of
 from kproxy.model.names import Family, NamespacedName, Protocol, ServicePortName
 from kproxy.model.node import local_detector, node_facts, node_ip, node_port_addresses, untracked_dns
@@ -244,7 +244,16 @@ def _ports_of_family(
         elif port.protocol is Protocol.TCP and facts.follows_tcp:
             made = _with_serving(made, known, found)
         ports.append(made)
+    if _health_check_node_port(service):
+        local = _local_ready(candidates)
+        ports = [replace(port, local_ready=local) for port in ports] if local else ports
     return ports
+
+
+def _local_ready(candidates: Candidates) -> int:
+    """Distinct addresses: 10.0.0.1:80 and 10.0.0.1:443 are one pod. Draining ones do not count, so that a load balancer goes elsewhere."""
+    ready = (c for known in candidates.values() for c in known if c.ready and c.endpoint.is_local)
+    return len({candidate.endpoint.address for candidate in ready})
 
 
 def _service_port(

@@ -79,6 +79,7 @@ def test_one_port_whole() -> None:
         source_ranges=SourceRanges(networks=("192.168.0.0/24", "203.0.113.0/25"), allow_own_virtual_ip=True),
         affinity=ClientIPAffinity(timeout_s=600),
         health_check_node_port=30000,
+        local_ready=1,
     )
 
 
@@ -158,6 +159,21 @@ _HEALTH = [
 @pytest.mark.parametrize(("fields", "wanted"), _HEALTH)
 def test_health_check_node_port(fields: dict[str, object], wanted: int | None) -> None:
     assert _only(svc(health=30000, **fields)).health_check_node_port == wanted  # type: ignore[arg-type]
+
+
+def test_local_ready_counts_addresses_of_ready_endpoints_of_this_node_once() -> None:
+    members = slice_(
+        ep("10.0.0.1", local=True),
+        ep("10.0.0.2", local=True),
+        ep("10.0.0.3"),
+        draining("10.0.0.4", local=True),
+        unready("10.0.0.5", local=True),
+        ports=[("p80", 80, "TCP"), ("metrics", 9100, "TCP")],
+    )
+    again = slice_(ep("10.0.0.1", local=True), name="again", ports=[("p80", 8080, "TCP")])
+    balanced = svc(lb=[VIP], external_policy="Local", health=30000)
+    assert _only(balanced, members, again, node()).local_ready == 2
+    assert _only(svc(lb=[VIP]), members, again, node()).local_ready == 0  # nobody asks
 
 
 def test_source_ranges_of_the_other_family_do_not_restrict() -> None:
