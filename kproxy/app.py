@@ -28,10 +28,12 @@ from typing import IO, Any
 import uvloop
 
 from kproxy.backends.iptables.apply import IptablesBackend
+from kproxy.backends.iptables.guard import IptablesGuard
 from kproxy.backends.iptables.settings import IptablesSettings
 from kproxy.backends.iptables.variant import Variant
 from kproxy.config.config import Config
 from kproxy.config.load import load_config
+from kproxy.conntrack.ended import Ended
 from kproxy.conntrack.reconciler import Reconciler
 from kproxy.dns.channel import ZonePublisher
 from kproxy.dns.compile import compile_zone
@@ -42,6 +44,8 @@ from kproxy.errors import ExitCode, KproxyError
 from kproxy.model.desired import NodeSettings
 from kproxy.model.snapshot import Snapshot
 from kproxy.process import family_name, settle
+from kproxy.sync.drift import Patience
+from kproxy.sync.healing import Healer
 from kproxy.sync.loop import SyncLoop
 from kproxy.sync.pacer import Pacer
 from kproxy.sync.writer import acquire, somebody_waits
@@ -95,14 +99,19 @@ class Controller:
         period = config.iptables
         pacer = Pacer(min_period_s=period.min_sync_period_s, max_retry_s=min(period.sync_period_s, _LONGEST_RETRY_S))
         self.loop = SyncLoop(self.backend, self.settings_for, pacer, self.publish)
+        patience = Patience(period_s=config.healing.period_s, full_period_s=config.healing.full_period_s)
+        self.healer = Healer(self.loop, self.backend, IptablesGuard(self.backend), patience)
         self.lock = Path(config.run_dir) / "controller.lock"
         # The right to write; given back by the end of the process, after everything is handed over.
         self.right: IO[str] | None = None
-        self.flows = Reconciler()
+        self.flows = Reconciler(remembered=Path(config.run_dir) / "flows.json")
+        self.ended = Ended(config.conntrack.ended_tcp_flows)
+        self.loop.observers.append(self.ended.observe)
         self.instance = Instance(
             node=config.node_name,
             backend=self.backend,
             loop=self.loop,
+            drift=lambda: self.healer.status,
             settings=self.settings_for,
             watches=self.watches,
             health=self.health,
@@ -231,7 +240,10 @@ class Controller:
     def _work(self, api: Api) -> Iterator[Coroutine[Any, Any, None]]:
         yield self.loop.keep_snapshot()
         yield self.write_rules()
+        if self.config.healing.enabled:
+            yield self.healer.keep()
         yield self.flows.keep(self.loop.written, lambda: (self.loop.desired, self.loop.snapshot.local_addresses))
+        yield self.ended.keep(lambda: (self.loop.desired, self.loop.snapshot.local_addresses))
         yield watch_addresses(self.loop.emit)
         yield from self._reflectors(api)
         if self.dns is not None:

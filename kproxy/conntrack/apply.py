@@ -1,34 +1,26 @@
-"""Looks through the kernel's open flows and deletes the stale ones: after a sync of rules, off the event loop.
+"""Looks through the kernel's open flows and ends the stale ones; blocks, for a thread of its own.
 
-In: the wanted state that was just written. Out: `Report`, counters, a line in the log. What must not happen here: a decision about a flow
-(stale.py), a wait in the path of a sync. A pass runs after the rules, never before: a client that keeps sending would have its flow made
-anew by the old rules.
+In: what stale.py allows. Out: `Report`. What must not happen here: a decision about a flow (stale.py), a thought of when (reconciler.py).
 
 The table is read datagram by datagram (32 KiB) and forgotten but for its stale flows, and those are deleted in bounded batches while the
-dump goes on. A dump that the kernel calls interrupted may lack flows: what came is used, and it is asked again, a few times. A second look
-a second later finds what a packet in flight made by the old rules after the first one.
+dump goes on. A dump that the kernel calls interrupted may lack flows: what came is used, and it is asked again, a few times. After each
+datagram the thread steps back, so that the event loop next to it waits for 0.1 ms at a time and not for the interpreter's 5 ms.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
-import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from kproxy.conntrack.counters import Counters
 from kproxy.conntrack.netlink import Flow, delete_request, dump_request, read_answers, read_dump
-from kproxy.conntrack.stale import Allowed, allowed, udp_changed
-from kproxy.model.desired import DesiredState
-from kproxy.model.names import Family
-from kproxy.telemetry.logs import fields
-
-log = logging.getLogger("kproxy.conntrack")
+from kproxy.conntrack.reset import Told, reset_flows
+from kproxy.conntrack.stale import Allowed
+from kproxy.model.names import Family, Protocol
 
 _NETLINK_NETFILTER = 12
 _SOL_NETLINK, _CAP_ACK = 270, 10
@@ -37,17 +29,16 @@ _BUFFER = 1 << 20
 _BATCH = 128  # deletions at once: their answers always fit into the buffer
 _PATIENCE_S = 5.0  # for the kernel's next datagram
 _ROUNDS = 3  # of a dump that is interrupted each time
-_SECOND_LOOK_S = 1.0
-_REST = 4  # times the length of the last pass, so that a busy cluster's changes cost at most a fifth of a core
-_LONGEST_REST_S = 5.0
-_FIRST_RETRY_S, _LONGEST_RETRY_S = 1.0, 30.0
+_RESETS = 4096  # flows held at once for their resets
+_ROUNDS_OF_RESETS = 16
+_STEP_BACK_S = 0.0  # a sleep of nothing gives the interpreter to whoever waits for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """One pass over one family's flows. failed: deletions that the kernel refused; a flow that ended by itself is none.
 
-    deleting_s: the part of `duration_s` that went into deletions.
+    deleting_s: the part of `duration_s` that went into deletions. told: the sides that were reset, if asked for.
     """
 
     seen: int = 0
@@ -56,10 +47,11 @@ class Report:
     interrupted: bool = False  # to the end: flows may have been missed
     duration_s: float = 0.0
     deleting_s: float = 0.0
+    told: Told = field(default_factory=Told)
 
 
 def reconcile(family: Family, rules: Allowed) -> Report:
-    """Deletes the UDP flows of `family` that `rules` call stale; blocks. OSError: the kernel does not let us, or has no conntrack."""
+    """Deletes the flows of `family` that `rules` call stale; blocks. OSError: the kernel does not let us, or has no conntrack."""
     started = time.monotonic()
     if not rules:
         return Report()
@@ -85,6 +77,42 @@ def reconcile(family: Family, rules: Allowed) -> Report:
         duration_s=time.monotonic() - started,
         deleting_s=deleting_s,
     )
+
+
+def end(family: Family, rules: Allowed) -> Report:
+    """As `reconcile`, for TCP, but both sides of every stale flow are told first: a reset, then the flow is forgotten."""
+    started = time.monotonic()
+    report = Report()
+    for _ in range(_ROUNDS_OF_RESETS if rules else 0):
+        with _netfilter() as asking, _netfilter() as deleting:
+            flows, seen, all_seen = _stale_flows(asking, family, rules)
+            told = reset_flows(family, flows)
+            begun = time.monotonic()
+            answers = [_delete(deleting, family, flows[n : n + _BATCH]) for n in range(0, len(flows), _BATCH)]
+        refused, ended = sum(r for r, _ in answers), sum(e for _, e in answers)
+        report = Report(
+            seen=seen,
+            deleted=report.deleted + len(flows) - refused - ended,
+            failed=report.failed + refused,
+            interrupted=not all_seen,
+            duration_s=time.monotonic() - started,
+            deleting_s=report.deleting_s + time.monotonic() - begun,
+            told=Told(clients=report.told.clients + told.clients, endpoints=report.told.endpoints + told.endpoints),
+        )
+        if all_seen or refused:
+            break
+    return report
+
+
+def _stale_flows(sock: socket.socket, family: Family, rules: Allowed) -> tuple[list[Flow], int, bool]:
+    """At most `_RESETS` stale flows, how many flows were looked at, and whether that was the whole table."""
+    dump = _Dump(sock, family, rules)
+    found: list[Flow] = []
+    for batch in dump:
+        found += batch
+        if len(found) >= _RESETS:
+            return found, dump.seen, False
+    return found, dump.seen, not dump.interrupted
 
 
 def _netfilter() -> socket.socket:
@@ -124,12 +152,12 @@ class _Dump:
     def __iter__(self) -> _Dump:
         self._batch: list[Flow] = []
         self._done = False
-        self._ask(only_udp=True)
+        self._ask(only=self._rules.protocol)
         return self
 
-    def _ask(self, *, only_udp: bool) -> None:
-        self._only_udp = only_udp
-        self._sock.sendto(dump_request(self._family, 1, only_udp=only_udp), (0, 0))
+    def _ask(self, *, only: Protocol | None) -> None:
+        self._filtered = only is not None
+        self._sock.sendto(dump_request(self._family, 1, only=only), (0, 0))
 
     def __next__(self) -> list[Flow]:
         while not self._done and len(self._batch) < _BATCH:
@@ -142,8 +170,8 @@ class _Dump:
     def _read(self) -> None:
         with _understood():
             found = read_dump(_receive(self._sock), self._family, self._rules)
-        if found.error and self._only_udp and found.error not in (errno.EPERM, errno.EACCES):
-            self._ask(only_udp=False)  # a kernel that knows filters, but not this one
+        if found.error and self._filtered and found.error not in (errno.EPERM, errno.EACCES):
+            self._ask(only=None)  # a kernel that knows filters, but not this one
             return
         if found.error:
             raise OSError(found.error, f"conntrack: {os.strerror(found.error)}")
@@ -151,6 +179,7 @@ class _Dump:
         self.interrupted = self.interrupted or found.interrupted
         self._batch.extend(found.stale)
         self._done = found.done
+        time.sleep(_STEP_BACK_S)
 
 
 def _delete(sock: socket.socket, family: Family, flows: list[Flow]) -> tuple[int, int]:
@@ -169,82 +198,3 @@ def _delete(sock: socket.socket, family: Family, flows: list[Flow]) -> tuple[int
             refused += error not in (0, errno.ENOENT)
             if sequence == last:
                 return refused, ended
-
-
-class Reconciler:
-    """Keeps open UDP flows in step with the rules: one pass for every family after each sync that matters to them."""
-
-    def __init__(self) -> None:
-        self.counters: dict[Family, Counters] = {family: Counters() for family in Family}
-        self._rules: dict[Family, Allowed] = {family: Allowed() for family in Family}
-        self._told = ""
-
-    async def keep(self, written: asyncio.Event, wanted: Callable[[], tuple[DesiredState, frozenset[str]]]) -> None:
-        """Runs for ever. `written` is set after each sync that went well, `wanted` gives what it wrote and the node's addresses."""
-        looked: DesiredState | None = None
-        retry_s = _FIRST_RETRY_S
-        second_look: float | None = None  # when, on the monotonic clock
-        while True:
-            await _until(written, second_look)
-            written.clear()
-            desired, addresses = wanted()
-            changed = udp_changed(looked, desired)
-            due = second_look is not None and time.monotonic() >= second_look
-            if not changed and not due:
-                continue
-            started = time.monotonic()
-            try:
-                await (self.look(desired, addresses) if changed else self.look_again())
-            except OSError as error:
-                self._tell(str(error), retry_s)
-                await asyncio.sleep(retry_s)
-                retry_s = min(2 * retry_s, _LONGEST_RETRY_S)
-                written.set()
-                continue
-            retry_s, self._told = _FIRST_RETRY_S, ""
-            looked = desired if changed else looked
-            second_look = time.monotonic() + _SECOND_LOOK_S if changed else None
-            await asyncio.sleep(min(_REST * (time.monotonic() - started), _LONGEST_REST_S))
-
-    async def look(self, desired: DesiredState, addresses: frozenset[str]) -> tuple[Report, ...]:
-        """One pass with the rules of `desired`. OSError as `reconcile`, also when the kernel refused deletions."""
-        return await self._pass(lambda family: allowed(desired.of(family), addresses).after(self._rules[family]))
-
-    async def look_again(self) -> tuple[Report, ...]:
-        """One more pass with the rules of the last."""
-        return await self._pass(lambda family: self._rules[family])
-
-    async def _pass(self, rules_of: Callable[[Family], Allowed]) -> tuple[Report, ...]:
-        reports = []
-        for family in Family:
-            rules, report = await asyncio.to_thread(_one, family, rules_of)
-            reports.append(report)
-            if rules:
-                self.counters[family] = self.counters[family].with_pass(report.deleted, report.duration_s)
-            if report.deleted:
-                found = fields(
-                    family=family.value, deleted=report.deleted, flows=report.seen, seconds=round(report.duration_s, 3)
-                )
-                log.info("Stale UDP flows deleted", extra=found)
-            if report.failed:
-                raise OSError(errno.EBUSY, f"conntrack: {report.failed} stale flows could not be deleted")
-            self._rules[family] = rules
-        return tuple(reports)
-
-    def _tell(self, error: str, retry_s: float) -> None:
-        if error != self._told:
-            self._told = error
-            log.warning("Stale UDP flows stay until the next try", extra=fields(error=error, retry_s=retry_s))
-
-
-def _one(family: Family, rules_of: Callable[[Family], Allowed]) -> tuple[Allowed, Report]:
-    rules = rules_of(family)
-    return rules, reconcile(family, rules)
-
-
-async def _until(written: asyncio.Event, moment: float | None) -> None:
-    try:
-        async with asyncio.timeout(None if moment is None else max(0.0, moment - time.monotonic())):
-            await written.wait()
-    except TimeoutError:
-        pass

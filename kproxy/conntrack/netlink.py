@@ -24,9 +24,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kproxy.conntrack.stale import Allowed
-from kproxy.model.names import Family
+from kproxy.model.names import Family, Protocol
 
-UDP = 17
+NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
+UDP, TCP = NUMBERS[Protocol.UDP], NUMBERS[Protocol.TCP]
 _AF = {Family.IPV4: 2, Family.IPV6: 10}
 _ADDRESS_BYTES = {Family.IPV4: 4, Family.IPV6: 16}
 
@@ -35,7 +36,12 @@ _NEW, _GET, _DELETE = 0x100, 0x101, 0x102
 _ERROR, _DONE = 2, 3
 _REQUEST, _ACK, _DUMP, _INTERRUPTED = 0x1, 0x4, 0x300, 0x10
 
-_TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
+_TUPLE_ORIG, _TUPLE_REPLY, _PROTOCOL_INFO, _ID, _ZONE, _FILTER = 1, 2, 4, 12, 18, 25
+_INFO_TCP, _INFO_TCP_STATE = 1, 1
+_SYN_SENT, _TIME_WAIT = (
+    1,
+    7,
+)  # of enum tcp_conntrack; between them, these included but for the last, a connection is open or opening
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _IP_SOURCE = {Family.IPV4: 1, Family.IPV6: 3}
 _IP_DESTINATION = {Family.IPV4: 2, Family.IPV6: 4}
@@ -51,12 +57,23 @@ _BODY = _HEADER.size + 4  # after nfgenmsg
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """One open flow. destination: where its client sent to; answering: who answers in fact; both address and port as on the wire."""
+    """One open flow. destination: where its client sent to; answering: who answers in fact; both address and port as on the wire.
+
+    client: who sent; returning: whom the answers are addressed to (this node, if the client is masqueraded); state: of TCP, 0 for others.
+    """
 
     protocol: int
     destination: bytes
     answering: bytes
     attributes: bytes  # what names this flow and no other in a request
+    client: bytes = b""
+    returning: bytes = b""
+    state: int = 0
+
+    @property
+    def is_opening(self) -> bool:
+        """Whether a TCP client still waits for the first answer."""
+        return self.state == _SYN_SENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +87,12 @@ class Read:
     error: int = 0
 
 
-def dump_request(family: Family, sequence: int, *, only_udp: bool) -> bytes:
-    """Asks for all flows of `family`. only_udp: the kernel leaves the others out where it can (since 5.8; older ones ignore the wish)."""
+def dump_request(family: Family, sequence: int, *, only: Protocol | None) -> bytes:
+    """Asks for all flows of `family`. only: the kernel leaves other protocols out where it can (since 5.8; older ones ignore the wish)."""
     body = b""
-    if only_udp:
+    if only is not None:
         flags = struct.pack("=I", _BY_PROTO_NUMBER)
-        number = _attribute(_PROTO_NUMBER, bytes([UDP]))
+        number = _attribute(_PROTO_NUMBER, bytes([NUMBERS[only]]))
         body = _attribute(_TUPLE_ORIG | _NESTED, _attribute(_TUPLE_PROTO | _NESTED, number))
         body += _attribute(
             _FILTER | _NESTED,
@@ -124,11 +141,12 @@ def _quick_look(family: Family, allowed: Allowed) -> Callable[[bytes, int, int],
     reply_at = _BODY + width
     by, by_port = reply_at + 12, protocol + width + 8
     needs, concerns, is_stale = reply_at + width, allowed.concerns, allowed.is_stale
+    followed = NUMBERS[allowed.protocol]
 
     def in_order(datagram: bytes, at: int, size: int) -> bool:
         if size < needs or datagram[at + _BODY : at + _BODY + 4] != original:
             return False
-        if datagram[at + protocol] != UDP:
+        if datagram[at + protocol] != followed:
             return True
         destination = datagram[at + to : at + to + length] + datagram[at + to_port : at + to_port + 2]
         if not concerns(destination):
@@ -155,7 +173,7 @@ def read_answers(datagram: bytes) -> Iterator[tuple[int, int]]:
 
 def read_flow(body: bytes, family: Family) -> Flow | None:
     """The flow in the attributes of one message; None when it has no ports or is not of `family`. ValueError: the bytes make no sense."""
-    original = reply = named = b""
+    original = reply = named = info = b""
     for kind, whole, value in _attributes(body):
         if kind == _TUPLE_ORIG:
             original = value
@@ -163,37 +181,57 @@ def read_flow(body: bytes, family: Family) -> Flow | None:
             reply, named = value, whole + named
         elif kind in (_ID, _ZONE):
             named += whole
+        elif kind == _PROTOCOL_INFO:
+            info = value
     if not original or not reply:
         return None
-    protocol, destination = _end(original, family, _IP_DESTINATION, _PROTO_DESTINATION_PORT)
-    _, answering = _end(reply, family, _IP_SOURCE, _PROTO_SOURCE_PORT)
+    protocol, client, destination = _ends(original, family)
+    _, answering, returning = _ends(reply, family)
     if not destination or not answering:
         return None
-    return Flow(protocol, destination, answering, named)
+    return Flow(protocol, destination, answering, named, client, returning, _state(info) if protocol == TCP else 0)
+
+
+def _state(info: bytes) -> int:
+    for kind, _, value in _attributes(info):
+        if kind == _INFO_TCP:
+            return next((v[0] for k, _, v in _attributes(value) if k == _INFO_TCP_STATE and len(v) == 1), 0)
+    return 0
 
 
 def _judge(body: bytes, family: Family, allowed: Allowed, stale: list[Flow]) -> None:
     flow = read_flow(body, family)
-    if flow is not None and flow.protocol == UDP and allowed.is_stale(flow.destination, flow.answering):
+    if flow is None or flow.protocol != NUMBERS[allowed.protocol]:
+        return
+    if flow.protocol == TCP and not _SYN_SENT <= flow.state < _TIME_WAIT:
+        return  # nobody talks any more
+    if allowed.is_stale(flow.destination, flow.answering):
         stale.append(flow)
 
 
-def _end(tuple_: bytes, family: Family, addresses: dict[Family, int], port_kind: int) -> tuple[int, bytes]:
-    """The protocol, and one end's address and port; b"" when either is missing."""
-    address = port = b""
+def _ends(tuple_: bytes, family: Family) -> tuple[int, bytes, bytes]:
+    """The protocol, and address and port of source and destination; b"" when either is missing."""
+    found = dict.fromkeys((_IP_SOURCE[family], _IP_DESTINATION[family]), b"")
+    ports = {_PROTO_SOURCE_PORT: b"", _PROTO_DESTINATION_PORT: b""}
     protocol = -1
     for outer, _, inner in _attributes(tuple_):
         if outer == _TUPLE_IP:
-            address = next((v for k, _, v in _attributes(inner) if k == addresses[family]), b"")
+            for kind, _, value in _attributes(inner):
+                if kind in found and len(value) == _ADDRESS_BYTES[family]:
+                    found[kind] = value
         elif outer == _TUPLE_PROTO:
             for kind, _, value in _attributes(inner):
                 if kind == _PROTO_NUMBER and len(value) == 1:
                     protocol = value[0]
-                elif kind == port_kind:
-                    port = value
-    if len(address) != _ADDRESS_BYTES[family] or len(port) != 2:
-        return protocol, b""
-    return protocol, address + port
+                elif kind in ports and len(value) == 2:
+                    ports[kind] = value
+    source, destination = found.values()
+    from_port, to_port = ports.values()
+    return (
+        protocol,
+        source + from_port if source and from_port else b"",
+        destination + to_port if destination and to_port else b"",
+    )
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:

@@ -1,4 +1,4 @@
-"""Which open UDP flows disagree with the wanted state. Pure.
+"""Which open flows disagree with the wanted state. Pure.
 
 In: a DesiredState and the node's addresses, then flow by flow where the client sent to and who answers. Out: whether the flow has to go.
 Level-triggered: nothing in here asks what has changed, so a pass after any number of changes, or after a restart, finds the same flows.
@@ -12,13 +12,17 @@ Level-triggered: nothing in here asks what has changed, so a pass after any numb
 
 kube-proxy leaves the third kind alone, which is a black hole for as long as the client keeps sending (kubernetes issue 139628).
 
+TCP is looked at only where configuration says so (`conntrack.ended_tcp_flows`), with the same table and two differences, because a TCP
+connection that is cut is lost: whoever stands in a slice of the Service at all may go on talking, terminating or not, and a connection that
+nobody translated is none of our business.
+
 Addresses are compared as the kernel spells them, 4 or 16 bytes and 2 of port: a table may hold 200,000 flows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
 from kproxy.model.desired import DesiredState, FamilyState, ServicePort
@@ -31,12 +35,13 @@ _NET_127 = 127
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowed:
-    """Who may answer the flows to each UDP Service port of one family. Keys are address and port, or the port alone for node ports.
+    """Who may answer the flows to each Service port of one family and protocol.
 
-    local: the addresses that node ports are served on. loopback: all of 127.0.0.0/8 as well. gone: keys of a pass before that no
-    Service has any more.
+    Keys are address and port, or the port alone for node ports. local: the addresses that node ports are served on. loopback: all of
+    127.0.0.0/8 as well. gone: keys of a pass before that no Service has any more.
     """
 
+    protocol: Protocol = Protocol.UDP
     virtual: Mapping[bytes, frozenset[bytes]] = field(default_factory=dict)
     node_ports: Mapping[bytes, frozenset[bytes]] = field(default_factory=dict)
     local: frozenset[bytes] = _NOBODY
@@ -58,22 +63,21 @@ class Allowed:
         right = self.virtual.get(destination)
         if right is None and self._is_local(destination):
             right = self.node_ports.get(destination[-2:])
+        translated = destination != answering
         if right is not None:
-            return answering not in right
-        if destination == answering:  # never translated: not made by a Service that is gone
+            return answering not in right and (translated or self.protocol is Protocol.UDP)
+        if not translated:  # not made by a Service that is gone
             return False
         return destination in self.gone or (destination[-2:] in self.gone and self._is_local(destination))
 
     def after(self, before: Allowed) -> Allowed:
         """These, knowing which keys of `before` are no more."""
-        gone = (before.virtual.keys() - self.virtual.keys()) | (before.node_ports.keys() - self.node_ports.keys())
-        return Allowed(
-            virtual=self.virtual,
-            node_ports=self.node_ports,
-            local=self.local,
-            loopback=self.loopback,
-            gone=frozenset(gone),
-        )
+        return replace(self, gone=before.keys - self.keys)
+
+    @property
+    def keys(self) -> frozenset[bytes]:
+        """What a later pass has to know to find the flows of a Service that is gone by then."""
+        return frozenset(self.virtual) | frozenset(self.node_ports)
 
     def _is_local(self, destination: bytes) -> bool:
         return destination[:-2] in self.local or (
@@ -85,7 +89,12 @@ class Allowed:
         return bool(self.virtual or self.node_ports or self.gone)
 
 
-def allowed(state: FamilyState, local_addresses: Iterable[str]) -> Allowed:
+def known(keys: Iterable[bytes]) -> Allowed:
+    """The pass before, of which nothing but its keys is remembered: for `Allowed.after`."""
+    return Allowed(virtual=dict.fromkeys(keys, _NOBODY))
+
+
+def allowed(state: FamilyState, local_addresses: Iterable[str], protocol: Protocol = Protocol.UDP) -> Allowed:
     """What `state` says of open flows. `local_addresses`: every address of the node, both families, canonical.
 
     Where two Service ports claim one key, the endpoints of both may answer: which one wins is not known here, and no good flow is cut.
@@ -93,7 +102,7 @@ def allowed(state: FamilyState, local_addresses: Iterable[str]) -> Allowed:
     virtual: dict[bytes, frozenset[bytes]] = {}
     node_ports: dict[bytes, frozenset[bytes]] = {}
     for name, port in state.service_ports.items():
-        if name.protocol is not Protocol.UDP:
+        if name.protocol is not protocol:
             continue
         serving = frozenset(_packed(e.address) + _port(e.port) for e in port.serving)
         for ip in port.virtual_ips:
@@ -105,6 +114,7 @@ def allowed(state: FamilyState, local_addresses: Iterable[str]) -> Allowed:
     where = state.node_port_addresses
     addresses = local_addresses if where.everywhere else where.addresses
     return Allowed(
+        protocol=protocol,
         virtual=virtual,
         node_ports=node_ports,
         local=frozenset(_packed(a) for a in addresses if _serves_node_ports(a, state.family)),
@@ -112,26 +122,26 @@ def allowed(state: FamilyState, local_addresses: Iterable[str]) -> Allowed:
     )
 
 
-def udp_changed(before: DesiredState | None, now: DesiredState) -> bool:
-    """Whether a UDP Service port differs between two wanted states; `before` None: nothing was looked at yet."""
+def flows_concerned(before: DesiredState | None, now: DesiredState, protocol: Protocol = Protocol.UDP) -> bool:
+    """Whether flows of `protocol` may be stale after `before` became `now`; `before` None: nothing was looked at yet."""
     if before is None:
         return True
-    return any(_family_changed(before.of(family), now.of(family)) for family in Family)
+    return any(_family_changed(before.of(family), now.of(family), protocol) for family in Family)
 
 
-def _family_changed(before: FamilyState, now: FamilyState) -> bool:
+def _family_changed(before: FamilyState, now: FamilyState, protocol: Protocol) -> bool:
     if before is now:
         return False
-    if before.node_port_addresses != now.node_port_addresses and any(_node_ports(now)):
+    if before.node_port_addresses != now.node_port_addresses and any(_node_ports(now, protocol)):
         return True
     return any(
-        name.protocol is Protocol.UDP and _meaning(before, name) != _meaning(now, name)
+        name.protocol is protocol and _meaning(before, name) != _meaning(now, name)
         for name in differing(before.service_ports, now.service_ports)
     )
 
 
-def _node_ports(state: FamilyState) -> Iterable[bool]:
-    return (n.protocol is Protocol.UDP and p.node_port is not None for n, p in state.service_ports.items())
+def _node_ports(state: FamilyState, protocol: Protocol) -> Iterable[bool]:
+    return (n.protocol is protocol and p.node_port is not None for n, p in state.service_ports.items())
 
 
 def _meaning(state: FamilyState, name: ServicePortName) -> object:

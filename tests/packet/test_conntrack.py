@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterable, Iterator
 import pytest
 
 from kproxy.backends.iptables.variant import Variant
-from kproxy.conntrack.apply import Reconciler, reconcile
+from kproxy.conntrack.apply import reconcile
 from kproxy.conntrack.netlink import delete_request, dump_request, read_answers, read_dump
+from kproxy.conntrack.reconciler import Reconciler
 from kproxy.conntrack.stale import allowed
 from kproxy.model.names import Family, Protocol
 from kproxy.model.resolve import resolve
@@ -360,7 +361,7 @@ def test_a_flow_made_anew_is_not_the_one_to_delete() -> None:
     rules = allowed(resolve(step([_UDP, _to(_A)]).snapshot(), SETTINGS).ipv4, [])
     with Namespace.new() as space, space.entered(), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as sock:
         _track([(client, (CLUSTER_IP, 80), (_B, 80))])
-        sock.sendto(dump_request(Family.IPV4, 1, only_udp=True), (0, 0))
+        sock.sendto(dump_request(Family.IPV4, 1, only=Protocol.UDP), (0, 0))
         (old,) = read_dump(sock.recv(1 << 16), Family.IPV4, rules).stale
         run(None, "conntrack", "-F")
         _track([(client, (CLUSTER_IP, 80), (_A, 80))])
@@ -386,7 +387,7 @@ def test_the_task_outlives_a_kernel_that_refuses() -> None:
     """It says so once and tries again; everything else of the controller goes on."""
     code = (
         "import asyncio, concurrent.futures.thread, os\n"
-        "from kproxy.conntrack.apply import Reconciler; from kproxy.telemetry.logs import configure\n"
+        "from kproxy.conntrack.reconciler import Reconciler; from kproxy.telemetry.logs import configure\n"
         "from kproxy.model.resolve import resolve; from tests.packet.test_conntrack import _UDP, SETTINGS, step\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534); configure('text', 0)\n"
         "async def main():\n"

@@ -10,7 +10,7 @@ import pytest
 
 from kproxy.conntrack.netlink import Flow, delete_request, dump_request, read_answers, read_dump, read_flow
 from kproxy.conntrack.stale import Allowed
-from kproxy.model.names import Family
+from kproxy.model.names import Family, Protocol
 from tests.support import conntrack_messages as wire
 
 _CLIENT, _SERVICE, _GONE, _GOOD = ("10.0.0.2", 40000), ("172.30.0.41", 53), ("10.180.0.1", 5353), ("10.180.0.2", 5353)
@@ -93,11 +93,11 @@ def test_answers() -> None:
 
 
 def test_a_dump_is_asked_for() -> None:
-    assert dump_request(Family.IPV6, 9, only_udp=False) == wire.message(wire.GET, 0x301, 9, b"", 10)
+    assert dump_request(Family.IPV6, 9, only=None) == wire.message(wire.GET, 0x301, 9, b"", 10)
     protocol = wire.attribute(2, wire.attribute(1, bytes([wire.UDP])), nested=True)
     flags = wire.attribute(1, struct.pack("=I", 8)) + wire.attribute(2, bytes(4))
     only = wire.attribute(1, protocol, nested=True) + wire.attribute(25, flags, nested=True)
-    assert dump_request(Family.IPV4, 9, only_udp=True) == wire.message(wire.GET, 0x301, 9, only)
+    assert dump_request(Family.IPV4, 9, only=Protocol.UDP) == wire.message(wire.GET, 0x301, 9, only)
 
 
 @pytest.mark.parametrize("at", [0, 20, 22, 24, 26, 28])

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from kproxy.conntrack.stale import Allowed, allowed, udp_changed
+from kproxy.conntrack.stale import Allowed, allowed, flows_concerned
 from kproxy.model.desired import DesiredState, NodeSettings
 from kproxy.model.names import Family
 from kproxy.model.resolve import resolve
@@ -131,15 +131,15 @@ _FULL = (svc(ports=_UDP), _to(ep(_A)))
 )
 def test_only_changes_of_udp_ports_call_for_a_pass(then: tuple[Built, ...], changed: bool) -> None:
     before, now = _desired(*_FULL), _desired(*then)
-    assert udp_changed(before, now) is changed
-    assert udp_changed(None, now) and not udp_changed(now, now)
+    assert flows_concerned(before, now) is changed
+    assert flows_concerned(None, now) and not flows_concerned(now, now)
 
 
 def test_other_node_port_addresses_call_for_a_pass() -> None:
     narrow = NodeSettings(name=SETTINGS.name, node_port_addresses=("192.168.0.0/24",))
-    assert udp_changed(_desired(*_FULL), _desired(*_FULL, settings=narrow))
+    assert flows_concerned(_desired(*_FULL), _desired(*_FULL, settings=narrow))
     plain = (svc(ports=[port(80, "u80", "UDP")]), _to(ep(_A)))
-    assert not udp_changed(_desired(*plain), _desired(*plain, settings=narrow))
+    assert not flows_concerned(_desired(*plain), _desired(*plain, settings=narrow))
 
 
 def test_families_do_not_mix() -> None:
