@@ -15,14 +15,15 @@ from kproxy import __version__
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.model.desired import NodeSettings
 from kproxy.model.snapshot import Snapshot
+from kproxy.sync.drift import DriftStatus
 from kproxy.sync.loop import SyncLoop, SyncOutcome
 from kproxy.telemetry.http import Health
 from kproxy.telemetry.inspect import StatePages
 from kproxy.telemetry.statepage import (
     FORMAT,
-    DriftPage,
     Header,
     StatusPage,
+    drift_page,
     furthest_behind,
     health_page,
     snapshot_chunks,
@@ -39,6 +40,7 @@ class Instance:
     node: str
     backend: IptablesBackend
     loop: SyncLoop
+    drift: Callable[[], DriftStatus]
     settings: Callable[[Snapshot], NodeSettings]
     watches: Sequence[WatchStats]
     health: Callable[[], Health]
@@ -79,7 +81,7 @@ class Instance:
             endpoint_slices=status.slices,
             service_ports=status.service_ports,
             rules=wanted.rule_count if wanted is not None else 0,
-            drift=DriftPage(watched=False, found=0, mended=0, age_s=None, last=""),
+            drift=drift_page(self.drift(), now),
             dns_enabled=workers is not None,
             dns_workers=workers or 0,
             dns_addresses=list(self.settings(self.loop.snapshot).dns_addresses),

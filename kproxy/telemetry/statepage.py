@@ -26,6 +26,7 @@ from kproxy.model.objects import Decoded, EndpointSlice, Kind, Node, Object, Pod
 from kproxy.model.snapshot import Snapshot, fold
 
 if TYPE_CHECKING:  # the command line reads pages and need not load what makes them
+    from kproxy.sync.drift import DriftStatus
     from kproxy.sync.status import SyncStatus
     from kproxy.telemetry.http import Health
     from kproxy.watch.reflector import WatchStats
@@ -174,6 +175,17 @@ def sync_page(status: SyncStatus, last_success: float | None, now: float) -> Syn
         duration_s=round(status.last_duration_s, 4),
         waiting_s=_age(status.queued_since, now) if status.queued_since is not None else None,
         last_error=status.last_error,
+    )
+
+
+def drift_page(status: DriftStatus, now: float) -> DriftPage:
+    """The page of healing; `now` is monotonic."""
+    return DriftPage(
+        watched=status.watched,
+        found=status.found,
+        mended=status.mended,
+        age_s=_age(status.last_found, now) if status.last_found is not None else None,
+        last="; ".join(status.last),
     )
 
 
