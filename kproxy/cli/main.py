@@ -16,6 +16,7 @@ from kproxy.errors import ExitCode, KproxyError
 _COMMANDS = {
     "run": "be this node's service proxy and DNS",
     "status": "how the kproxy of this node is, and whether it is ready",
+    "diff": "what the kernel's rules differ in from those that kproxy wants",
     "lab": "a three-node cluster network in namespaces, to learn on and to test with",
     "render": "the iptables rules for manifests, without cluster or root",
     "resolve": "the DNS answer for manifests, without cluster or root",

@@ -29,6 +29,7 @@ PURE = (
     "kproxy.backends.*.failures",
     "kproxy.backends.*.compile*",
     "kproxy.backends.*.plan*",
+    "kproxy.backends.*.difference",
     "kproxy.backends.*.census",
     "kproxy.backends.*.drift",
     "kproxy.dns.names",
