@@ -128,11 +128,13 @@ class Config:
     )
     oom_score_adj: int | None = -999  # of every process; None: leave. kube-proxy's default
     feature_gates: tuple[tuple[str, bool], ...] = ()  # by upstream's names, sorted
-    config_file: str = ""  # where this came from; watched, a change ends the process with an error
+    config_file: str = field(
+        default="", compare=False
+    )  # where this came from; watched, a change ends the process with an error
     run_dir: str = "/run/kproxy"  # sockets, the lock and the last known state; must outlive the process, not the node
     log_format: str = "text"  # text: klog's form; json: one object a line
     verbosity: int = 0  # 4 and more shows DEBUG; kube-proxy's default
-    hostname_override: str = ""  # as it was written; `node_name` follows from it
+    hostname_override: str = field(default="", compare=False)  # as it was written; `node_name` follows from it
     # Fields of KubeProxyConfiguration that do nothing here, as they were written: --write-config-to and /configz show them.
     without_effect: tuple[tuple[str, object], ...] = ()
     warnings: tuple[str, ...] = field(default=(), compare=False)  # fields read but without effect, for the log

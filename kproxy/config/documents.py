@@ -36,6 +36,9 @@ class Document:
     file: str
     value: object
     node: Any  # yaml.Node; only line_of looks at it
+    duplicates: tuple[
+        str, ...
+    ] = ()  # places of keys that occur twice, where the reader allows them; the last one counts
 
     def line_of(self, path: str = "") -> int:
         """The line (from 1) of the field at `path`, or of the nearest thing around it that exists."""
@@ -51,7 +54,13 @@ class Document:
     def where(self, path: str = "") -> str:
         """`file:line: field`, or `file:line` without a path."""
         place = f"{self.file}:{self.line_of(path)}"
-        return f"{place}: {path}" if path else place
+        return f"{place}: {printable(path)}" if path else place
+
+
+def printable(text: str) -> str:
+    """`text` for a message: as it is, or quoted when it holds what a terminal would act on, and never very long."""
+    shown = text if text.isprintable() else repr(text)
+    return shown if len(shown) <= 200 else shown[:200] + "…"
 
 
 def _child(node: Any, step: str) -> tuple[int, Any] | None:
@@ -65,8 +74,11 @@ def _child(node: Any, step: str) -> tuple[int, Any] | None:
     return None
 
 
-def read_documents(path: str) -> list[Document]:
-    """The documents in the file at `path` ("-": standard input), empty ones left out. Raises ConfigError."""
+def read_documents(path: str, *, duplicates: bool = False) -> list[Document]:
+    """The documents in the file at `path` ("-": standard input), empty ones left out. Raises ConfigError.
+
+    duplicates: keys that occur twice are told in `Document.duplicates` instead of refused.
+    """
     try:
         if path == "-":
             with open(0, "rb", closefd=False) as stream:
@@ -83,14 +95,14 @@ def read_documents(path: str) -> list[Document]:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigError("is not UTF-8 text", where=f"{path}:{line}") from None
-    return parse_documents(text, path)
+    return parse_documents(text, path, duplicates=duplicates)
 
 
-def parse_documents(text: str, file: str) -> list[Document]:
+def parse_documents(text: str, file: str, *, duplicates: bool = False) -> list[Document]:
     """The documents in `text`; `file` is only for messages. Raises ConfigError."""
     if file.endswith(".json"):
         text = _checked_json(text, file)
-    return list(_documents(text, file))
+    return list(_documents(text, file, duplicates))
 
 
 def _checked_json(text: str, file: str) -> str:
@@ -106,15 +118,15 @@ def _checked_json(text: str, file: str) -> str:
     return text
 
 
-def _documents(text: str, file: str) -> Iterator[Document]:
+def _documents(text: str, file: str, duplicates: bool) -> Iterator[Document]:
     loader = _Loader(text)
     try:
         while loader.check_node():
             node = loader.get_node()
-            budget = _Budget(file)
+            budget = _Budget(file, duplicates)
             value = budget.value(node, 0)
             if value is not None:
-                yield Document(file, value, node)
+                yield Document(file, value, node, tuple(budget.duplicates))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = (
@@ -137,9 +149,11 @@ def _one_line(error: Exception) -> str:
 class _Budget:
     """Makes plain values of nodes, counting them."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, allow_duplicates: bool) -> None:
         self.file = file
         self.left = MAX_VALUES
+        self.allow_duplicates = allow_duplicates
+        self.duplicates: list[str] = []
 
     def value(self, node: Any, depth: int) -> object:
         self.left -= 1
@@ -169,9 +183,11 @@ class _Budget:
                     if not isinstance(found, dict):
                         raise ConfigError("<< merges mappings only", where=self.place(part))
                     merged = found | merged
-            elif key.value in own:
-                raise ConfigError("the key occurs twice", where=f"{self.place(key)}: {key.value}")
+            elif key.value in own and not self.allow_duplicates:
+                raise ConfigError("the key occurs twice", where=f"{self.place(key)}: {printable(key.value)}")
             else:
+                if key.value in own:
+                    self.duplicates.append(f"{self.place(key)}: {printable(key.value)}")
                 own[key.value] = self.value(value, depth + 1)
         return merged | own
 

@@ -1,91 +1,43 @@
 """Files and flags → `Config`.
 
 In: the path of a file that holds a `KubeProxyConfiguration` (v1alpha1, an existing ConfigMap drops in), a `KproxyConfiguration` (ours, with
-what upstream has no field for), or one of each as two documents; and flags, which win over both. Out: a `Config`, or a ConfigError naming
-file, line and field. An unknown field is an error in our kind and a warning in upstream's, as kube-proxy itself does it. Fields of
-upstream's that have no effect here are named with the reason when they are set to something. Nothing is dropped silently.
+what upstream has no field for), or one of each as two documents; and flags, which win over both. Out: a `Config`, or a ConfigError
+with a line for every single thing that is wrong, each naming file, line and field. An unknown field and one that occurs twice are
+errors in our kind and warnings in upstream's, as kube-proxy itself does it (strict first, then lenient). Fields of upstream's that have
+no effect here are named with the reason when they are set to something. Nothing is dropped silently.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from kproxy.config import readers as r
+from kproxy.config.checks import find_problems
 from kproxy.config.config import (
-    IPTABLES_VARIANTS,
-    LOG_FORMATS,
-    PODS_MODES,
     ClientSettings,
     Config,
+    ConntrackConfig,
     DnsConfig,
     ExternalIPsConfig,
+    HealingConfig,
     IptablesConfig,
 )
-from kproxy.config.documents import Document, read_documents
-from kproxy.config.upstream import NO_EFFECT
-from kproxy.errors import ConfigError
+from kproxy.config.documents import Document, printable, read_documents
+from kproxy.config.gates import ALLOW_EXTERNAL_IPS, enabled
+from kproxy.config.gates import note as gate_note
+from kproxy.config.settings import BY_PATH, SETTINGS, Setting
+from kproxy.errors import ConfigError, UnsupportedError
 from kproxy.model.desired import DetectMode
 
 OURS = ("kproxy.dev/v1alpha1", "KproxyConfiguration")
 UPSTREAMS = ("kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration")
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One setting: its path in files, its flag, where it lies in Config, and how it is read."""
-
-    path: str
-    target: str
-    read: r.Reader
-    flag: str = ""  # click's name of the parameter
-    upstream: bool = True  # KubeProxyConfiguration has it too
-
-
-SETTINGS: tuple[Setting, ...] = (
-    Setting("hostnameOverride", "node_name", r.text, "hostname_override"),
-    Setting("clientConnection.kubeconfig", "client.kubeconfig", r.text, "kubeconfig"),
-    Setting("clientConnection.master", "client.master", r.url, "master", upstream=False),
-    Setting("mode", "mode", r.mode, "proxy_mode"),
-    Setting("bindAddress", "node_ips", r.bind_address, "bind_address"),
-    Setting("clusterCIDR", "cluster_cidrs", r.cluster_cidrs, "cluster_cidr"),
-    Setting("detectLocalMode", "detect_mode", r.detect_mode, "detect_local_mode"),
-    Setting("detectLocal.bridgeInterface", "bridge_interface", r.interface, "pod_bridge_interface"),
-    Setting("detectLocal.interfaceNamePrefix", "interface_prefix", r.interface, "pod_interface_name_prefix"),
-    Setting("nodePortAddresses", "node_port_addresses", r.node_port_addresses, "nodeport_addresses"),
-    Setting("iptables.variant", "iptables.variant", r.one_of(*IPTABLES_VARIANTS), "iptables_variant", upstream=False),
-    Setting("iptables.masqueradeBit", "iptables.masquerade_bit", r.whole(0, 31), "iptables_masquerade_bit"),
-    Setting("iptables.masqueradeAll", "iptables.masquerade_all", r.truth, "masquerade_all"),
-    Setting("iptables.localhostNodePorts", "iptables.localhost_node_ports", r.truth, "iptables_localhost_nodeports"),
-    Setting("iptables.syncPeriod", "iptables.sync_period_s", r.duration_s, "iptables_sync_period"),
-    Setting("iptables.minSyncPeriod", "iptables.min_sync_period_s", r.duration_s, "iptables_min_sync_period"),
-    Setting("healthzBindAddress", "healthz_bind_address", r.host_port(10256), "healthz_bind_address"),
-    Setting("metricsBindAddress", "metrics_bind_address", r.host_port(10249), "metrics_bind_address"),
-    Setting("logging.format", "log_format", r.one_of(*LOG_FORMATS), "logging_format"),
-    Setting("logging.verbosity", "verbosity", r.whole(0, 10), "v"),
-    Setting("runDirectory", "run_dir", r.absolute_path, "run_dir", upstream=False),
-    Setting("externalIPs.enabled", "external_ips.enabled", r.truth, upstream=False),
-    Setting("externalIPs.allowedNetworks", "external_ips.allowed_networks", r.networks, upstream=False),
-    Setting("externalIPs.protectedNetworks", "external_ips.protected_networks", r.networks, upstream=False),
-    Setting("externalIPs.allowProtected", "external_ips.allow_protected", r.truth, upstream=False),
-    Setting("dns.enabled", "dns.enabled", r.truth, upstream=False),
-    Setting("dns.zone", "dns.zone", r.zone, "cluster_domain", upstream=False),
-    Setting("dns.ttlSeconds", "dns.ttl_s", r.whole(0, 3600), upstream=False),
-    Setting("dns.clusterDNS", "dns.cluster_dns", r.addresses, "cluster_dns", upstream=False),
-    Setting("dns.listen", "dns.listen", r.addresses, upstream=False),
-    Setting("dns.port", "dns.port", r.whole(1, 65535), upstream=False),
-    Setting("dns.upstreams", "dns.upstreams", r.upstreams, "dns_upstreams", upstream=False),
-    Setting("dns.pods", "dns.pods", r.one_of(*PODS_MODES), upstream=False),
-    Setting("dns.allowedNetworks", "dns.allowed_networks", r.networks, upstream=False),
-    Setting("dns.service", "dns.service", r.namespaced, upstream=False),
-    Setting("dns.workers", "dns.workers", r.whole(0, 256), "dns_workers", upstream=False),
-)
-_BY_PATH = {setting.path: setting for setting in SETTINGS}
-_GROUPS = {path.rpartition(".")[0] for path in _BY_PATH} - {""}
-# Upstream's defaulting takes "" for "not set" in these; in our kind and in flags "" switches the server off.
-_EMPTY_IS_UNSET = frozenset({"healthzBindAddress", "metricsBindAddress", "logging.format", "bindAddress"})
+_GROUPS = {path.rpartition(".")[0] for path in BY_PATH} - {""} | {"logging.options"}
+_LISTS = ("nodePortAddresses", "ipvs.excludeCIDRs", "logging.vmodule")  # upstream's kind takes no text with commas here
+_TEXTS = ("clusterCIDR",)  # and no list there
+_MOST_PROBLEMS = 100
 
 
 class _Values:
@@ -93,15 +45,38 @@ class _Values:
 
     def __init__(self) -> None:
         self.found: dict[str, Any] = {}
+        self.without_effect: dict[str, object] = {}
         self.places: dict[str, str] = {}
         self.warnings: list[str] = []
+        self.problems: list[str] = []
+        self.unsupported: UnsupportedError | None = None
+        self.ipv6 = False  # whether a file's bindAddress is of that family: the pages follow it
 
     def put(self, setting: Setting, value: object, where: str) -> None:
         try:
-            self.found[setting.target] = setting.read(value)
+            read = setting.read(value)
         except ValueError as error:
-            raise ConfigError(str(error), where=where) from None
-        self.places[setting.target] = where
+            self.problems.append(f"{where}: {error}")
+            return
+        except UnsupportedError as error:
+            self.unsupported = UnsupportedError(f"{where}: {error}")
+            return
+        self.places[setting.target or setting.path] = where
+        if setting.target:
+            self.found[setting.target] = read
+        elif read != setting.default:
+            self.without_effect[setting.path] = read
+            if not _says_nothing(value):
+                self.warnings.append(f"{where}: has no effect: {setting.reason}")
+
+    def raise_problems(self) -> None:
+        """Raises ConfigError with one line for each problem, or UnsupportedError for what is right and not there."""
+        if self.problems:
+            more = len(self.problems) - _MOST_PROBLEMS
+            shown = [*self.problems[:_MOST_PROBLEMS], *([f"and {more} more"] if more > 0 else [])]
+            raise ConfigError("\n".join(shown))
+        if self.unsupported is not None:
+            raise self.unsupported
 
 
 def load_config(path: str | None, flags: Mapping[str, object]) -> Config:
@@ -115,16 +90,31 @@ def load_config(path: str | None, flags: Mapping[str, object]) -> Config:
     for setting in SETTINGS:
         given = flags.get(setting.flag) if setting.flag else None
         if given is not None:
-            values.put(
-                setting, given, "--" + setting.flag.replace("_", "-") if len(setting.flag) > 1 else f"-{setting.flag}"
+            values.put(setting, given, setting.flag_name)
+            _note_gates(values, setting, setting.flag_name)
+    for name in ("boot_id_file", "machine_id_file"):
+        if flags.get(name) is not None:
+            values.warnings.append(
+                f"--{name.replace('_', '-')}: has no effect: kproxy does not need to know the machine"
             )
-    if not values.found.get("node_name", "").strip():
-        values.found["node_name"] = socket.gethostname()
-    return _build(values)
+    _deprecated_ports(values, flags, with_file=path is not None)
+    return replace(_build(values), config_file=path or "")
+
+
+def _deprecated_ports(values: _Values, flags: Mapping[str, object], *, with_file: bool) -> None:
+    """`--healthz-port` and `--metrics-port`: 0 switches the page off, where there is no file; else they do nothing, as upstream."""
+    for name in ("healthz", "metrics"):
+        port = flags.get(f"{name}_port")
+        if port is None:
+            continue
+        if port == 0 and not with_file:
+            values.found[f"{name}_bind_address"] = ""
+        effect = "" if port == 0 and not with_file else "has no effect and "
+        values.warnings.append(f"--{name}-port: {effect}is deprecated: use --{name}-bind-address")
 
 
 def _read_file(values: _Values, path: str) -> None:
-    documents = read_documents(path)
+    documents = read_documents(path, duplicates=True)
     if not documents:
         raise ConfigError(
             f"holds no configuration; it should start with apiVersion: {OURS[0]}, kind: {OURS[1]}", where=path
@@ -155,23 +145,41 @@ def _kind_of(document: Document, seen: Mapping[tuple[str, str], Document]) -> tu
 def _read_document(values: _Values, document: Document, kind: tuple[str, str]) -> None:
     assert isinstance(document.value, Mapping)
     upstream = kind == UPSTREAMS
-    for path, value in _leaves(document, document.value, "", upstream):
-        setting = _BY_PATH.get(path)
-        if value is None or (upstream and setting is not None and _is_unset(setting, value)):
-            continue
-        if setting is not None and (setting.upstream or not upstream):
-            values.put(setting, value, document.where(path))
-        elif upstream:
-            warning = _without_effect(path, value)
-            if warning:
-                values.warnings.append(f"{document.where(path)}: {warning}")
+    for place in document.duplicates:
+        if upstream:
+            values.warnings.append(f"{place}: occurs twice; the last one counts")
         else:
-            raise ConfigError("is not a field of " + kind[1] + _similar(path), where=document.where(path))
+            values.problems.append(f"{place}: the key occurs twice")
+    for path, value in _leaves(values, document, document.value, ""):
+        setting = BY_PATH.get(path)
+        if setting is None or not (setting.upstream if upstream else setting.ours):
+            what = f"is not a field of {kind[1]}"
+            if upstream:
+                values.warnings.append(f"{document.where(path)}: {what} v1alpha1; it is ignored")
+            else:
+                values.problems.append(f"{document.where(path)}: {what}{_similar(path)}")
+        elif value is None or (
+            upstream and any(value == unset and type(value) is type(unset) for unset in setting.unset)
+        ):
+            continue
+        elif upstream and (
+            (path in _LISTS and not isinstance(value, list)) or (path in _TEXTS and not isinstance(value, str))
+        ):
+            values.problems.append(
+                f"{document.where(path)}: must be a {'list' if path in _LISTS else 'text'}, not {value!r}"
+            )
+        else:
+            values.put(setting, value, document.where(path))
+            _note_gates(values, setting, document.where(path))
+    address = document.value.get("bindAddress")
+    values.ipv6 = ":" in address if isinstance(address, str) and address else values.ipv6
 
 
-def _is_unset(setting: Setting, value: object) -> bool:
-    """Whether upstream's defaulting takes this for "not set": kubeadm's ConfigMap is full of such fields."""
-    return (value == "" and setting.path in _EMPTY_IS_UNSET) or (setting.read is r.duration_s and value in ("0", "0s"))
+def _note_gates(values: _Values, setting: Setting, where: str) -> None:
+    if setting.target == "feature_gates":
+        for name, value in values.found.get("feature_gates", ()):
+            if note := gate_note(name, value):
+                values.warnings.append(f"{where}.{name}: {note}")
 
 
 def _says_nothing(value: object) -> bool:
@@ -181,80 +189,80 @@ def _says_nothing(value: object) -> bool:
     return value in (None, 0, "", "0s", "0", "0.0", False, [])
 
 
-def _leaves(document: Document, value: Mapping[Any, object], path: str, upstream: bool) -> Iterator[tuple[str, object]]:
+def _leaves(
+    values: _Values, document: Document, value: Mapping[Any, object], path: str
+) -> Iterator[tuple[str, object]]:
     """Every field that is not a group of fields."""
     for key, item in value.items():
         inner = f"{path}.{key}" if path else str(key)
         if inner in ("apiVersion", "kind"):
             continue
-        if inner in _GROUPS and item is not None:
-            if not isinstance(item, Mapping):
-                raise ConfigError(f"must be a mapping, not {item!r}", where=document.where(inner))
-            yield from _leaves(document, item, inner, upstream)
-        elif (
-            isinstance(item, Mapping) and item and upstream and inner in ("conntrack", "ipvs", "nftables", "winkernel")
-        ):
-            yield from _leaves(document, item, inner, upstream)
-        else:
+        if inner not in _GROUPS:
             yield inner, item
-
-
-def _without_effect(path: str, value: object) -> str:
-    """The warning for a field of upstream's that is not read here; "" when it says nothing anyway."""
-    reason = NO_EFFECT.get(path) or NO_EFFECT.get(path.partition(".")[0])
-    if reason is None:
-        return "is not a field of KubeProxyConfiguration v1alpha1; it is ignored"
-    return "" if _says_nothing(value) else f"has no effect: {reason}"
+        elif isinstance(item, Mapping):
+            yield from _leaves(values, document, item, inner)
+        elif item is not None:
+            values.problems.append(f"{document.where(inner)}: must be a mapping, not {item!r}")
 
 
 def _similar(path: str) -> str:
     """A hint when only upper and lower case or the place differ."""
     last = path.rpartition(".")[2].lower()
-    near = [known for known in _BY_PATH if known.rpartition(".")[2].lower() == last]
+    near = [known for known, setting in BY_PATH.items() if setting.ours and known.rpartition(".")[2].lower() == last]
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def _build(values: _Values) -> Config:
     found = dict(values.found)
-    name = found.pop("node_name").strip().lower()
+    if values.ipv6:
+        found = {"healthz_bind_address": "[::]:10256", "metrics_bind_address": "[::1]:10249"} | found
     upstreams = found.pop("dns.upstreams", ())
     if upstreams:
         found["dns.upstreams"] = tuple(item for item in upstreams if not item.startswith("/"))
         found["dns.resolv_conf"] = tuple(item for item in upstreams if item.startswith("/"))
-    groups: dict[str, dict[str, Any]] = {"": {}, "client": {}, "iptables": {}, "external_ips": {}, "dns": {}}
+    if not enabled(ALLOW_EXTERNAL_IPS, found.get("feature_gates", ())):
+        found["external_ips.enabled"] = False
+    mode = found.get("detect_mode", DetectMode.CLUSTER_CIDR)
+    if "cluster_cidrs" in found:
+        found["cluster_cidrs"] = _cluster_cidrs(values, found["cluster_cidrs"], mode)
+    groups: dict[str, dict[str, Any]] = {
+        name: {} for name in ("", "client", "iptables", "conntrack", "healing", "external_ips", "dns")
+    }
     for target, value in found.items():
         group, _, attribute = target.rpartition(".")
         groups[group][attribute] = value
     config = Config(
-        node_name=name,
+        node_name=found.get("hostname_override", "").strip().lower() or socket.gethostname().strip().lower(),
         client=ClientSettings(**groups["client"]),
         iptables=IptablesConfig(**groups["iptables"]),
+        conntrack=ConntrackConfig(**groups["conntrack"]),
+        healing=HealingConfig(**groups["healing"]),
         external_ips=ExternalIPsConfig(**groups["external_ips"]),
         dns=DnsConfig(**groups["dns"]),
         warnings=tuple(values.warnings),
+        without_effect=tuple(sorted(values.without_effect.items())),
         **groups[""],
     )
-    _check(config, values.places)
+    for target, why in find_problems(config):
+        values.problems.append(f"{values.places.get(target, target)}: {why}")
+    values.raise_problems()
     return replace(config, client=replace(config.client, cache=f"{config.run_dir}/api-servers.json"))
 
 
-def _check(config: Config, places: Mapping[str, str]) -> None:
-    """What several fields must fulfil together; the message stands at the field that was written."""
-
-    def refuse(target: str, why: str) -> None:
-        raise ConfigError(why, where=places.get(target, target))
-
-    if not config.node_name:
-        refuse("node_name", "must not be empty: it is the name of this machine's Node object")
-    if config.iptables.sync_period_s <= 0:
-        refuse("iptables.sync_period_s", "must be greater than 0")
-    if config.iptables.min_sync_period_s > config.iptables.sync_period_s:
-        refuse(
-            "iptables.min_sync_period_s", f"must not be greater than syncPeriod ({config.iptables.sync_period_s:g}s)"
-        )
-    if config.detect_mode is DetectMode.BRIDGE_INTERFACE and not config.bridge_interface:
-        refuse("detect_mode", "BridgeInterface needs detectLocal.bridgeInterface")
-    if config.detect_mode is DetectMode.INTERFACE_NAME_PREFIX and not config.interface_prefix:
-        refuse("detect_mode", "InterfaceNamePrefix needs detectLocal.interfaceNamePrefix")
-    if config.dns.enabled and not config.dns.cluster_dns and not config.dns.listen:
-        refuse("dns.cluster_dns", "must not be empty while dns.enabled is true, unless dns.listen names addresses")
+def _cluster_cidrs(values: _Values, texts: tuple[str, ...], mode: DetectMode) -> tuple[str, ...]:
+    """The pods' networks. In modes that do not use them, upstream starts with whatever stands there, and so does this."""
+    networks, problems = [], []
+    for text in texts:
+        try:
+            networks.append(r.network(text))
+        except ValueError as error:
+            problems.append(str(error))
+    families = [":" in item for item in networks]
+    if len(set(families)) < len(families):
+        problems.append(f"must hold at most one network per IP family, not {printable(', '.join(networks))}")
+    where = values.places["cluster_cidrs"]
+    if mode is DetectMode.CLUSTER_CIDR:
+        values.problems.extend(f"{where}: {why}" for why in problems)
+        return tuple(networks)
+    values.warnings.extend(f"{where}: is not used in mode {mode.value}: {why}" for why in problems)
+    return () if problems else tuple(networks)

@@ -11,6 +11,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from kproxy.config.documents import printable
+from kproxy.config.gates import problem as gate_problem
+from kproxy.config.writers import duration
 from kproxy.errors import UnsupportedError
 from kproxy.model.desired import DetectMode
 
@@ -18,6 +21,11 @@ Reader = Callable[[Any], Any]
 
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LONGEST_S = 2**63 / 1e9  # Go's
+_GO_TRUTH = {
+    **dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
+    **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False"), False),
+}
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.IGNORECASE)
 _NODE_PORT_WORDS = ("primary", "localhost", "all")
 
@@ -58,15 +66,99 @@ def one_of(*words: str) -> Reader:
     return read
 
 
-def duration_s(value: Any) -> float:
-    """Seconds, from a duration as Go writes it: `30s`, `1m30s`, `500ms`, `0`."""
+def _seconds(value: Any) -> float:
+    """Seconds, from a duration as Go writes it: `30s`, `1m30s`, `500ms`, `0`, `-1s`."""
     written = text(value).strip()
-    if written in ("0", "+0"):
+    sign, digits = (-1.0, written[1:]) if written.startswith("-") else (1.0, written.removeprefix("+"))
+    if digits == "0":
         return 0.0
-    found = list(_DURATION.finditer(written))
-    if not found or "".join(match.group() for match in found) != written:
+    found = list(_DURATION.finditer(digits))
+    seconds = sum(float(match.group(1)) * _UNITS_S[match.group(2)] for match in found)
+    if not found or "".join(match.group() for match in found) != digits or seconds > _LONGEST_S:
         raise ValueError(f"must be a duration such as 30s, 500ms or 1m30s, not {value!r}")
-    return sum(float(match.group(1)) * _UNITS_S[match.group(2)] for match in found)
+    return sign * seconds
+
+
+def duration_s(value: Any) -> float:
+    """Seconds, 0 or more."""
+    found = _seconds(value)
+    if found < 0:
+        raise ValueError(f"must be greater than or equal to 0, not {value!r}")
+    return found
+
+
+def positive_duration_s(value: Any) -> float:
+    """Seconds, more than 0."""
+    found = _seconds(value)
+    if found <= 0:
+        raise ValueError(f"must be greater than 0, not {value!r}")
+    return found
+
+
+def any_duration(value: Any) -> str:
+    """A duration that only has to be one, as Go writes it."""
+    return str(duration(_seconds(value)))
+
+
+def flush_frequency(value: Any) -> str:
+    """A duration above 0, also as a number of nanoseconds, which older files have."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = f"{value}ns"
+    return str(duration(positive_duration_s(value)))
+
+
+def number(value: Any) -> float:
+    """Any number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"must be a number, not {value!r}")
+    return value
+
+
+def quantity(value: Any) -> str:
+    """A size as Kubernetes writes it: `0`, `64Ki`, `1M`."""
+    written = str(value) if isinstance(value, int) and not isinstance(value, bool) else text(value)
+    if not re.fullmatch(r"[+-]?\d+(\.\d*)?([KMGTPE]i|[numkMGTPE]|[eE]\d+)?", written):
+        raise ValueError(f"must be a size such as 64Ki, not {value!r}")
+    return written
+
+
+def vmodule(value: Any) -> tuple[tuple[str, int], ...]:
+    """Verbosity for single files: a list of `filePattern` and `verbosity`, or `pattern=N,pattern=N`."""
+    if isinstance(value, str):
+        value = [
+            {"filePattern": pattern, "verbosity": int(level) if level.isdecimal() else level}
+            for pattern, _, level in (item.partition("=") for item in value.split(",") if item.strip())
+        ]
+    found = []
+    for item in value if isinstance(value, list) else [value]:
+        pattern, level = (item.get("filePattern"), item.get("verbosity", 0)) if isinstance(item, dict) else (None, None)
+        if not isinstance(pattern, str) or not pattern or any(c in "=," for c in pattern) or not isinstance(level, int):
+            raise ValueError(f"must hold pairs of filePattern and verbosity, not {item!r}")
+        found.append((pattern, level))
+    return tuple(found)
+
+
+def feature_gates(value: Any) -> tuple[tuple[str, bool], ...]:
+    """Gates by upstream's names, sorted; a mapping, or `A=true,B=false` as the flag has it."""
+    if isinstance(value, str):
+        pairs = [item.partition("=") for item in value.split(",") if item.strip()]
+        if any(not equals or word.strip() not in _GO_TRUTH for _, equals, word in pairs):
+            raise ValueError(f"must be written as Name=true,Name=false, not {value!r}")
+        value = {name.strip(): _GO_TRUTH[word.strip()] for name, _, word in pairs}
+    if not isinstance(value, dict) or not all(isinstance(item, bool) for item in value.values()):
+        raise ValueError(f"must be a mapping of names to true or false, not {value!r}")
+    found = tuple(sorted(value.items()))
+    refused = [why for name, on in found if (why := gate_problem(name, on))]
+    if refused:
+        raise ValueError("; ".join(printable(why) for why in refused))
+    return found
+
+
+def hostname(value: Any) -> str:
+    """The name of this machine's Node, or "" for the host's own."""
+    if text(value) and not value.strip():
+        raise ValueError("must not be blank: it is the name of this machine's Node object")
+    return str(value)
 
 
 def texts(value: Any) -> tuple[str, ...]:
@@ -83,23 +175,19 @@ def network(value: str) -> str:
     try:
         if "/" not in value:
             raise ValueError
-        return str(ipaddress.ip_network(value.strip(), strict=False))
+        return str(ipaddress.ip_network(_without_zeros(value.strip()), strict=False))
     except ValueError:
         raise ValueError(f"{value!r} is not a network such as 10.244.0.0/16 or fd00::/48") from None
+
+
+def _without_zeros(written: str) -> str:
+    """Leading zeros of an IPv4 address's parts are decimal to Kubernetes (ParseIPSloppy), whatever other programs make of them."""
+    return re.sub(r"\b0+(?=\d)", "", written) if ":" not in written else written
 
 
 def networks(value: Any) -> tuple[str, ...]:
     """Networks."""
     return tuple(network(item) for item in texts(value))
-
-
-def cluster_cidrs(value: Any) -> tuple[str, ...]:
-    """At most one network per family."""
-    found = networks(value)
-    families = [":" in item for item in found]
-    if len(set(families)) < len(families):
-        raise ValueError(f"must hold at most one network per IP family, not {', '.join(found)}")
-    return found
 
 
 def node_port_addresses(value: Any) -> tuple[str, ...]:
@@ -118,9 +206,14 @@ def _network_or_word(item: str) -> str:
 def address(value: Any) -> str:
     """A canonical IP address."""
     try:
-        return str(ipaddress.ip_address(text(value).strip()))
+        return str(_ip(text(value).strip()))
     except ValueError:
         raise ValueError(f"must be an IP address, not {value!r}") from None
+
+
+def _ip(written: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    parsed = ipaddress.ip_address(_without_zeros(written))
+    return (parsed.version == 6 and parsed.ipv4_mapped) or parsed
 
 
 def addresses(value: Any) -> tuple[str, ...]:
@@ -143,10 +236,10 @@ def host_port(default_port: int) -> Reader:
             return ""
         host, port = _split_host_port(written, default_port)
         try:
-            parsed = ipaddress.ip_address(host)
+            parsed = _ip(host)
         except ValueError:
             parsed = None
-        if parsed is None or not 0 <= port <= 65535:
+        if parsed is None or not 1 <= port <= 65535:
             raise ValueError(f"must be IP:port such as 0.0.0.0:{default_port} or [::]:{default_port}, not {value!r}")
         return f"[{parsed}]:{port}" if parsed.version == 6 else f"{parsed}:{port}"
 
@@ -159,7 +252,6 @@ def _split_host_port(written: str, default_port: int) -> tuple[str, int]:
         port = rest.removeprefix(":") if rest else str(default_port)
     elif written.count(":") == 1:
         host, _, port = written.partition(":")
-        host = host or "0.0.0.0"
     else:
         host, port = written, str(default_port)
     return host, int(port) if port.isdecimal() and len(port) < 6 else -1

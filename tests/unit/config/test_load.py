@@ -16,7 +16,7 @@ from kproxy.config.config import ClientSettings, Config, DnsConfig, IptablesConf
 from kproxy.config.flags import run_options
 from kproxy.config.load import SETTINGS, load_config
 from kproxy.errors import ConfigError, ExitCode, UnsupportedError
-from kproxy.model.desired import DetectMode, NodeSettings
+from kproxy.model.desired import DetectMode, ExternalIPSettings, NodeSettings
 
 OURS = "apiVersion: kproxy.dev/v1alpha1\nkind: KproxyConfiguration\n"
 UPSTREAMS = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
@@ -197,6 +197,7 @@ dns:
         node_port_addresses=("primary", "192.168.200.0/24"),
         localhost_node_ports=False,
         dns_addresses=("10.96.0.10",),
+        external_ips=ExternalIPSettings(resolvers=("10.96.0.10", "fd00:96::a")),
     )
 
 
@@ -208,7 +209,10 @@ def test_settings_name_fields_that_config_has() -> None:
             found |= names(value, f"{prefix}{item.name}.") if is_dataclass(value) else {prefix + item.name}
         return found
 
-    assert {s.target for s in SETTINGS} | {
+    assert {s.target for s in SETTINGS if s.target} | {
+        "node_name",  # follows from hostname_override
+        "config_file",
+        "without_effect",
         "dns.resolv_conf",
         "client.cache",
         "client.service_account",
@@ -225,17 +229,21 @@ def test_both_kinds_in_one_file_and_flags_over_both(tmp_path: Path) -> None:
 def test_upstreams_unknown_and_useless_fields_are_warnings_with_their_place(tmp_path: Path) -> None:
     text = (
         UPSTREAMS
-        + "conntrack:\n  maxPerCore: 32768\nodd: 1\ndns: {zone: x.y}\noomScoreAdj: -999\nfeatureGates: {A: true}\n"
+        + "ipvs:\n  scheduler: lc\nodd: 1\ndns: {zone: x.y}\nenableProfiling: true\nfeatureGates: {WatchList: false}\n"
     )
     path = write(tmp_path, text)
     config = load_config(path, {"hostname_override": "node-1"})
-    assert config == default()
+    assert config == replace(
+        default(),
+        feature_gates=(("WatchList", False),),
+        without_effect=(("enableProfiling", True), ("ipvs.scheduler", "lc")),
+    )
     assert [w.removeprefix(path) for w in config.warnings] == [
-        ":4: conntrack.maxPerCore: has no effect: kproxy does not set conntrack sysctls yet; the kernel's values stay",
+        ":4: ipvs.scheduler: has no effect: kproxy has no ipvs mode",
         ":5: odd: is not a field of KubeProxyConfiguration v1alpha1; it is ignored",
         ":6: dns.zone: is not a field of KubeProxyConfiguration v1alpha1; it is ignored",
-        ":7: oomScoreAdj: has no effect: set it in the unit or the pod; kproxy does not change its own",
-        ":8: featureGates: has no effect: no feature of this version is behind a gate",
+        ":7: enableProfiling: has no effect: there is no profiler in the daemon",
+        ":8: featureGates.WatchList: has no effect: nothing in kproxy is behind this gate",
     ]
 
 

@@ -1,0 +1,53 @@
+"""What several settings must fulfil together: in a `Config`, out the problems, each with the place in `Config` that it belongs to. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from kproxy.config.config import Config
+from kproxy.config.gates import enabled
+from kproxy.model.desired import DetectMode
+
+
+def find_problems(config: Config) -> Iterator[tuple[str, str]]:
+    """Pairs of target (or upstream's path) and why it is wrong."""
+    if not config.node_name:
+        yield "hostname_override", "must not be empty: it is the name of this machine's Node object"
+    yield from _periods(config)
+    if config.detect_mode is DetectMode.BRIDGE_INTERFACE and not config.bridge_interface:
+        yield "detect_mode", "BridgeInterface needs detectLocal.bridgeInterface"
+    if config.detect_mode is DetectMode.INTERFACE_NAME_PREFIX and not config.interface_prefix:
+        yield "detect_mode", "InterfaceNamePrefix needs detectLocal.interfaceNamePrefix"
+    if config.dns.enabled and not config.dns.cluster_dns and not config.dns.listen:
+        yield "dns.cluster_dns", "must not be empty while dns.enabled is true, unless dns.listen names addresses"
+    yield from _logging(config)
+
+
+def _periods(config: Config) -> Iterator[tuple[str, str]]:
+    period = config.iptables
+    if period.sync_period_s <= 0:
+        yield "iptables.sync_period_s", "must be greater than 0"
+    elif period.min_sync_period_s > period.sync_period_s:
+        yield "iptables.min_sync_period_s", f"must not be greater than syncPeriod ({period.sync_period_s:g}s)"
+    if dict(config.without_effect).get("configSyncPeriod", "15m0s") == "0s" or str(
+        dict(config.without_effect).get("configSyncPeriod", "")
+    ).startswith("-"):
+        yield "configSyncPeriod", "must be greater than 0"
+
+
+def _logging(config: Config) -> Iterator[tuple[str, str]]:
+    """As component-base checks it, gates included: a file that kube-proxy refuses is not a file to run with."""
+    inert = dict(config.without_effect)
+    if config.log_format == "json" and not enabled("LoggingBetaOptions", config.feature_gates):
+        yield "log_format", "json is disabled, see the feature gate LoggingBetaOptions"
+    if config.log_format != "text" and inert.get("logging.vmodule"):
+        yield "logging.vmodule", "is only there for the text log format"
+    if not enabled("LoggingAlphaOptions", config.feature_gates):
+        for form in ("json", "text"):
+            for option in (f"logging.options.{form}.splitStream", f"logging.options.{form}.infoBufferSize"):
+                if inert.get(option) not in (None, False, "0"):
+                    yield option, "needs the feature gate LoggingAlphaOptions"
+    version = inert.get("showHiddenMetricsForVersion", "")
+    if version and not re.fullmatch(r"\d+\.\d+", str(version)):
+        yield "showHiddenMetricsForVersion", f"must be a version such as 1.35, not {version!r}"
