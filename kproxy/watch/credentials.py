@@ -10,7 +10,7 @@ token runs out, or the server says 401. Places are looked at in this order:
 4. the service account with the addresses remembered from an earlier life (`ClientSettings.cache`)
 
 `master` replaces the address of whatever is found. The loaders come with the whole client library (0.3 s, 20 MB), so they are imported
-when first called: only the controller pays. What must not happen here: a request to the API server.
+when first called, and a plain kubeconfig does without them (kubeconfig.py). What must not happen here: a request to the API server.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 from kproxy.config.config import ClientSettings
 from kproxy.config.documents import read_documents
 from kproxy.errors import ConfigError, SourceError
+from kproxy.watch.kubeconfig import plain_config
 
 EXPIRY_MARGIN_S = 30.0  # an exec plug-in's token is renewed this long before it runs out
 PLUGIN_S = 60.0  # for an exec plug-in; those that open a browser need a person and have no place on a node
@@ -98,7 +99,36 @@ async def _find(settings: ClientSettings, environ: Mapping[str, str], remembered
     )
 
 
+def _from_plain(path: str) -> Credentials | None:
+    """Credentials of a kubeconfig that needs no library; None for any other, and for one whose files are not in order."""
+    documents = read_documents(path)
+    found = plain_config(documents[0].value, Path(path).parent) if len(documents) == 1 else None
+    if found is None or not found.server.startswith(("http://", "https://")):
+        return None
+    try:
+        token = found.token or (Path(found.token_file).read_text("utf-8") if found.token_file else "")
+        tls = _context(
+            found.authority_file or None,
+            pem=found.authority_pem or None,
+            pair=(found.certificate_file, found.key_file),
+            verify=found.verify,
+        )
+    except (OSError, ValueError):
+        return None  # the library says what is wrong with it
+    files = (path, found.token_file, found.authority_file, found.certificate_file, found.key_file)
+    return Credentials(
+        server=found.server,
+        authorization=_header(f"Bearer {token}") if token.strip() else "",
+        tls=tls if found.server.startswith("https:") else None,
+        server_hostname=found.server_name or None,
+        source=f"kubeconfig {path}",
+        files=tuple((name, _look(name)) for name in files if name),
+    )
+
+
 async def _from_kubeconfig(paths: tuple[str, ...]) -> Credentials:
+    if len(paths) == 1 and (plain := _from_plain(paths[0])) is not None:
+        return plain
     token_files, plugin = [], ""
     for path in paths:
         tokens, command = _peek(path)
@@ -192,20 +222,31 @@ def _tls(found: Any) -> ssl.SSLContext | None:
     """The TLS settings the loaders found, as a context. None for http."""
     if not str(found.host).startswith("https:"):
         return None
-    context = ssl.create_default_context(cafile=found.ssl_ca_cert)
+    return _context(found.ssl_ca_cert, pair=(found.cert_file, found.key_file), verify=found.verify_ssl)
+
+
+def _context(
+    authority: str | None, *, pem: str | None = None, pair: tuple[str | None, str | None], verify: bool
+) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=authority, cadata=pem)
     # Strict RFC 5280 checks (default from Python 3.13 on) refuse authorities that Go, hence every other client, accepts.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    if found.cert_file:
-        context.load_cert_chain(found.cert_file, keyfile=found.key_file)
-    if not found.verify_ssl:
+    certificate, key = pair
+    if certificate:
+        context.load_cert_chain(certificate, keyfile=key)
+    if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
 
 
 def _authorization(found: Any) -> str:
-    """The header's value. Token files often end in a newline, which the loaders leave on and no header may hold."""
-    return " ".join(str(found.api_key.get("BearerToken") or "").split())
+    return _header(str(found.api_key.get("BearerToken") or ""))
+
+
+def _header(value: str) -> str:
+    """The header's value. Token files often end in a newline, which no header may hold."""
+    return " ".join(value.split())
 
 
 def _one_line(error: BaseException) -> str:
