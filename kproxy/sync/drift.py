@@ -94,6 +94,11 @@ class Patience:
             blind_at=ended + BLIND_SHARE * cost,
         )
 
+    def observed(self, now: float) -> Patience:
+        """After a sync that looked at every rule before it wrote: as good as a comparison."""
+        rest = max(self.full_period_s, COMPARING_SHARE * self.cost_s)
+        return replace(self, compare_at=max(self.compare_at, now + rest))
+
     def found(self, now: float) -> Patience:
         """After drift was found."""
         soon = now - self.last_found < max(CALM_S, 2 * self.pause_s)

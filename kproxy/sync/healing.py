@@ -166,7 +166,7 @@ class Healer:
         if off is None:
             return
         self.status = replace(self.status, counts=self.status.counts + 1)
-        if not off or off == self._seen.explained:
+        if off == self._seen.explained:  # not also when all agrees: a lost rule may hide behind somebody's jump
             self._in_order(look, applied)
             return
         log.debug("Chains do not hold as many rules as were written", extra=fields(chains=", ".join(off[:SHOWN])))
@@ -249,7 +249,10 @@ class Healer:
         return result
 
     def _told(self, outcome: SyncOutcome) -> None:
-        if self._seen.mending and outcome.full and outcome.error is None:
+        if outcome.error is not None or not outcome.full:
+            return
+        self._patience = self._patience.observed(self._now())
+        if self._seen.mending:
             self._seen.mending = False
             self.status = replace(self.status, mended=self.status.mended + 1)
             log.info("Mended", extra=fields(rules=outcome.report.rules_written, took_s=outcome.ended - outcome.started))
