@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import click
 
 from kproxy.backends.iptables.apply import IptablesBackend
-from kproxy.backends.iptables.plan import Plan, cleanup_plan, render_batch
+from kproxy.backends.iptables.changes import Plan, render_batch
+from kproxy.backends.iptables.plan import cleanup_plan
 from kproxy.backends.iptables.variant import Variant
 from kproxy.cli.options import output_option
 from kproxy.dns.node import release

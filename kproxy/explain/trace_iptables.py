@@ -44,7 +44,6 @@ from kproxy.explain.trace import Branch, Fate, Hop, KernelView, Origin, Packet, 
 EVERY_PACKET = "every packet"  # why a rule without conditions holds
 _MAX_DEPTH = 32  # jumps within jumps; the kernel refuses loops, a text read from a file may hold one
 _MAX_SHOWN = 16  # rules of a chain that is told in full
-_QUIET_CHAINS = BUILT_IN | frozenset(chain for chains in names.DISPATCH_CHAINS.values() for chain in chains)
 
 
 class TraceError(ValueError):
@@ -210,7 +209,7 @@ class _Walk:
         if rules is None or depth > _MAX_DEPTH:
             reason = "does not exist" if rules is None else f"is more than {_MAX_DEPTH} jumps deep"
             raise TraceError(f"chain {chain} of table {table} {reason}")
-        shows_misses = chain not in _QUIET_CHAINS and len(rules) <= _MAX_SHOWN
+        shows_misses = chain not in BUILT_IN and not names.is_dispatch(table, chain) and len(rules) <= _MAX_SHOWN
         going = [way]
         ended: _Ended = []
         for rule in rules:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from kproxy.backends.iptables.plan import render_batch
+from kproxy.backends.iptables.changes import render_batch
 from kproxy.backends.iptables.ruleset import Ruleset, parse
 from kproxy.model.names import Family
 from tests.packet.node import FULL, ONE, Node, desired

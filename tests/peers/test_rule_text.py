@@ -14,8 +14,9 @@ from dataclasses import replace
 
 import pytest
 
+from kproxy.backends.iptables.changes import render_batch
 from kproxy.backends.iptables.compile import compile_ruleset
-from kproxy.backends.iptables.plan import plan, render_batch
+from kproxy.backends.iptables.plan import plan
 from kproxy.backends.iptables.rules import Rule
 from kproxy.backends.iptables.ruleset import Chain, FamilyRuleset, Ruleset
 from kproxy.backends.iptables.variant import Variant

@@ -7,9 +7,10 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kproxy.backends.iptables.changes import Plan, Section, render_section
 from kproxy.backends.iptables.compile import compile_ruleset
 from kproxy.backends.iptables.matches import Jump
-from kproxy.backends.iptables.plan import Plan, Section, cleanup_plan, ours, plan, render_section
+from kproxy.backends.iptables.plan import cleanup_plan, ours, plan
 from kproxy.backends.iptables.rules import Rule, comparable, parse_rule, text_of
 from kproxy.backends.iptables.ruleset import FamilyRuleset, Ruleset, parse, render
 from kproxy.backends.iptables.settings import IptablesSettings

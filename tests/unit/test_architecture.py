@@ -29,6 +29,8 @@ PURE = (
     "kproxy.backends.*.failures",
     "kproxy.backends.*.compile*",
     "kproxy.backends.*.plan*",
+    "kproxy.backends.*.changes",
+    "kproxy.backends.*.tree",
     "kproxy.backends.*.difference",
     "kproxy.backends.*.census",
     "kproxy.backends.*.drift",

@@ -19,26 +19,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kproxy.backends.base import ApplyReport
 from kproxy.backends.iptables import names
+from kproxy.backends.iptables.changes import Batch, Change, Plan, Section, render_section
 from kproxy.backends.iptables.compile import compile_ruleset
 from kproxy.backends.iptables.failures import FamilyUnusableError, classify
 from kproxy.backends.iptables.libiptc import Capabilities
-from kproxy.backends.iptables.plan import (
-    LEGACY_BATCH_LINES,
-    NFT_BATCH_LINES,
-    Batch,
-    Change,
-    Plan,
-    Section,
-    cleanup_plan,
-    ours,
-    plan,
-    render_section,
-)
+from kproxy.backends.iptables.plan import LEGACY_BATCH_LINES, NFT_BATCH_LINES, cleanup_plan, ours, plan
 from kproxy.backends.iptables.ruleset import FamilyRuleset, Ruleset, RulesetSyntaxError, parse
 from kproxy.backends.iptables.settings import IptablesSettings
 from kproxy.backends.iptables.tools import Machine, Tools, lock_holder
@@ -117,6 +107,38 @@ async def ask_library() -> Capabilities:
     return Capabilities.of_json(done.stdout if done is not None else "")
 
 
+@dataclass(slots=True)
+class _Lost:
+    """Whose rules the kernel refused in the course of one `apply`, and which chains are therefore not there."""
+
+    owners: set[ServicePortName] = field(default_factory=set)
+    chains: set[str] = field(default_factory=set)
+
+    def add(self, change: Change) -> None:
+        if change.owner is not None:
+            self.owners.add(change.owner)
+            self.chains.update(place.chain for place, _ in change.written if place.table == "nat")
+
+    def spared(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
+        """What can still be done: nothing for those owners, and no entry may lead to those chains."""
+        if not self.owners:
+            return changes
+        return tuple(change.without(self.chains) for change in changes if change.owner not in self.owners)
+
+
+def _halves(change: Change) -> tuple[tuple[Change], tuple[Change]] | None:
+    """A dispatch chain as two halves, to find the entry that the kernel refuses."""
+    place = next((place for place, _ in (*change.written, *change.appended)), None)
+    if change.owner is not None or place is None or not names.is_dispatch(place.table, place.chain):
+        return None
+    halves = change.halves()
+    return ((halves[0],), (halves[1],)) if halves is not None else None
+
+
+def _is_entry(change: Change) -> bool:
+    return bool(change.appended) and all(names.is_dispatch(p.table, p.chain) for p, _ in change.appended)
+
+
 class IptablesBackend:
     """The iptables data plane, both families. Raises UnsupportedError when made on a machine without any iptables."""
 
@@ -193,11 +215,12 @@ class IptablesBackend:
             self._allow_localnet()
         batches = rules = chains = 0
         problems: list[Problem] = []
+        lost = {family: _Lost() for family in _FAMILIES}
         for batch in plan.batches:
             if batch.family in self._unusable:
                 continue
             try:
-                refused = await self._carry_out(batch)
+                refused = await self._carry_out(batch, lost[batch.family])
             except FamilyUnusableError as error:
                 self._leave(batch.family, str(error))
                 continue
@@ -259,18 +282,26 @@ class IptablesBackend:
             raise ApplyError(told, retryable=True, detail=told)
 
     def _quarantine(self, family: Family, change: Change, error: ApplyError, wanted: Ruleset) -> Problem:
-        if change.owner is None:
+        fragments = wanted.of(family).fragments
+        owner = change.owner
+        if owner is None and change.appended:
+            # One entry of a dispatch chain: whose? Without an owner it is the frame itself.
+            texts = {rule.text for _, rule in change.appended}
+            owner = next((n for n, f in fragments.items() if any(e.rule.text in texts for e in f.entries)), None)
+            if owner is None:
+                raise error
+        if owner is None:
             chains = [place.chain for place in change.removed] or [place.chain for place, _ in change.deleted]
             return Problem("Chain", chains[0] if chains else "?", f"{family.value}: cannot be removed: {error}")
-        log.warning("%s refused %s: %s", family.value, change.owner, error.detail)
+        log.warning("%s refused %s: %s", family.value, owner, error.detail)
         lacking = self._capabilities.missing if self._capabilities is not None else ()
         hint = f" (this kernel lacks {', '.join(lacking)})" if lacking else ""
         reason = f"{family.value}: left out, the kernel refused its rules: {error}{hint}"
-        problem = Problem("Service", str(change.owner), reason)
-        fragment = wanted.of(family).fragments.get(change.owner)
+        problem = Problem("Service", str(owner), reason)
+        fragment = fragments.get(owner)
         if fragment is not None:
-            self._refused[family, change.owner] = fragment.service_port
-            self._why[family, change.owner] = problem
+            self._refused[family, owner] = fragment.service_port
+            self._why[family, owner] = problem
         return problem
 
     def _allow_localnet(self) -> None:
@@ -285,20 +316,17 @@ class IptablesBackend:
 
     # Running
 
-    async def _carry_out(self, batch: Batch) -> list[tuple[Change, ApplyError]]:
-        """All sections of a batch. Returns the changes that were refused; none of their later sections were tried."""
+    async def _carry_out(self, batch: Batch, lost: _Lost) -> list[tuple[Change, ApplyError]]:
+        """All sections of a batch. Returns the changes that were refused; what their owners want besides is not tried any more."""
         refused: list[tuple[Change, ApplyError]] = []
-        changes = batch.changes
         for section in Section:
-            bad = await self._halve(batch.family, section, changes)
-            refused += bad
-            excluded = {id(change) for change, _ in bad}
-            changes = tuple(change for change in changes if id(change) not in excluded)
+            refused += await self._halve(batch.family, section, batch.changes, lost)
         return refused
 
     async def _halve(
-        self, family: Family, section: Section, changes: tuple[Change, ...]
+        self, family: Family, section: Section, changes: tuple[Change, ...], lost: _Lost
     ) -> list[tuple[Change, ApplyError]]:
+        changes = lost.spared(changes)
         text = render_section(section, changes)
         if not text:
             return []
@@ -307,13 +335,20 @@ class IptablesBackend:
         except ApplyError as error:
             if error.retryable:
                 raise
-            if len(changes) > 1:
-                middle = len(changes) // 2
-                first = await self._halve(family, section, changes[:middle])
-                return first + await self._halve(family, section, changes[middle:])
-            if changes[0].owner is None and (changes[0].written or changes[0].inserted or changes[0].appended):
+            middle = len(changes) // 2
+            halves = (changes[:middle], changes[middle:]) if middle else _halves(changes[0])
+            if halves is not None:
+                first = await self._halve(family, section, halves[0], lost)
+                return first + await self._halve(family, section, halves[1], lost)
+            change = changes[0]
+            if (
+                change.owner is None
+                and not _is_entry(change)
+                and (change.written or change.inserted or change.appended)
+            ):
                 raise  # the frame itself: nothing works without it
-            return [(changes[0], error)]
+            lost.add(change)
+            return [(change, error)]
         return []
 
     async def _restore(self, family: Family, text: str) -> None:

@@ -5,6 +5,7 @@ In: `DesiredState` (every decision taken) and `IptablesSettings`. Out: a `Rulese
     nat PREROUTING/OUTPUT ─▶ KUBE-SERVICES ─▶ KUBE-SVC-… (cluster IP) ───────────────┬─▶ KUBE-SEP-… ─▶ DNAT to one endpoint
                                   │      └──▶ KUBE-FW-… (source ranges) ─▶ KUBE-EXT-… ┤
                                   └─▶ KUBE-NODEPORTS ─▶ KUBE-EXT-… ─▶ KUBE-SVC-… / KUBE-SVL-… (endpoints of this node only)
+    With more than a few entries KUBE-SERVICES and KUBE-NODEPORTS in nat are trees of chains (tree.py).
     filter … ─▶ KUBE-SERVICES, KUBE-EXTERNAL-SERVICES: what has no endpoint is rejected or dropped; DNATed packets match nothing there
     nat POSTROUTING ─▶ KUBE-POSTROUTING: whatever KUBE-MARK-MASQ marked leaves with this node's address
     raw ─▶ KPROXY-DNS-…: the cluster DNS address that this node answers itself is not tracked, in both directions. (Untracked packets
@@ -21,8 +22,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
+from operator import itemgetter
 
-from kproxy.backends.iptables import names
+from kproxy.backends.iptables import names, tree
 from kproxy.backends.iptables.base_chains import base_tables
 from kproxy.backends.iptables.matches import (
     Accept,
@@ -93,10 +96,12 @@ class _Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Memo:
-    """What the next compilation may take over: entries of the dispatch chains, without the hidden ones."""
+    """What the next compilation may take over: what the dispatch chains hold, and the branches of their trees."""
 
     context: _Context
+    leaf_entries: int
     entries: Mapping[Place, Chain]
+    branches: Mapping[str, Chain]
 
 
 def compile_ruleset(
@@ -131,23 +136,30 @@ def _compile_family(
         comments=endpoints <= settings.max_endpoints_with_comments,
     )
     memo = previous.memo if previous is not None and isinstance(previous.memo, _Memo) else None
-    if previous is None or memo is None or memo.context != context:
+    if previous is None or memo is None or memo.context != context or memo.leaf_entries != settings.leaf_entries:
         previous, memo = FamilyRuleset(family=state.family), None
     fragments = _fragments(state, context, previous.fragments, refused)
     gone, new = differing(previous.fragments, fragments)
     tables = {table: dict(chains) for table, chains in base_tables(state, settings).items()}
-    tables["nat"] = _nat(previous.tables.get("nat", {}), gone, new, tables["nat"])
+    known = memo.branches if memo is not None else {}
     if memo is not None and _same_entries(gone, new):
-        entries = memo.entries
+        entries, branches = memo.entries, known
     else:
-        entries = {place: tuple(rules) for place, rules in _dispatch(fragments.values()).items()}
+        entries, branches = _planted(_dispatch(fragments.values()), state.family, settings.leaf_entries, known)
+    tables["nat"] = _nat(previous.tables.get("nat", {}), gone, new, tables["nat"])
+    for chain in known.keys() - branches.keys():
+        del tables["nat"][chain]
+    tables["nat"].update(branches)
     for place, rules in entries.items():
         tail = tables[place.table][place.chain]
         old = previous.chain(place.table, place.chain)
         keeps = old is not None and memo is not None and memo.entries is entries and old[len(rules) :] == tail
         tables[place.table][place.chain] = old if keeps and old is not None else (*rules, *tail)
     return FamilyRuleset(
-        family=state.family, tables=tables, fragments=fragments, memo=_Memo(context=context, entries=entries)
+        family=state.family,
+        tables=tables,
+        fragments=fragments,
+        memo=_Memo(context=context, leaf_entries=settings.leaf_entries, entries=entries, branches=branches),
     )
 
 
@@ -190,9 +202,28 @@ def _same_entries(gone: Fragments, new: Fragments) -> bool:
     return gone.keys() == new.keys() and all(gone[name].entries == new[name].entries for name in new)
 
 
-def _dispatch(fragments: Iterable[Fragment]) -> dict[Place, list[Rule]]:
+def _planted(
+    found: Mapping[Place, list[Entry]], family: Family, limit: int, known: Mapping[str, Chain]
+) -> tuple[dict[Place, Chain], dict[str, Chain]]:
+    """What each dispatch chain holds, and the branches of the trees. known: branches, taken again where they are the same."""
+    spaces = {_NAT_SERVICES: tree.ADDRESSES[family], _NAT_NODE_PORTS: tree.NODE_PORTS}
+    chains: dict[Place, Chain] = {}
+    branches: dict[str, Chain] = {}
+    for place, entries in found.items():
+        if place not in spaces or len(entries) <= limit:
+            chains[place] = tuple([entry.rule for entry in entries])
+            continue
+        grown = tree.grow(sorted([(e.at, e.rule) for e in entries], key=_number), spaces[place], limit)
+        chains[place] = grown.root
+        for name, rules in grown.branches.items():
+            old = known.get(name)
+            branches[name] = old if old == rules and old is not None else rules
+    return chains, branches
+
+
+def _dispatch(fragments: Iterable[Fragment]) -> dict[Place, list[Entry]]:
     """All entries by chain, without those that another one before them hides."""
-    found: dict[Place, list[Rule]] = {
+    found: dict[Place, list[Entry]] = {
         place: []
         for place in (
             _NAT_SERVICES,
@@ -214,8 +245,11 @@ def _dispatch(fragments: Iterable[Fragment]) -> dict[Place, list[Rule]]:
             mark = (entry.place, entry.key)
             if (owner is None or owner is fragment) and mark not in seen:
                 seen.add(mark)
-                found[entry.place].append(entry.rule)
+                found[entry.place].append(entry)
     return found
+
+
+_number = itemgetter(0)
 
 
 # One ServicePort
@@ -308,18 +342,21 @@ class _Compiler:
     def _cluster_entry(self, virtual_ip: VirtualIP) -> Entry:
         internal = self.port.internal
         if internal.endpoints:
-            made = self._to(virtual_ip, f"{self.name} {virtual_ip.kind.value}", Jump(self._chain_of(internal)))
-            return Entry(place=_NAT_SERVICES, key=self._key(virtual_ip), rule=made)
+            return self._nat_entry(virtual_ip, self._chain_of(internal))
         comment, target = self._refusal(internal)
         return Entry(place=_FILTER_SERVICES, key=self._key(virtual_ip), rule=self._to(virtual_ip, comment, target))
+
+    def _nat_entry(self, virtual_ip: VirtualIP, chain: str) -> Entry:
+        made = self._to(virtual_ip, f"{self.name} {virtual_ip.kind.value}", Jump(chain))
+        number = int(ip_address(virtual_ip.address))
+        return Entry(place=_NAT_SERVICES, key=self._key(virtual_ip), rule=made, at=number)
 
     def _external_entries(self, virtual_ip: VirtualIP) -> Iterable[Entry]:
         port, key = self.port, self._key(virtual_ip)
         firewalled = self._is_firewalled and virtual_ip.kind is VirtualIPKind.LOAD_BALANCER
         if port.short_circuit.endpoints:
             chain = self.firewall_chain if firewalled else self.external_chain
-            made = self._to(virtual_ip, f"{self.name} {virtual_ip.kind.value}", Jump(chain))
-            yield Entry(place=_NAT_SERVICES, key=key, rule=made)
+            yield self._nat_entry(virtual_ip, chain)
         if firewalled:
             made = self._to(virtual_ip, f"{self.name} traffic not accepted by {self.firewall_chain}", Drop())
             yield Entry(place=_FILTER_FIREWALL, key=key, rule=made)
@@ -331,7 +368,8 @@ class _Compiler:
         ports, key = Ports(self.protocol.protocol, str(node_port)), f"{node_port} {self.protocol.protocol}"
         if self.port.short_circuit.endpoints:
             made = rule(self.protocol, Comment(self.name), ports, Jump(self.external_chain))
-            yield Entry(place=_NAT_NODE_PORTS, key=key, rule=made)
+            number = tree.number_of_node_port(self.port.name.protocol, node_port)
+            yield Entry(place=_NAT_NODE_PORTS, key=key, rule=made, at=number)
         if not self.port.external.endpoints:
             comment, target = self._refusal(self.port.external)
             made = rule(self.protocol, Comment(comment), AddressType(destination="LOCAL"), ports, target)

@@ -6,6 +6,7 @@ A chain name may have 28 characters (XT_EXTENSION_MAXNAMELEN is 29 with the fina
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from hashlib import sha256
 
@@ -32,6 +33,11 @@ LOCAL_PREFIX = "KUBE-SVL-"
 EXTERNAL_PREFIX = "KUBE-EXT-"
 FIREWALL_PREFIX = "KUBE-FW-"
 ENDPOINT_PREFIX = "KUBE-SEP-"
+# Branches of the dispatch trees (tree.py). They carry prefixes that kube-proxy sweeps, so that it takes them away when it takes over, and
+# a character behind them that no hash has, so that they can be told from chains of ServicePorts.
+_NETWORK_PREFIX = CLUSTER_PREFIX  # KUBE-SVC-10.96.16.0/20
+_HASHED_NETWORK_PREFIX = "KUBE-SVC-NET-"  # and 15 characters of hash, for IPv6
+_NOT_IN_HASHES = re.compile(r"KUBE-(?:SVC|EXT)-[^-/]*[-/]")
 HASHED_PREFIXES = (CLUSTER_PREFIX, LOCAL_PREFIX, EXTERNAL_PREFIX, FIREWALL_PREFIX, ENDPOINT_PREFIX)
 
 # table → the chains that kproxy (or kube-proxy) makes there under a fixed name, and may take away again
@@ -75,8 +81,30 @@ def endpoint_chains(name: ServicePortName, endpoints: Iterable[Endpoint]) -> dic
     return {endpoint: ENDPOINT_PREFIX + _hash(start + endpoint.text) for endpoint in endpoints}
 
 
+def network_chain(network: str) -> str:
+    """The branch of the tree of addresses below `network` (with prefix length)."""
+    if ":" not in network:
+        return _NETWORK_PREFIX + network
+    return (_HASHED_NETWORK_PREFIX + _hash(network))[:CHAIN_NAME_LIMIT]
+
+
+def port_range_chain(protocol: str, first: int, last: int) -> str:
+    """The branch of the tree of node ports for the ports from `first` to `last`."""
+    return f"{EXTERNAL_PREFIX}{protocol}-{first}-{last}"
+
+
+def is_branch(chain: str) -> bool:
+    """Whether `chain` (of table nat) is a branch of a dispatch tree."""
+    return _NOT_IN_HASHES.match(chain) is not None
+
+
+def is_dispatch(table: str, chain: str) -> bool:
+    """Whether `chain` leads to ServicePorts, so that the order of its entries has no meaning."""
+    return chain in DISPATCH_CHAINS.get(table, ()) or (table == "nat" and is_branch(chain))
+
+
 def is_hashed(chain: str) -> bool:
-    """Whether `chain` (of table nat) belongs to a ServicePort, kproxy's or kube-proxy's."""
+    """Whether `chain` (of table nat) belongs to a ServicePort or to a dispatch tree, kproxy's or kube-proxy's."""
     return chain.startswith(HASHED_PREFIXES)
 
 

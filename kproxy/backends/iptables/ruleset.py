@@ -39,11 +39,16 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A rule in a dispatch chain. key: what it catches; of two entries with one key in one place only the first can ever match."""
+    """A rule in a dispatch chain.
+
+    key: what it catches; of two entries with one key in one place only the first can ever match. at: the number by which a tree finds
+    it (tree.py), in places that have a tree.
+    """
 
     place: Place
     key: str
     rule: Rule
+    at: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

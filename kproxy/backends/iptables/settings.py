@@ -17,6 +17,10 @@ class IptablesSettings:
     conntrack_tcp_be_liberal: bool = False  # the sysctl is on: INVALID packets are then not dropped
     max_endpoints_with_comments: int = 1000  # in all Services of a family; above it, per-endpoint comments are left out
 
+    leaf_entries: int = (
+        32  # a dispatch chain of nat with more entries becomes a tree (tree.py); 0: every entry has a leaf of its own
+    )
+
     @property
     def masquerade_mark(self) -> int:
         """The mark as a number, 0x4000 by default."""

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from kproxy.backends.iptables import names
+from kproxy.backends.iptables.changes import Plan, Section, render_batch, render_section
 from kproxy.backends.iptables.compile import compile_ruleset
-from kproxy.backends.iptables.plan import Plan, Section, cleanup_plan, ours, plan, render_batch, render_section
+from kproxy.backends.iptables.plan import cleanup_plan, ours, plan
 from kproxy.backends.iptables.rules import Rule
 from kproxy.backends.iptables.ruleset import FamilyRuleset, Ruleset, parse, render
 from kproxy.backends.iptables.settings import IptablesSettings
@@ -61,7 +63,7 @@ def test_one_endpoint_among_many_services_writes_its_chains_only() -> None:
     before = _rules(*objects)
     objects[21] = slice_(ep("10.180.10.1"), ep("10.180.200.9"), of="svc0010")
     made = plan(before, _rules(*objects, before=before))
-    assert [[str(change.owner) for change in batch.changes] for batch in made.batches] == [["ns1/svc0010:p80"]]
+    assert [{str(change.owner) for change in batch.changes} for batch in made.batches] == [{"ns1/svc0010:p80"}]
     text = _text(made)
     lines = text.splitlines()
     assert [line for line in lines if line.startswith("*")] == ["*nat"]
@@ -70,19 +72,31 @@ def test_one_endpoint_among_many_services_writes_its_chains_only() -> None:
     assert "KUBE-SERVICES" not in text
 
 
-def test_one_more_service_is_one_more_entry() -> None:
+def test_one_more_service_writes_its_chains_and_then_the_leaf_with_its_entry() -> None:
     before = _rules(*_many(20))
-    text = _text(plan(before, _rules(*_many(21), before=before)))
-    assert "-I KUBE-SERVICES -d 172.30.0.21/32 -p tcp " in text
-    assert text.count("KUBE-SERVICES") == 1
+    lines = _text(plan(before, _rules(*_many(21), before=before))).splitlines()
+    rules = [line for line in lines if line.startswith("-")]
+    leaf = [line for line in rules if line.startswith("-A KUBE-SERVICES ")]
+    assert len(leaf) == 21 + 1
+    assert rules[-len(leaf) :] == leaf
+    assert sum("-A KUBE-SERVICES -d 172.30.0.21/32 -p tcp " in line for line in leaf) == 1
+
+
+def test_one_more_service_among_many_writes_one_leaf() -> None:
+    before = _rules(*_many(398))
+    lines = _text(plan(before, _rules(*_many(399), before=before))).splitlines()
+    written = [line for line in lines if line.startswith(":") and names.is_dispatch("nat", line[1:].split(" ")[0])]
+    assert written == [":KUBE-SVC-172.30.1.192/27 - [0:0]"]
+    assert len(lines) < 50
 
 
 def test_a_service_that_goes_loses_its_entry_before_its_chains() -> None:
     before = _rules(*_many(3))
     text = _text(plan(before, _rules(*_many(2), before=before)))
     lines = text.splitlines()
-    entry = next(i for i, line in enumerate(lines) if line.startswith("-D KUBE-SERVICES"))
-    assert all(i > entry for i, line in enumerate(lines) if line.startswith("-X"))
+    entries = [i for i, line in enumerate(lines) if line.startswith("-A KUBE-SERVICES")]
+    assert len(entries) == 2 + 1
+    assert all(i > entries[-1] for i, line in enumerate(lines) if line.startswith("-X"))
     assert sum(line.startswith("-X") for line in lines) == 3
 
 
@@ -120,7 +134,7 @@ def test_stale_chains_of_kube_proxy_go_last_and_referrers_first() -> None:
     assert kinds == sorted(kinds, key=["FW", "EXT", "SVC", "SEP"].index)
     assert kinds.count("SVC") == 6
     nat = [line for batch in made.batches for line in render_section(Section.NAT, batch.changes).splitlines()]
-    last_entry = max(i for i, line in enumerate(nat) if line.startswith("-D "))
+    last_entry = max(i for i, line in enumerate(nat) if line.startswith("-A KUBE-SERVICES "))
     assert all(i > last_entry for i, line in enumerate(nat) if line.startswith("-X"))
 
 
@@ -189,7 +203,7 @@ def test_the_way_to_the_node_ports_stays_last() -> None:
     chains["KUBE-SERVICES"] = (last, *entries)
     seen = replace(wanted, ipv4=replace(wanted.ipv4, tables={**wanted.ipv4.tables, "nat": chains}))
     lines = [line for line in _text(plan(seen, wanted)).splitlines() if line[0] == "-"]
-    assert lines == [f"-A KUBE-SERVICES {last.text}", f"-D KUBE-SERVICES {last.text}"]
+    assert lines == [f"-A KUBE-SERVICES {rule.text}" for rule in (*entries, last)]
 
 
 def test_the_order_of_node_port_addresses_has_no_meaning() -> None:
