@@ -14,6 +14,7 @@ What was tried on a 6.18 kernel, and why it is done so:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import socket
 import struct
@@ -29,9 +30,13 @@ from kproxy.model.names import Family
 _SO_ATTACH_FILTER = 26
 _EVERY_PROTOCOL = 3  # ETH_P_ALL: the only one that shows what this machine sends, too
 _BUFFER = 4 << 20
+_UNFILTERED = 4096  # packets; the usual buffer holds a few hundred
 AT_ONCE = 256  # flows; the filter has room for 500
-_PATIENCE_S = 0.3  # for an answer; outside clients are rarely further away
-_LAST_PATIENCE_S = 0.5  # the second question comes half a second after the first: sooner, a socket says nothing (tcp_invalid_ratelimit)
+_PATIENCE_S = 0.3  # for a client's answer; those outside are rarely further away
+_ENDPOINT_PATIENCE_S = 0.05  # for endpoints, once all clients have answered: mostly they are gone
+_SECOND_QUESTION_S = (
+    0.6  # after the first one; sooner than half a second, a socket says nothing (tcp_invalid_ratelimit)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,50 +48,41 @@ class Told:
 
 
 def reset_flows(family: Family, flows: Sequence[Flow]) -> Told:
-    """Resets both sides of `flows`; blocks for a second at most for each 256 silent ones. OSError: not allowed to."""
+    """Resets both sides of `flows`; blocks for 0.3 s at most for each 256, and again for the silent. OSError: not allowed to."""
     open_ones = [flow for flow in flows if not flow.is_opening and flow.client and flow.returning]
     batches = [open_ones[n : n + AT_ONCE] for n in range(0, len(open_ones), AT_ONCE)]
-    told: dict[tuple[Flow, Side], bool] = {}
-    # Clients first, all of them: endpoints are mostly gone, and waiting for those in each batch would hold the later clients up.
-    for batch in batches:
-        _ask(family, batch, told, (Side.CLIENT,), _PATIENCE_S)
-    for batch in batches:
+    told: set[tuple[Flow, Side]] = set()
+    asked = [time.monotonic() for batch in batches if _ask(family, batch, told) is None]
+    for batch, at in zip(batches, asked, strict=True):
         if any((flow, side) not in told for flow in batch for side in Side):
-            _ask(family, batch, told, (Side.CLIENT, Side.ENDPOINT), _LAST_PATIENCE_S)
+            time.sleep(max(0.0, at + _SECOND_QUESTION_S - time.monotonic()))
+            _ask(family, batch, told)
     return Told(
         clients=sum(side is Side.CLIENT for _, side in told), endpoints=sum(side is Side.ENDPOINT for _, side in told)
     )
 
 
-def _ask(
-    family: Family,
-    flows: Sequence[Flow],
-    told: dict[tuple[Flow, Side], bool],
-    awaited: tuple[Side, ...],
-    patience_s: float,
-) -> None:
-    """One question to every side not yet told, and a reset to everyone who answers within `patience_s`."""
+def _ask(family: Family, flows: Sequence[Flow], told: set[tuple[Flow, Side]]) -> None:
+    """One question to every side not yet told, and a reset to everyone who answers soon."""
     names = {name: (flow, side) for flow in flows for name, side in seen_as(flow)}
     with _listening(family, flows) as ear, _speaking(family) as mouth:
-        waiting = set()
-        for flow in flows:
-            for side in Side:
-                if (flow, side) not in told and _send(mouth, family, flow, side, None) and side in awaited:
-                    waiting.add((flow, side))
-        deadline = time.monotonic() + patience_s
+        every = [(flow, side) for side in Side for flow in flows if (flow, side) not in told]
+        waiting = {of for of in every if _send(mouth, family, *of, None)}
+        deadline = time.monotonic() + _PATIENCE_S
         while waiting and (left := deadline - time.monotonic()) > 0:
             ear.settimeout(left)
             try:
-                packet = ear.recv(256)
+                heard = read(ear.recv(256), family)
             except TimeoutError:
                 return
-            heard = read(packet, family)
             of = names.get((heard.source, heard.destination)) if heard is not None else None
             if heard is None or of is None or of in told:
                 continue
             if _send(mouth, family, *of, heard.expects):
-                told[of] = True
+                told.add(of)
             waiting.discard(of)
+            if all(side is Side.ENDPOINT for _, side in waiting):
+                deadline = min(deadline, time.monotonic() + _ENDPOINT_PATIENCE_S)
 
 
 def _send(mouth: socket.socket, family: Family, flow: Flow, side: Side, expects: int | None) -> bool:
@@ -104,14 +100,17 @@ def _send(mouth: socket.socket, family: Family, flow: Flow, side: Side, expects:
 @contextmanager
 def _listening(family: Family, flows: Sequence[Flow]) -> Iterator[socket.socket]:
     """A packet socket on every interface that hears what the flows' sides say, and nothing from before the filter was there."""
-    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0) as sock:
+    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_EVERY_PROTOCOL)) as sock:
         program = filter_program(flows, family)
         held = ctypes.create_string_buffer(program, len(program))
         sock.setsockopt(
             socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", len(program) // 8, ctypes.addressof(held))
         )
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
-        sock.bind(("", _EVERY_PROTOCOL))
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):  # what came in before the filter was there
+            for _ in range(_UNFILTERED):
+                sock.recv(1)
         yield sock
 
 

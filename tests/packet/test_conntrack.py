@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import re
 import socket
 import subprocess
 import sys
 import tracemalloc
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
 import pytest
@@ -25,7 +23,8 @@ from kproxy.conntrack.reconciler import Reconciler
 from kproxy.conntrack.stale import allowed
 from kproxy.model.names import Family, Protocol
 from kproxy.model.resolve import resolve
-from tests.packet.executor import PATIENCE_S, SILENCE_S, Executor
+from tests.packet.executor import Executor
+from tests.packet.lasting import Lasters
 from tests.support.addressing import CLUSTER_IP, NODE_IP, six, twin
 from tests.support.bed import Bed
 from tests.support.builders import Built, ep, port, slice_, svc
@@ -37,7 +36,6 @@ from tests.support.flows import (
     SETTINGS,
     Flow,
     Need,
-    Outcome,
     P,
     Row,
     Step,
@@ -51,7 +49,6 @@ from tests.support.flows import (
 )
 from tests.support.netns import Namespace, run
 from tests.support.packets import ROWS
-from tests.support.probing import Answered, Lasting, Refused, Silent
 
 _A, _B = "10.180.0.1", "10.180.2.1"
 _UDP = svc(ports=[port(80, "u80", "UDP", node=3001)])
@@ -109,61 +106,6 @@ OWN = _v6(
     )
 )
 _TCP = scenario("own-tcp", "routes for the TCP test", step([svc(), slice_(ep(_A))], flow(P, CLUSTER_IP, 80, keep())))
-
-
-class Lasters(Executor):
-    """An executor whose named sockets stay open from step to step, and who reconciles after each sync unless told otherwise."""
-
-    def __init__(self, bed: Bed, variant: Variant) -> None:
-        super().__init__(bed, variant)
-        self.reconciles = True
-        self.reconciler = Reconciler()
-        self.clients: dict[tuple[str, tuple[str, int]], Lasting] = {}
-
-    def run_row(self, row: Row) -> list[str]:
-        try:
-            return super().run_row(row)
-        finally:
-            self.hang_up()
-
-    def hang_up(self) -> None:
-        for client in self.clients.values():
-            client.close()
-        self.clients.clear()
-
-    def sync(self, row: Row, step: Step) -> None:
-        super().sync(row, step)
-        if self.reconciles:
-            self.look(row, step)
-
-    def look(self, row: Row, step: Step) -> int:
-        """One pass; how many flows it deleted."""
-        desired = resolve(step.snapshot(), row.settings)
-        with self.bed.node.entered():
-            reports = asyncio.run(self.reconciler.look(desired, step.local_addresses))
-        return sum(report.deleted for report in reports)
-
-    def _flow(self, flow: Flow, landed: defaultdict[str, set[str]]) -> list[str]:
-        if not flow.socket:
-            return super()._flow(flow, landed)
-        return self._judge(flow, [self.ask(flow)])
-
-    def ask(self, flow: Flow) -> Answered | Refused | Silent:
-        """One datagram from the flow's socket."""
-        key = (flow.socket, flow.to)
-        if key not in self.clients:
-            with self.bed.at(flow.source):
-                self.clients[key] = Lasting(flow.source.address, flow.to)
-        return self.clients[key].ask(SILENCE_S if flow.expect.outcome is Outcome.DROP else PATIENCE_S)
-
-    def flows(self) -> dict[str, str]:
-        """The kernel's UDP flows, id → line without its running time."""
-        found = {}
-        for family in ("ipv4", "ipv6"):
-            for line in run(self.bed.node, "conntrack", "-L", "-f", family, "-p", "udp", "-o", "id").splitlines():
-                if match := re.search(r" id=(\d+)", line):
-                    found[match[1]] = line
-        return found
 
 
 @pytest.fixture(scope="module", params=[variant.value for variant in Variant])
