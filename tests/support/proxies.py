@@ -119,6 +119,10 @@ class Running:
             assert time.monotonic() < deadline, f"no sync in {limit_s:g} s: {self.tail()}"
             time.sleep(step_s)
 
+    def last_sync(self) -> float:
+        """Unix time of the end of its last sync, 0.0 before the first."""
+        return value_of(metrics(self.bed), SYNC_TIME)
+
     def demand(self) -> None:
         """Fails where it has ended by itself."""
         assert self.process.poll() is None, f"{self.program.value} ended ({self.process.returncode}): {self.tail()}"
