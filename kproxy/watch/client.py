@@ -1,4 +1,4 @@
-"""The connection to the API server: one GET, one stream of lines, credentials that stay fresh.
+"""The connection to the API server: one GET, one stream of lines, one small write, credentials that stay fresh.
 
     async with connect(settings) as api:
         page = await api.get("/api/v1/services", {"limit": "500"})
@@ -23,8 +23,10 @@ import platform
 import socket
 import ssl
 import tempfile
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from kproxy.config.config import ClientSettings
 from kproxy.errors import ConfigError, SourceError
 from kproxy.watch import client_errors
 from kproxy.watch.credentials import Credentials, is_stale, load_credentials
+from kproxy.watch.requests import RequestCounts
 
 __all__ = ["Api", "ClientSettings", "connect"]
 
@@ -58,6 +61,18 @@ MAX_REMEMBERED = 16
 _SCRAP = 1 << 16
 
 
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """What a request carries besides its address."""
+
+    method: str
+    body: bytes = b""
+    content_type: str = "application/json"
+
+
+GET = Outgoing("GET")
+
+
 class Api:
     """A client of one API server. Made by `connect`."""
 
@@ -68,6 +83,7 @@ class Api:
         self._loading = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
         self._remembered = _recall(settings.cache)
+        self.requests = RequestCounts()
         self._turn = 0  # which address is tried; 0 is the configured one
         self._prober: asyncio.Task[Any] | None = None
         self._reachable = asyncio.Event()
@@ -134,6 +150,15 @@ class Api:
                     )
         return b"".join(pieces)
 
+    async def write(self, method: str, path: str, body: bytes, content_type: str = "application/json") -> bytes:
+        """Sends `body` (POST, PATCH) and returns the answer. Raises SourceError; its `status` is None where nobody answered."""
+        timeout = aiohttp.ClientTimeout(total=ANSWER_S, sock_connect=CONNECT_S)
+        pieces = []
+        async with aclosing(self._chunks(path, {}, timeout, Outgoing(method, body, content_type))) as chunks:
+            async for chunk in chunks:
+                pieces.append(chunk)
+        return b"".join(pieces)
+
     async def stream(self, path: str, params: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
         """The answer line by line, for as long as the server sends; an empty line first, which says that the server has agreed.
 
@@ -160,15 +185,15 @@ class Api:
             raise SourceError(f"API server {self.server}: {path}: the stream ended in the middle of an event")
 
     async def _chunks(
-        self, path: str, params: Mapping[str, str], timeout: aiohttp.ClientTimeout
+        self, path: str, params: Mapping[str, str], timeout: aiohttp.ClientTimeout, outgoing: Outgoing = GET
     ) -> AsyncGenerator[bytes, None]:
-        """The body of a 200, in pieces as they arrive, an empty one first; everything else is a SourceError."""
+        """The body of a 200 or 201, in pieces as they arrive, an empty one first; everything else is a SourceError."""
         await self._admit()
-        response = await self._respond(path, params, timeout)
+        response = await self._respond(path, params, timeout, outgoing)
         credentials = self._credentials
         assert credentials is not None
         try:
-            if response.status != 200:
+            if response.status not in (200, 201):
                 body = await response.content.read(MAX_ERROR)
                 raise client_errors.of_response(response.status, response.headers, body, self.server, path, credentials)
             yield b""
@@ -183,26 +208,35 @@ class Api:
             _drop(response)
 
     async def _respond(
-        self, path: str, params: Mapping[str, str], timeout: aiohttp.ClientTimeout
+        self, path: str, params: Mapping[str, str], timeout: aiohttp.ClientTimeout, outgoing: Outgoing
     ) -> aiohttp.ClientResponse:
         """Sends the request; a 401 makes the credentials be loaded anew (a rotated token, an exec plug-in) and is tried once more."""
-        response = await self._send(await self.refresh(), path, params, timeout)
+        response = await self._send(await self.refresh(), path, params, timeout, outgoing)
         if response.status != 401:
             return response
         _drop(response)
-        return await self._send(await self.refresh(force=True), path, params, timeout)
+        return await self._send(await self.refresh(force=True), path, params, timeout, outgoing)
 
     async def _send(
-        self, credentials: Credentials, path: str, params: Mapping[str, str], timeout: aiohttp.ClientTimeout
+        self,
+        credentials: Credentials,
+        path: str,
+        params: Mapping[str, str],
+        timeout: aiohttp.ClientTimeout,
+        outgoing: Outgoing,
     ) -> aiohttp.ClientResponse:
         if self._session is None:
             self._session = _session(credentials)
         headers = {"Authorization": credentials.authorization} if credentials.authorization else {}
-        server = self.server
+        if outgoing.body:
+            headers["Content-Type"] = outgoing.content_type
+        server, started = self.server, time.monotonic()
         try:
-            response = await self._session.get(
+            response = await self._session.request(
+                outgoing.method,
                 server + path,
                 params=params,
+                data=outgoing.body or None,
                 headers=headers,
                 timeout=timeout,
                 proxy=credentials.proxy,
@@ -211,8 +245,10 @@ class Api:
             )
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             self._lost(server, credentials)
+            self.requests.failed(server, outgoing.method)
             raise client_errors.of_exception(error, server, credentials) from None
         self._found()
+        self.requests.answered(server, outgoing.method, response.status, time.monotonic() - started)
         return response
 
     async def _admit(self) -> None:
