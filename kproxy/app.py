@@ -34,6 +34,7 @@ from kproxy.backends.iptables.variant import Variant
 from kproxy.config.config import Config
 from kproxy.config.load import load_config
 from kproxy.conntrack.ended import Ended
+from kproxy.conntrack.gauge import Gauge
 from kproxy.conntrack.reconciler import Reconciler
 from kproxy.dns.channel import ZonePublisher
 from kproxy.dns.compile import compile_zone
@@ -110,6 +111,7 @@ class Controller:
         self.flows = Reconciler(remembered=Path(config.run_dir) / "flows.json")
         self.ended = Ended(config.conntrack.ended_tcp_flows)
         self.loop.observers.append(self.ended.observe)
+        self.gauge = Gauge()
         self.instance = Instance(
             node=config.node_name,
             backend=self.backend,
@@ -246,6 +248,7 @@ class Controller:
         if self.config.healing.enabled:
             yield self.healer.keep()
         yield self.flows.keep(self.loop.written, lambda: (self.loop.desired, self.loop.snapshot.local_addresses))
+        yield self.gauge.keep()
         yield self.ended.keep(lambda: (self.loop.desired, self.loop.snapshot.local_addresses))
         yield watch_addresses(self.loop.emit)
         yield from self._reflectors(api)

@@ -52,7 +52,10 @@ def reset_flows(family: Family, flows: Sequence[Flow]) -> Told:
     open_ones = [flow for flow in flows if not flow.is_opening and flow.client and flow.returning]
     batches = [open_ones[n : n + AT_ONCE] for n in range(0, len(open_ones), AT_ONCE)]
     told: set[tuple[Flow, Side]] = set()
-    asked = [time.monotonic() for batch in batches if _ask(family, batch, told) is None]
+    asked = []
+    for batch in batches:
+        asked.append(time.monotonic())
+        _ask(family, batch, told)
     for batch, at in zip(batches, asked, strict=True):
         if any((flow, side) not in told for flow in batch for side in Side):
             time.sleep(max(0.0, at + _SECOND_QUESTION_S - time.monotonic()))

@@ -33,7 +33,6 @@ PURE = (
     "kproxy.backends.*.tree",
     "kproxy.backends.*.difference",
     "kproxy.backends.*.census",
-    "kproxy.backends.*.drift",
     "kproxy.dns.names",
     "kproxy.dns.settings",
     "kproxy.dns.configured",
@@ -52,6 +51,7 @@ PURE = (
     "kproxy.conntrack.netlink",
     "kproxy.conntrack.segments",
     "kproxy.conntrack.counters",
+    "kproxy.conntrack.fullness",
     "kproxy.explain.*",
 )
 # What a pure module must not even import: I/O, clocks, randomness, logging, concurrency.
