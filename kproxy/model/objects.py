@@ -69,6 +69,7 @@ class Service:
     external_name: str = ""
     external_ips: tuple[str, ...] = ()
     load_balancer_ips: tuple[str, ...] = ()  # ingress entries with ipMode VIP (or none)
+    load_balancer_proxy_ips: tuple[str, ...] = ()  # those with ipMode Proxy: never served, shown to people
     source_ranges: tuple[str, ...] = ()  # loadBalancerSourceRanges, canonical networks
     ports: tuple[PortSpec, ...] = ()
     affinity_timeout_s: int | None = None  # sessionAffinity ClientIP

@@ -197,7 +197,7 @@ def _resolve_service(
 ) -> ServiceMemo:
     problems: list[Problem] = []
     ports: list[ServicePort] = []
-    if _is_served(service):
+    if not unserved(service):
         for family in _FAMILIES:
             ports += _ports_of_family(service, slices, family, facts, guard, problems)
     old = {(p.family, p.name): p for p in before.service_ports} if before is not None else {}
@@ -205,9 +205,15 @@ def _resolve_service(
     return ServiceMemo(service, slices, kept, tuple(problems))
 
 
-def _is_served(service: Service) -> bool:
-    """An ExternalName may still bear the cluster IP of the Service it was before; `type` decides."""
-    return service.proxied and not service.headless and service.type != "ExternalName" and bool(service.cluster_ips)
+def unserved(service: Service) -> str:
+    """Why no node serves this Service at all, "" when they do. An ExternalName may still bear an old cluster IP: `type` decides."""
+    if service.type == "ExternalName":
+        return "type ExternalName: an alias in DNS, there is nothing to route"
+    if service.headless:
+        return "headless (clusterIP: None): DNS answers with the endpoints themselves"
+    if not service.proxied:
+        return "the label service.kubernetes.io/service-proxy-name hands it to another proxy"
+    return "" if service.cluster_ips else "it has no cluster IP (yet)"
 
 
 def _ports_of_family(

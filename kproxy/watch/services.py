@@ -38,6 +38,7 @@ def service_of(name: NamespacedName, found: WireService, notes: Notes) -> Servic
     meta, spec = found.metadata or Meta(), found.spec or ServiceSpec()
     kind = _service_type(spec, notes)
     headless, cluster_ips = _cluster_ips(spec, kind, notes)
+    balancer_ips, proxy_ips = _load_balancer_ips(found, notes)
     return Service(
         name=name,
         type=kind,
@@ -46,7 +47,8 @@ def service_of(name: NamespacedName, found: WireService, notes: Notes) -> Servic
         headless=headless,
         external_name=_external_name(spec, kind, notes),
         external_ips=addresses_of(spec.external_ips, "spec.externalIPs", notes, destination),
-        load_balancer_ips=_load_balancer_ips(found, notes),
+        load_balancer_ips=balancer_ips,
+        load_balancer_proxy_ips=proxy_ips,
         source_ranges=_source_ranges(spec, notes),
         ports=_service_ports(spec, notes),
         affinity_timeout_s=_affinity(spec, notes),
@@ -106,19 +108,19 @@ def _external_name(spec: ServiceSpec, kind: str, notes: Notes) -> str:
     return ""
 
 
-def _load_balancer_ips(found: WireService, notes: Notes) -> tuple[str, ...]:
-    """Addresses the load balancer leaves on the packet. ipMode Proxy: it sends to the node itself, so there is nothing to serve here."""
+def _load_balancer_ips(found: WireService, notes: Notes) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The addresses that the load balancer leaves on the packet, and those of ipMode Proxy: it sends to node ports, nothing to serve."""
     balancer = found.status.load_balancer if found.status else None
-    texts: dict[str, None] = {}
+    texts: tuple[dict[str, None], dict[str, None]] = ({}, {})
     path = "status.loadBalancer.ingress"
     for index, ingress in enumerate(first(balancer.ingress if balancer else None, MAX_ADDRESSES, path, notes)):
         if ingress.ip_mode not in (None, "VIP", "Proxy"):
             notes.add(f"{path}[{index}].ipMode", f"{shown(ingress.ip_mode)} is unknown; the address is ignored")
-        elif ingress.ip and ingress.ip_mode != "Proxy":
+        elif ingress.ip:
             address = address_of(ingress.ip, f"{path}[{index}].ip", notes, virtual_ip)
             if address:
-                texts[address] = None
-    return tuple(texts)
+                texts[ingress.ip_mode == "Proxy"][address] = None
+    return tuple(texts[0]), tuple(texts[1])
 
 
 def _source_ranges(spec: ServiceSpec, notes: Notes) -> tuple[str, ...]:

@@ -146,6 +146,7 @@ def test_load_balancer_addresses_are_those_the_balancer_leaves_on_the_packet() -
     assert found.problems == ()
     assert isinstance(found.object, Service)
     assert found.object.load_balancer_ips == ("192.0.2.9", "192.0.2.10")
+    assert found.object.load_balancer_proxy_ips == ("192.0.2.11",)
 
 
 BROKEN_SERVICES: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
