@@ -16,6 +16,7 @@ from kproxy.errors import ExitCode, KproxyError
 _COMMANDS = {
     "run": "be this node's service proxy and DNS",
     "status": "how the kproxy of this node is, and whether it is ready",
+    "explain": "one Service on this node: addresses, endpoints and why, rules, where packets go",
     "diff": "what the kernel's rules differ in from those that kproxy wants",
     "lab": "a three-node cluster network in namespaces, to learn on and to test with",
     "render": "the iptables rules for manifests, without cluster or root",
@@ -58,11 +59,17 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and ends the process."""
+    run_command(cli, argv, "kproxy")
+
+
+def run_command(command: click.Command, argv: Sequence[str] | None, name: str) -> None:
+    """Runs `command` and ends the process with its exit code; an error meant for people is its lines on stderr."""
     try:
-        code = cli.main(args=argv, prog_name="kproxy", standalone_mode=False)
+        code = command.main(args=argv, prog_name=name, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else ExitCode.OK)
     except KproxyError as error:
-        click.echo(f"kproxy: {error}", err=True)
+        for line in str(error).split("\n"):
+            click.echo(f"kproxy: {line}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()

@@ -34,10 +34,10 @@ from kproxy.model.names import ServicePortName
 
 _HOOKS = {
     "PREROUTING": "every packet that arrives",
-    "INPUT": "packets for an address of this node",
-    "FORWARD": "packets that this node passes on",
+    "INPUT": "every packet for an address of this node",
+    "FORWARD": "every packet that this node passes on",
     "OUTPUT": "every packet that this node sends",
-    "POSTROUTING": "packets on their way out",
+    "POSTROUTING": "every packet on its way out",
 }
 _DEEPEST = 32
 
@@ -181,7 +181,13 @@ class _Reader:
                     return f"pods (they come in by {interface}) go on to {to}"
                 case AddressType(source="LOCAL"):
                     return f"this node's own packets go on to {to}"
-        return f"everything else: {to}" if len(rest) == 1 else f"goes on to {to}"
+        if len(rest) > 1:
+            return f"goes on to {to}"
+        return f"the only endpoint: {to}" if self._is_single(chain) else f"everything else: {to}"
+
+    def _is_single(self, chain: str) -> bool:
+        """Whether a chain leads to one endpoint."""
+        return len({rule.jump for rule in self.fragment.chains[chain]} & self.targets.keys()) == 1
 
 
 def _masquerade_reason(chain: str, parts: RuleParts) -> str:
@@ -200,8 +206,8 @@ def _masquerade_reason(chain: str, parts: RuleParts) -> str:
 
 def _frame_reason(chain: str, parts: RuleParts) -> str:
     if chain in _HOOKS:
-        new = " that begins a connection" if any("ctstate" in m.text for m in parts.matches) else ""
-        return f"{_HOOKS[chain]}{new} is looked at here"
+        new = " when it begins a connection" if any("ctstate" in m.text for m in parts.matches) else ""
+        return f"{_HOOKS[chain]} is looked at here{new}"
     to = _destination(parts)
     return (
         f"{to} is looked for further down"
