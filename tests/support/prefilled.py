@@ -37,10 +37,11 @@ _START_LIMIT_S = 30.0
 
 
 def service(
-    name: str, address: str, ports: Iterable[tuple[str, str, int, int]] = (("http", "TCP", 80, 8080),), **spec: object
+    name: str, address: str, ports: Iterable[tuple[object, ...]] = (("http", "TCP", 80, 8080),), **spec: object
 ) -> Manifest:
-    """A Service in namespace default as the API server would have stored it. Ports: name, protocol, port, target port."""
-    listed = [{"name": n, "protocol": p, "port": port, "targetPort": target} for n, p, port, target in ports]
+    """A Service in namespace default as the API server would have stored it. Ports: name, protocol, port, target port, node port."""
+    keys = ("name", "protocol", "port", "targetPort", "nodePort")
+    listed = [dict(zip(keys, port, strict=False)) for port in ports]
     return {
         "apiVersion": "v1",
         "kind": "Service",

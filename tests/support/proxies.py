@@ -5,7 +5,7 @@
 
 Both read the KubeProxyConfiguration that `configuration` makes; kproxy is told by flags what upstream has no field for: which iptables
 tools (kube-proxy takes those that it finds first on PATH), where its run directory is. A second document in the file, which kube-proxy
-never reads, turns its DNS off.
+never reads, says whether it is the cluster's DNS as well.
 """
 
 from __future__ import annotations
@@ -157,6 +157,7 @@ class Stage:
     variant: Variant
     scratch: Path
     settings: dict[str, object] = field(default_factory=dict)  # fields of KubeProxyConfiguration over `configuration`'s
+    dns: bool = False  # whether kproxy answers the cluster's DNS as well
     _count: int = 0
 
     def start(self, program: Program) -> Running:
@@ -179,7 +180,7 @@ class Stage:
 
     def _words(self, program: Program) -> list[str]:
         config = self.scratch / "kube-proxy.yaml"
-        documents = [{**configuration(self.plane), **self.settings}, _OURS]
+        documents = [{**configuration(self.plane), **self.settings}, {**_OURS, "dns": {"enabled": self.dns}}]
         config.write_text(yaml.safe_dump_all(documents))
         if program is Program.KUBE_PROXY:
             path = find_program("kube-proxy", os.environ)
@@ -202,7 +203,7 @@ class Stage:
         return folder
 
 
-_OURS = {"apiVersion": "kproxy.dev/v1alpha1", "kind": "KproxyConfiguration", "dns": {"enabled": False}}
+_OURS = {"apiVersion": "kproxy.dev/v1alpha1", "kind": "KproxyConfiguration"}
 
 
 def configuration(plane: ControlPlane) -> dict[str, object]:
