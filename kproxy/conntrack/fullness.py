@@ -3,8 +3,8 @@
 In: what the kernel answers to two short questions (nfnetlink_conntrack.h: CT_GET_STATS_CPU and CT_GET_STATS), and how things stood before.
 Out: `Fullness`, one frozen value for metrics, events and people.
 
-Full is: a packet was dropped for want of room since the last look, or as many entries as the limit allows are taken. It ends when a tenth of
-the table is free again and nothing was dropped for `CALM_S`; a table that fills and empties is one event, not a hundred.
+Full is: a packet was dropped for want of room since the last look, or as many entries as the limit allows are taken. It ends when a tenth
+of the table is free again and nothing was dropped for `CALM_S`; a table that fills and empties is one event, not a hundred.
 
 The limit (`net.netfilter.nf_conntrack_max`) is one for all network namespaces of a machine, entries are counted in each by itself (seen on
 6.18); an eviction is the kernel making room by ending a flow that was never answered.

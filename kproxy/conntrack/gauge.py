@@ -1,8 +1,8 @@
 """Looks every few seconds whether the kernel's table of open flows is full, and says so once.
 
 In: the kernel's counters by netlink, two short answers (0.1 ms). Out: `Gauge.fullness` for metrics and pages, a line in the log when the
-verdict changes, and a call for whoever writes Events. What must not happen here: the verdict itself (fullness.py), or an exception that ends
-the controller: a kernel without such counters is said once and asked again rarely.
+verdict changes, and a call for whoever writes Events. What must not happen here: the verdict itself (fullness.py), or an exception that
+ends the controller: a kernel without such counters is said once and asked again rarely.
 """
 
 from __future__ import annotations

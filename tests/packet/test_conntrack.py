@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -28,7 +28,7 @@ from tests.packet.lasting import Lasters
 from tests.support.addressing import CLUSTER_IP, NODE_IP, six, twin
 from tests.support.bed import Bed
 from tests.support.builders import Built, ep, port, slice_, svc
-from tests.support.conntrack_messages import End, creations
+from tests.support.flow_table import track
 from tests.support.flows import (
     DROP,
     PASS,
@@ -276,7 +276,7 @@ def test_a_big_table_costs_no_memory() -> None:
     )
     rules = allowed(resolve(step([_UDP, _to(_A)]).snapshot(), SETTINGS).ipv4, [])
     with Namespace.new() as space, space.entered():
-        _track(flows)
+        assert track(flows)
         assert int(run(None, "conntrack", "-C")) == _MANY
         tracemalloc.start()
         first = reconcile(Family.IPV4, rules)
@@ -288,25 +288,16 @@ def test_a_big_table_costs_no_memory() -> None:
     assert peak < 10 * _MANY
 
 
-def _track(flows: Iterable[tuple[End, End, End]]) -> None:
-    """Has the kernel track `flows`."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as sock:
-        sock.settimeout(10)
-        for datagram in creations(flows):
-            sock.sendto(datagram, (0, 0))
-            assert list(read_answers(sock.recv(1 << 16))) == [(9, 0)]
-
-
 def test_a_flow_made_anew_is_not_the_one_to_delete() -> None:
     """Same addresses, same ports, another flow: the deletion of the old one finds nothing."""
     client = ("10.1.0.1", 20000)
     rules = allowed(resolve(step([_UDP, _to(_A)]).snapshot(), SETTINGS).ipv4, [])
     with Namespace.new() as space, space.entered(), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as sock:
-        _track([(client, (CLUSTER_IP, 80), (_B, 80))])
+        assert track([(client, (CLUSTER_IP, 80), (_B, 80))])
         sock.sendto(dump_request(Family.IPV4, 1, only=Protocol.UDP), (0, 0))
         (old,) = read_dump(sock.recv(1 << 16), Family.IPV4, rules).stale
         run(None, "conntrack", "-F")
-        _track([(client, (CLUSTER_IP, 80), (_A, 80))])
+        assert track([(client, (CLUSTER_IP, 80), (_A, 80))])
         sock.recv(1 << 16)  # the end of the dump
         sock.sendto(delete_request(old, Family.IPV4, 2, acknowledge=True), (0, 0))
         assert list(read_answers(sock.recv(1 << 16))) == [(2, errno.ENOENT)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -209,6 +210,10 @@ def test_dropped_flows_are_forgotten_and_told_when_they_speak(executor: Lasters)
         assert talk.told() == (True, False)
 
 
+def _deleted(ended: Ended) -> int:
+    return sum(counters.deleted for counters in ended.counters.values())
+
+
 @pytest.mark.parametrize("what", ["leave", "drop", "reset"])
 def test_the_task_does_what_is_configured(executor: Lasters, what: str) -> None:
     """As the controller runs it. `leave`: a connection outlives its endpoint (X07)."""
@@ -222,10 +227,12 @@ def test_the_task_does_what_is_configured(executor: Lasters, what: str) -> None:
         running = asyncio.ensure_future(ended.keep(lambda: (wanted[0], first.local_addresses)))
         wanted[0] = resolve(then.snapshot(), settings)
         ended.observe(None)
-        await asyncio.sleep(1.5)
+        deadline = time.monotonic() + (0.3 if what == "leave" else 5.0)
+        while time.monotonic() < deadline and not _deleted(ended):
+            await asyncio.sleep(0.02)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        return sum(counters.deleted for counters in ended.counters.values())
+        return _deleted(ended)
 
     with _talks(executor, Family.IPV4, (P, CLUSTER_IP, 80, _A)) as (talk,):
         _go(executor, then, None)
