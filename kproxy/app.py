@@ -30,9 +30,13 @@ import uvloop
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.guard import IptablesGuard
 from kproxy.backends.iptables.settings import IptablesSettings
+from kproxy.backends.iptables.tally import Tally
+from kproxy.backends.iptables.tool_runs import run_tool
 from kproxy.backends.iptables.variant import Variant
 from kproxy.config.config import Config
+from kproxy.config.follow import ConfigChangedError, wait_for_change
 from kproxy.config.load import load_config
+from kproxy.config.show import configz, flagz
 from kproxy.conntrack.ended import Ended
 from kproxy.conntrack.gauge import Gauge
 from kproxy.conntrack.reconciler import Reconciler
@@ -44,18 +48,18 @@ from kproxy.dns.zone import Zone
 from kproxy.errors import ExitCode, KproxyError
 from kproxy.model.desired import NodeSettings
 from kproxy.model.snapshot import Snapshot
-from kproxy.process import family_name, settle
+from kproxy.node.sysctls import apply as set_sysctls
+from kproxy.node.sysctls import wanted
+from kproxy.process import END_OF_ALL, family_name, settle
 from kproxy.sync.drift import Patience
 from kproxy.sync.healing import Healer
 from kproxy.sync.loop import SyncLoop
 from kproxy.sync.pacer import Pacer
 from kproxy.sync.writer import acquire, somebody_waits
-from kproxy.telemetry.http import Health, Pages, serve
 from kproxy.telemetry.inspect import serve_state
 from kproxy.telemetry.instance import Instance
 from kproxy.telemetry.logs import configure, fields
-from kproxy.telemetry.metrics import exposition
-from kproxy.telemetry.state import health_of, status_of, watch_text
+from kproxy.telemetry.monitor import Monitor, Sources
 from kproxy.telemetry.statepage import socket_path
 from kproxy.watch.addresses import watch_addresses
 from kproxy.watch.client import Api, ClientSettings, connect
@@ -63,9 +67,6 @@ from kproxy.watch.reflector import RESOURCES, WatchStats, reflect
 
 log = logging.getLogger("kproxy.app")
 
-DNS_METRICS_PORT = 9153  # the port `metrics` of the kube-dns Service
-_HEALTH_PATHS = ("/healthz", "/livez", "/readyz", "/statusz")
-_METRICS_PATHS = ("/metrics", "/proxyMode", "/healthz", "/readyz", "/statusz")
 _BE_LIBERAL = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
 _LONGEST_RETRY_S = 5.0  # a lock that is free again, a tool that works again: noticed this soon
 _STANDBY_S = (
@@ -88,11 +89,14 @@ class Controller:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.config_change = ""  # what happened to its file
+        self.kernel_notes = set_sysctls(wanted(config.conntrack, os.cpu_count() or 1))
         variant = None if config.iptables.variant == "auto" else Variant(config.iptables.variant)
         settings = IptablesSettings(
             masquerade_bit=config.iptables.masquerade_bit, conntrack_tcp_be_liberal=_kernel_is_liberal()
         )
-        self.backend = IptablesBackend(settings, variant=variant)
+        self.tally = Tally(run_tool)
+        self.backend = IptablesBackend(settings, variant=variant, runner=self.tally.run)
         self.dns = dns_settings(config, os.environ) if config.dns.enabled else None
         self.upstreams = upstream_resolvers(config)
         self.publisher = ZonePublisher(Path(channel_path(config, family_name(os.getppid()))))
@@ -112,6 +116,15 @@ class Controller:
         self.ended = Ended(config.conntrack.ended_tcp_flows)
         self.loop.observers.append(self.ended.observe)
         self.gauge = Gauge()
+        self.monitor = Monitor(
+            config,
+            loop=self.loop,
+            backend=self.backend,
+            tally=self.tally,
+            healer=self.healer,
+            watches=self.watches,
+            sources=self._sources(),
+        )
         self.instance = Instance(
             node=config.node_name,
             backend=self.backend,
@@ -119,7 +132,7 @@ class Controller:
             drift=lambda: self.healer.status,
             settings=self.settings_for,
             watches=self.watches,
-            health=self.health,
+            health=self.monitor.health,
             server=lambda: self.api.server if self.api is not None else "",
             dns_workers=lambda: len(self.publisher.workers()) if self.dns is not None else None,
         )
@@ -175,6 +188,11 @@ class Controller:
         await self.loop.sync()
         await release(self.cluster_dns)
 
+    async def follow_config(self, read: str, stop: asyncio.Event) -> None:
+        """Ends the controller in good order when its configuration file is not the one that was `read` any more."""
+        self.config_change = await wait_for_change(self.config.config_file, read, asyncio.sleep)
+        stop.set()
+
     async def write_rules(self) -> None:
         """Waits for the right to write, then writes for ever."""
         self.right = await acquire(self.lock)
@@ -188,57 +206,47 @@ class Controller:
             yield reflect(
                 api,
                 resource,
-                self.loop.emit,
+                self.monitor.counting.emit,
                 now=time.monotonic,
                 sleep=asyncio.sleep,
                 random=random.random,
                 stats=stats,
             )
 
-    def health(self) -> Health:
-        """For the health pages."""
-        status, snapshot = self.loop.status, self.loop.snapshot
-        period = self.config.iptables.sync_period_s
-        return health_of(status, snapshot, self.config.node_name, now=time.monotonic(), sync_period_s=period)
-
-    def status(self) -> dict[str, Any]:
-        """For `/statusz`."""
-        dns = {
-            "dns addresses held": ", ".join(self.settings_for(self.loop.snapshot).dns_addresses),
-            "dns workers": len(self.publisher.workers()),
-        }
-        return status_of(
-            self.loop.status,
-            node_name=self.config.node_name,
-            mode=self.backend.mode,
-            evidence="; ".join(self.backend.notes),
-            server=self.api.server if self.api is not None else "",
-            watches=tuple(watch_text(stats, time.monotonic()) for stats in self.watches),
-            dns=dns if self.dns is not None else {},
+    def _sources(self) -> Sources:
+        """What the pages and metrics show besides rules."""
+        return Sources(
+            api=lambda: self.api,
+            dns=lambda: self._dns_lines() if self.dns is not None else {},
+            dns_counters=self.publisher.counters,
+            dns_workers=lambda: len(self.publisher.workers()),
+            flows=lambda: self.flows.counters,
+            configz=lambda: configz(self.config),
+            flagz=lambda: flagz(self.config),
         )
 
-    def metrics(self) -> bytes:
-        """For `/metrics`."""
-        return exposition(
-            self.loop.status,
-            self.watches,
-            now=time.monotonic(),
-            dns_counters=self.publisher.counters(),
-            dns_workers=len(self.publisher.workers()),
-            flows=self.flows.counters,
-        )
+    def _dns_lines(self) -> dict[str, Any]:
+        held = self.settings_for(self.loop.snapshot).dns_addresses
+        return {"dns addresses held": ", ".join(held), "dns workers": len(self.publisher.workers())}
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Runs every task until `stop` is set, then hands DNS over and ends. Rules stay."""
+    async def run(self, stop: asyncio.Event, config_read: str = "") -> None:
+        """Runs every task until `stop` is set or the configuration file changed, then hands DNS over and ends. Rules stay.
+
+        config_read: the fingerprint of the file that is in force, "" to follow none. Raises ConfigChangedError.
+        """
         try:
             if self.dns is not None:
                 await self.publisher.start()
             async with connect(self._client()) as self.api, asyncio.TaskGroup() as group:
                 tasks = [group.create_task(work) for work in (*self._work(self.api), *self._pages())]
+                if config_read:
+                    tasks.append(group.create_task(self.follow_config(config_read, stop)))
                 await stop.wait()
                 for task in tasks:
                     task.cancel()
             await self.leave()
+            if self.config_change:
+                raise ConfigChangedError(f"{self.config_change}: starting anew with it; rules stay")
         finally:
             await self.publisher.close()
 
@@ -256,31 +264,21 @@ class Controller:
             yield self.be_present()
 
     def _pages(self) -> Iterator[Coroutine[Any, Any, None]]:
-        pages = Pages(health=self.health, status=self.status, metrics=self.metrics, mode=self.backend.mode)
-        if self.config.healthz_bind_address:
-            yield serve(pages, self.config.healthz_bind_address, _HEALTH_PATHS)
-        if self.config.metrics_bind_address:
-            yield serve(pages, self.config.metrics_bind_address, _METRICS_PATHS)
+        yield from self.monitor.tasks(self.dns.own_addresses if self.dns is not None else ())
         yield serve_state(self.instance.pages(), socket_path(self.config.run_dir, family_name(os.getppid())))
-        for address in self.dns.own_addresses if self.dns is not None else ():
-            yield serve(pages, _with_port(address), ("/metrics",))
 
 
-def _with_port(address: str) -> str:
-    return f"[{address}]:{DNS_METRICS_PORT}" if ":" in address else f"{address}:{DNS_METRICS_PORT}"
-
-
-async def _run(config: Config) -> None:
+async def _run(config: Config, config_read: str) -> None:
     stop = asyncio.Event()
     running = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         running.add_signal_handler(number, stop.set)
     controller = Controller(config)
-    for note in (*config.warnings, *controller.backend.notes):
+    for note in (*config.warnings, *controller.kernel_notes, *controller.backend.notes):
         log.info("Note", extra=fields(note=note))
     controller.loop.observers.append(lambda _: _collect_from_now_on())
     running.call_later(_STANDBY_S, _collect_from_now_on)
-    await controller.run(stop)
+    await controller.run(stop, config_read)
 
 
 def _collect_from_now_on() -> None:
@@ -302,7 +300,10 @@ def main(argv: list[str]) -> int:
         settle("kproxy-control", parent_pid=os.getppid())
         config = load_config(flags.get("config"), flags)
         configure(config.log_format, config.verbosity)
-        uvloop.run(_run(config))
+        uvloop.run(_run(config, str(flags.get("config_read", ""))))
+    except ConfigChangedError as error:
+        _end(error)
+        return END_OF_ALL
     except KproxyError as error:
         return _end(error)
     except BaseExceptionGroup as group:

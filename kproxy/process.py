@@ -10,6 +10,9 @@ import ctypes
 import os
 import signal
 
+END_OF_ALL = (
+    10  # exit code of a child after which the whole family ends: what it was started with is not valid any more
+)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 

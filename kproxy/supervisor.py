@@ -4,16 +4,18 @@
       ├─ controller                 watch, model, rules
       └─ dns worker × cores         answers
 
-What comes in: a list of children, `[{"name": …, "argv": […]}, …]`. What goes out: processes, and one line on stderr for each start and
-end. It keeps no state that matters, imports next to nothing, opens no file and talks to nobody, so there is nothing in it that can fail
-while the children run; they are children of this process and not of the controller, so that a controller that crashes, hangs or is
-killed takes no query and no connection with it.
+What comes in: a list of children, `[{"name": …, "argv": […]}, …]`, and the form of log lines. What goes out: processes, and one line on
+stderr for each start and end, in klog's form or as JSON, without what the logging module would weigh. It keeps no state that matters,
+imports next to nothing, opens no file and talks to nobody, so there is nothing in it that can fail while the children run; they are
+children of this process and not of the controller, so that a controller that crashes, hangs or is killed takes no query and no
+connection with it.
 
 At the end the first child is asked first: the controller gives the DNS address back while the workers still answer on it.
 
 A child that ends is started again after a pause that doubles from 0.1 s to 30 s and falls back after a minute of health. Exit code 2
 (configuration) or 3 (this machine cannot) in the first life of a child is for the person at the terminal: everything stops with that
-code instead of a restart loop that hides it.
+code instead of a restart loop that hides it. Exit code 10 (`process.END_OF_ALL`: the configuration file has changed) ends everything at
+any time, with exit code 1, so that whoever runs this starts it again with the new file.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from kproxy.process import settle
+from kproxy.process import END_OF_ALL, settle
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 30.0
@@ -35,6 +37,7 @@ _HAND_OVER_S = 5.0  # how long the first child may take to end before the others
 _GRACE_S = 10.0  # between passing SIGTERM on and SIGKILL; a DaemonSet grants 30 s
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
 _FINAL_CODES = (2, 3)
+_say_json = False  # set once, by main
 
 
 @dataclass(slots=True)
@@ -67,7 +70,14 @@ class Family:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"kproxy supervisor: {text}\n")
+    now, line = time.time(), sys._getframe(1).f_lineno
+    if _say_json:
+        told = {"ts": round(now * 1000.0, 3), "caller": f"kproxy/supervisor.py:{line}", "msg": text, "v": 0}
+        written = json.dumps(told, separators=(",", ":"))
+    else:
+        stamp = time.strftime("%m%d %H:%M:%S", time.localtime(now))
+        written = f"I{stamp}.{int(now % 1 * 1e6):06d} {os.getpid():7d} supervisor.py:{line}] {json.dumps(text)}"
+    sys.stderr.write(written + "\n")
     sys.stderr.flush()
 
 
@@ -94,6 +104,11 @@ def _ended(family: Family, child: Child, code: int, now: float) -> None:
     what = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
     if family.stopping:
         _say(f"{child.name} ended ({what})")
+        return
+    if code == END_OF_ALL:
+        _say(f"{child.name} ended for a new start: stopping")
+        family.exit_code = 1
+        _stop(family, now)
         return
     if code in _FINAL_CODES and child.lives == 1:
         _say(f"{child.name} cannot run ({what}): stopping")
@@ -165,14 +180,16 @@ def supervise(family: Family) -> int:
         _reap(family, now)
 
 
-def command_line(children: list[tuple[str, list[str]]]) -> list[str]:
-    """The argument vector that runs this module over `children`, for `os.execv`."""
+def command_line(children: list[tuple[str, list[str]]], log_format: str) -> list[str]:
+    """The argument vector that runs this module over `children`, for `os.execv`. log_format: `text` or `json`."""
     listed = json.dumps([{"name": name, "argv": argv} for name, argv in children])
-    return [sys.executable, "-m", "kproxy.supervisor", listed]
+    return [sys.executable, "-m", "kproxy.supervisor", listed, log_format]
 
 
 def main(argv: list[str]) -> int:
-    """Entry point: the child list is the only argument."""
+    """Entry point: the child list, and the form of log lines if it is not text."""
+    global _say_json
+    _say_json = argv[1:] == ["json"]
     settle("kproxy", parent_pid=None)
     return supervise(Family([Child(item["name"], item["argv"]) for item in json.loads(argv[0])]))
 

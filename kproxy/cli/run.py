@@ -1,7 +1,8 @@
 """`kproxy run`: checks flags and configuration, then becomes the supervisor of this node's processes.
 
 In: flags and a configuration file. Out: this very process, by exec, as `kproxy.supervisor` with its list of children. Everything that
-can be wrong with the configuration is said here, once, before anything is started.
+can be wrong with the configuration is said here, once, before anything is started. `--write-config-to`, `--init-only` and `--cleanup`
+do one thing and end, as kube-proxy's do.
 """
 
 from __future__ import annotations
@@ -9,19 +10,27 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 import click
 import msgspec
 
+from kproxy import __version__
 from kproxy.config.config import Config
 from kproxy.config.flags import run_options
+from kproxy.config.follow import fingerprint
 from kproxy.config.load import load_config
+from kproxy.config.show import written
 from kproxy.dns.configured import channel_path, dns_settings
+from kproxy.errors import ConfigError
+from kproxy.node.oom import set_oom_score
+from kproxy.node.sysctls import apply, wanted
 from kproxy.process import family_name
 from kproxy.supervisor import command_line
 
 
-def children(config: Config, flags: dict[str, object]) -> list[tuple[str, list[str]]]:
+def children(config: Config, flags: Mapping[str, object]) -> list[tuple[str, list[str]]]:
     """Names and command lines of the processes of this node; the controller first."""
     listed = [("controller", [sys.executable, "-m", "kproxy.app", json.dumps(flags)])]
     if config.dns.enabled:
@@ -37,14 +46,49 @@ def children(config: Config, flags: dict[str, object]) -> list[tuple[str, list[s
                 f"kproxy-dns-{number}",
                 "--parent",
                 str(os.getpid()),
+                "--log-format",
+                config.log_format,
+                "--verbosity",
+                str(config.verbosity),
             ]
             worker = [sys.executable, "-m", "kproxy.dns.worker", *arguments]
             listed.append((f"dns worker {number}", worker))
     return listed
 
 
+def start(flags: Mapping[str, object]) -> None:
+    """What the flags say: one of the things that end, or the daemon, which never returns. Raises KproxyError."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    path = given.get("config")
+    read = fingerprint(str(path)) if path else ""
+    config = load_config(str(path) if path else None, given)
+    if given.get("write_config_to"):
+        _write(config, str(given["write_config_to"]))
+    elif given.get("cleanup"):
+        from kproxy.cli.cleanup import command as cleanup
+
+        cleanup.main(args=[], standalone_mode=False)
+    elif given.get("init_only"):
+        for note in apply(wanted(config.conntrack, os.cpu_count() or 1)):
+            click.echo(f"kproxy: {note}", err=True)
+    else:
+        if complaint := set_oom_score(config.oom_score_adj):
+            click.echo(f"kproxy: {complaint}", err=True)
+        argv = command_line(children(config, {**given, "config_read": read}), config.log_format)
+        os.execv(argv[0], argv)
+
+
+def _write(config: Config, path: str) -> None:
+    try:
+        Path(path).write_text(written(config), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot be written: {error.strerror}", where=path) from None
+    click.echo(f"kproxy: wrote the configuration to {path}", err=True)
+
+
 @click.command("run")
 @run_options
+@click.version_option(__version__, prog_name="kproxy")
 def command(**flags: object) -> None:
     """Be this node's service proxy and DNS.
 
@@ -52,9 +96,6 @@ def command(**flags: object) -> None:
     Examples:
       kproxy run --config /etc/kproxy/config.yaml
       kproxy run --kubeconfig /etc/kubernetes/kproxy.conf --cluster-cidr 10.244.0.0/16
+      kproxy run --config old-kube-proxy.conf --write-config-to new.yaml
     """
-    given = {name: value for name, value in flags.items() if value is not None}
-    path = given.get("config")
-    config = load_config(str(path) if path is not None else None, given)
-    argv = command_line(children(config, given))
-    os.execv(argv[0], argv)
+    start(flags)

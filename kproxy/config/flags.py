@@ -15,6 +15,18 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class _Level(click.ParamType[int]):
+    """A whole number; `-v=4` is how Go's programs are told, and click hands over the `=` of a short flag."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        digits = str(value).removeprefix("=")
+        if not digits.isdecimal():
+            self.fail(f"{digits!r} is not a whole number", param, ctx)
+        return int(digits)
+
+
 def _truth(name: str, help_text: str) -> Callable[[F], F]:
     """Written as Go's flags are: `--flag`, `--flag=true`, `--flag=false`."""
     return click.option(name, type=click.BOOL, is_flag=False, flag_value="true", default=None, help=help_text)
@@ -68,7 +80,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     _whole("--dns-workers", "N", "Answering processes; 0: one for each core."),
     _text("--run-dir", "DIRECTORY", "Sockets, lock and last known state."),
     _text("--logging-format", "text|json", "Form of log lines."),
-    click.option("-v", "--v", "v", type=int, metavar="N", default=None, help="Verbosity; 4 and more shows debug lines."),
+    click.option("-v", "--v", "v", type=_Level(), metavar="N", default=None, help="Verbosity; 4 and more shows debug lines."),
     _text("--vmodule", "PATTERN=N,…", _NONE),
     _text("--log-flush-frequency", "DURATION", _NONE),
     *(_text(f"--log-{form}-info-buffer-size", "SIZE", _NONE) for form in ("json", "text")),

@@ -50,6 +50,7 @@ class _Values:
         self.warnings: list[str] = []
         self.problems: list[str] = []
         self.unsupported: UnsupportedError | None = None
+        self.dns_default = True
         self.ipv6 = False  # whether a file's bindAddress is of that family: the pages follow it
 
     def put(self, setting: Setting, value: object, where: str) -> None:
@@ -82,15 +83,17 @@ class _Values:
 def load_config(path: str | None, flags: Mapping[str, object]) -> Config:
     """The configuration in the file at `path` (None: none) with `flags` over it; flags that are None were not given.
 
-    Raises ConfigError, or UnsupportedError for a mode that is not there.
+    `dns_default` among them: whether DNS is answered when nobody says. Raises ConfigError, or UnsupportedError for a mode that is
+    not there.
     """
     values = _Values()
+    values.dns_default = bool(flags.get("dns_default", True))
     if path is not None:
         _read_file(values, path)
     for setting in SETTINGS:
         given = flags.get(setting.flag) if setting.flag else None
         if given is not None:
-            values.put(setting, given, setting.flag_name)
+            values.put(setting, _as_typed(setting, given), setting.flag_name)
             _note_gates(values, setting, setting.flag_name)
     for name in ("boot_id_file", "machine_id_file"):
         if flags.get(name) is not None:
@@ -99,6 +102,11 @@ def load_config(path: str | None, flags: Mapping[str, object]) -> Config:
             )
     _deprecated_ports(values, flags, with_file=path is not None)
     return replace(_build(values), config_file=path or "")
+
+
+def _as_typed(setting: Setting, given: object) -> object:
+    """The value of a flag; upstream takes the node's name from its flag in lower case, and from the file as it is."""
+    return given.strip().lower() if setting.target == "hostname_override" and isinstance(given, str) else given
 
 
 def _deprecated_ports(values: _Values, flags: Mapping[str, object], *, with_file: bool) -> None:
@@ -214,6 +222,9 @@ def _similar(path: str) -> str:
 
 def _build(values: _Values) -> Config:
     found = dict(values.found)
+    if values.ipv6 and found.get("node_ips") == ():
+        values.without_effect["bindAddress"] = "::"
+    found.setdefault("dns.enabled", values.dns_default)
     if values.ipv6:
         found = {"healthz_bind_address": "[::]:10256", "metrics_bind_address": "[::1]:10249"} | found
     upstreams = found.pop("dns.upstreams", ())

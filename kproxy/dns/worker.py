@@ -41,6 +41,7 @@ from kproxy.dns.server import Server, bound, is_taken
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.zone import Loading, empty_zone, with_changes
 from kproxy.process import settle
+from kproxy.telemetry.logs import configure
 
 log = logging.getLogger("kproxy.dns.worker")
 
@@ -218,10 +219,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--name", default="kproxy-dns", help="what ps shows")
     parser.add_argument("--parent", type=int, default=None, metavar="PID", help="end when this process ends")
     parser.add_argument("--announce", action="store_true", help="say `ready` on standard output once it answers")
+    parser.add_argument("--log-format", default="text", choices=("text", "json"), help="form of log lines")
+    parser.add_argument("--verbosity", type=int, default=0, metavar="N", help="4 and more: debug lines too")
     options = parser.parse_args(argv)
     settle(options.name, parent_pid=options.parent)
     raise_file_limit()
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s " + options.name + " %(message)s")
+    configure(options.log_format, options.verbosity)
     text = options.config
     try:
         raw = Path(text[1:]).read_bytes() if text.startswith("@") else text.encode()
