@@ -1,109 +1,202 @@
-"""The status pages of a controller: health for load balancers and kubelets, state for people.
+"""The HTTP servers of a controller: health for load balancers and kubelets, metrics and state for people and programs.
 
 | server (default address)  | paths |
-| health, 0.0.0.0:10256     | /healthz /livez /readyz /statusz |
-| metrics, 127.0.0.1:10249  | /metrics /proxyMode /healthz /statusz |
+| health, 0.0.0.0:10256     | /healthz /livez as kube-proxy; /readyz, /statusz ours |
+| metrics, 127.0.0.1:10249  | /metrics /metrics/slis /healthz /proxyMode /configz /statusz /flagz as kube-proxy; /livez, /readyz ours |
 
-Bodies and codes of /healthz and /livez are kube-proxy's; /readyz is ours: 200 only after the first complete sync of rules and zone.
-Liveness never depends on the API server: a node whose API is away still routes, and must not be restarted for it. What must not happen
-here: changing anything. A port that is taken is reported and tried again; it never stops the data plane.
+In: `Pages`, functions that are asked at every request, and health.py's bodies. /readyz is what kube-proxy lacks: 200 only after the first
+complete sync of rules and zone. Liveness never depends on the API server: a node whose API is away still routes, and must not be restarted
+for it. What must not happen here: changing anything. A port that is taken is told and tried again every 5 s; the data plane goes on, unless
+`bindAddressHardFail` asks for the end of the process.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
 
+from kproxy import __version__
+from kproxy.errors import UnsupportedError
+from kproxy.telemetry.health import Health, health_json
 from kproxy.telemetry.logs import fields
+
+__all__ = ["Health", "Pages", "Routes", "health_routes", "metrics_routes", "serve"]
 
 log = logging.getLogger("kproxy.http")
 
 _RETRY_S = 5.0
+_PLAIN = {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"}
+_JSON = {"Content-Type": "application/json", "X-Content-Type-Options": "nosniff"}
+_STATUSZ = "application/json;g=config.k8s.io;v=v1alpha1;as=Statusz"
+_WARNING = (
+    "Warning: This endpoint is not meant to be machine parseable, has no formatting compatibility guarantees "
+    "and is for debugging purposes only."
+)
+# No pprof: that is Go's profiler, and its tools read Go's format. What answers the same questions is said instead of imitated.
+_NO_PPROF = """\
+kproxy is a Python program: there is no pprof in it, and go tool pprof could not read what it has.
+What answers the same questions:
+  /metrics process_*           memory, processor time and open files of the controller
+  py-spy record -p PID         a profile of the processor time, from outside and without a restart
+  py-spy dump -p PID           where every thread stands
+"""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
-    """What the health pages say. `last_updated` is Unix seconds of the last successful sync, 0 when there was none."""
-
-    data_path: bool
-    node_eligible: bool
-    ready: bool
-    waiting_for: str = ""
-    last_updated: float = 0.0
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Routes = Mapping[str, Handler]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pages:
-    """Where the pages take their content from, each asked at every request."""
+    """Where the pages take their content from, each asked at every request.
+
+    answers: counts (page, code) of health answers; the metrics tell them.
+    """
 
     health: Callable[[], Health]
     status: Callable[[], dict[str, Any]]
-    metrics: Callable[[], bytes]
+    metrics: Callable[[], Awaitable[bytes]]
+    slis: Callable[[], bytes]
+    configz: Callable[[], Mapping[str, Any]]
+    flagz: Callable[[], Mapping[str, str]]
     mode: str
+    answers: Counter[tuple[str, int]] = field(default_factory=Counter)
+    started: float = 0.0  # Unix seconds
 
 
-def _stamp(unix: float) -> str:
-    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%d %H:%M:%S.%f +0000 UTC")
+def health_routes(pages: Pages) -> Routes:
+    """The health server's pages."""
 
-
-def _health_answer(health: Health, *, ok: bool, eligible: bool | None) -> web.Response:
-    now = time.time()
-    body: dict[str, Any] = {
-        # While healthy the time is "now": load balancers compare it with their own clock.
-        "lastUpdated": _stamp(now if health.data_path else health.last_updated),
-        "currentTime": _stamp(now),
-        "healthy": health.data_path,
-    }
-    if eligible is not None:
-        body["nodeEligible"] = eligible
-    return web.json_response(body, status=200 if ok else 503, headers={"X-Content-Type-Options": "nosniff"})
-
-
-def _routes(pages: Pages) -> dict[str, Callable[[web.Request], Any]]:
     async def healthz(_: web.Request) -> web.Response:
         health = pages.health()
-        return _health_answer(health, ok=health.data_path and health.node_eligible, eligible=health.node_eligible)
+        return _health_answer(pages, "healthz", health, health.data_path and health.node_eligible, eligible=True)
 
     async def livez(_: web.Request) -> web.Response:
         health = pages.health()
-        return _health_answer(health, ok=health.data_path, eligible=None)
+        return _health_answer(pages, "livez", health, health.data_path, eligible=False)
 
     async def readyz(_: web.Request) -> web.Response:
-        health = pages.health()
-        return web.Response(
-            text="ok\n" if health.ready else f"waiting for {health.waiting_for}\n", status=200 if health.ready else 503
-        )
+        return _ready_answer(pages)
 
-    async def statusz(request: web.Request) -> web.Response:
-        status = pages.status()
-        if "json" in request.headers.get("Accept", "") or request.query.get("o") == "json":
-            return web.json_response(status)
-        return web.Response(text=_status_text(status))
+    return {"/healthz": healthz, "/livez": livez, "/readyz": readyz, "/statusz": _statusz(pages, ())}
 
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=pages.metrics(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+def _health_answer(pages: Pages, page: str, health: Health, ok: bool, *, eligible: bool) -> web.Response:
+    status = 200 if ok else 503
+    pages.answers[page, status] += 1
+    body = health_json(health, ok=ok, now_ns=time.time_ns(), eligible=eligible)
+    return web.Response(body=body, status=status, headers=_JSON)
+
+
+def _ready_answer(pages: Pages) -> web.Response:
+    health = pages.health()
+    status = 200 if health.ready else 503
+    pages.answers["readyz", status] += 1
+    return web.Response(
+        body=b"ok" if health.ready else f"waiting for {health.waiting_for}\n".encode(), status=status, headers=_PLAIN
+    )
+
+
+def metrics_routes(pages: Pages) -> Routes:
+    """The metrics server's pages."""
+    paths = ("/configz", "/flagz", "/healthz", "/metrics", "/proxyMode", "/readyz")
+
+    async def ping(_: web.Request) -> web.Response:
+        return web.Response(body=b"ok", headers=_PLAIN)
+
+    async def readyz(_: web.Request) -> web.Response:
+        return _ready_answer(pages)
 
     async def proxy_mode(_: web.Request) -> web.Response:
-        return web.Response(text=pages.mode)
+        return web.Response(body=pages.mode.encode(), headers=_PLAIN)
+
+    async def configz(_: web.Request) -> web.Response:
+        return web.Response(body=json.dumps(pages.configz(), separators=(",", ":")).encode(), headers=_JSON)
+
+    async def flagz(_: web.Request) -> web.Response:
+        lines = [f"{name}={value}" for name, value in sorted(pages.flagz().items())]
+        text = "\n".join(["", "kproxy flagz", _WARNING, *lines, ""])
+        return web.Response(body=text.encode(), headers=_PLAIN)
+
+    async def no_pprof(_: web.Request) -> web.Response:
+        return web.Response(body=_NO_PPROF.encode(), status=404, headers=_PLAIN)
 
     return {
-        "/healthz": healthz,
-        "/livez": livez,
+        **metrics_only(pages),
+        "/metrics/slis": _slis(pages),
+        "/healthz": ping,
+        "/livez": ping,
         "/readyz": readyz,
-        "/statusz": statusz,
-        "/metrics": metrics,
         "/proxyMode": proxy_mode,
+        "/configz": configz,
+        "/flagz": flagz,
+        "/statusz": _statusz(pages, paths),
+        "/debug/pprof/{rest:.*}": no_pprof,
     }
 
 
-def _status_text(status: dict[str, Any]) -> str:
+def metrics_only(pages: Pages) -> Routes:
+    """/metrics alone, for addresses that more than this node can reach."""
+
+    async def metrics(_: web.Request) -> web.Response:
+        body = await pages.metrics()
+        return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    return {"/metrics": metrics}
+
+
+def _slis(pages: Pages) -> Handler:
+    async def slis(_: web.Request) -> web.Response:
+        return web.Response(
+            body=pages.slis(),
+            headers={
+                "Content-Type": "text/plain; version=0.0.4; charset=utf-8",
+                "Process-Start-Time-Unix": str(int(pages.started)),
+            },
+        )
+
+    return slis
+
+
+def _statusz(pages: Pages, paths: tuple[str, ...]) -> Handler:
+    """Our state as text or (`?o=json`, `Accept: application/json`) JSON; to who asks for kube-proxy's versioned form, that form."""
+
+    async def statusz(request: web.Request) -> web.Response:
+        accept = request.headers.get("Accept", "").replace(" ", "")
+        if "as=Statusz" in accept and "v=v1alpha1" in accept:
+            return web.Response(body=_versioned(pages, paths), headers={"Content-Type": _STATUSZ})
+        if "json" in accept or request.query.get("o") == "json":
+            return web.Response(body=json.dumps(pages.status()).encode(), headers=_JSON)
+        return web.Response(body=_status_text(pages.status()).encode(), headers=_PLAIN)
+
+    return statusz
+
+
+def _versioned(pages: Pages, paths: tuple[str, ...]) -> bytes:
+    started = datetime.fromtimestamp(int(pages.started), UTC)
+    body = {
+        "kind": "Statusz",
+        "apiVersion": "config.k8s.io/v1alpha1",
+        "metadata": {"name": "kproxy"},
+        "startTime": started.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "uptimeSeconds": int(time.time() - pages.started),
+        "goVersion": f"{platform.python_implementation()} {platform.python_version()}",
+        "binaryVersion": __version__,
+        "paths": list(paths),
+    }
+    return json.dumps(body, separators=(",", ":")).encode() + b"\n"
+
+
+def _status_text(status: Mapping[str, Any]) -> str:
     lines: list[str] = []
     for key, value in status.items():
         if isinstance(value, list):
@@ -114,22 +207,38 @@ def _status_text(status: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-async def serve(pages: Pages, address: str, paths: tuple[str, ...]) -> None:
-    """Serves `paths` at `address` (`host:port`) for ever; a taken port is tried again every 5 s."""
+def _nothing(_: str) -> None:
+    return None
+
+
+async def serve(
+    routes: Routes, address: str, *, hard_fail: bool = False, failed: Callable[[str], None] = _nothing
+) -> None:
+    """Serves `routes` at `address` (`host:port`) for ever.
+
+    A port that is taken is told to `failed` (each reason once) and tried again every 5 s; with `hard_fail` UnsupportedError is raised
+    instead, as `bindAddressHardFail` says.
+    """
     host, _, port = address.rpartition(":")
     application = web.Application()
-    routes = _routes(pages)
-    for path in paths:
-        application.router.add_get(path, routes[path])
+    for path, handler in routes.items():
+        application.router.add_route("*", path, handler)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
+    told = ""
     try:
         while True:
             try:
                 await web.TCPSite(runner, host.strip("[]"), int(port), reuse_address=True, reuse_port=True).start()
                 break
             except OSError as error:
-                log.warning("Cannot listen", extra=fields(address=address, error=error, retry_s=_RETRY_S))
+                why = error.strerror or str(error)
+                if why != told:
+                    told = why
+                    log.warning("Cannot listen", extra=fields(address=address, error=error, retry_s=_RETRY_S))
+                    failed(f"cannot listen on {address}: {why}")
+                if hard_fail:
+                    raise UnsupportedError(f"cannot listen on {address}: {why} (bindAddressHardFail is set)") from error
                 await asyncio.sleep(_RETRY_S)
         await asyncio.Event().wait()
     finally:

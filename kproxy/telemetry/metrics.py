@@ -7,16 +7,16 @@ when somebody asks, and into nothing when nobody does. Nothing in here is on a h
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from kproxy import __version__
-from kproxy.conntrack.counters import BUCKETS_S, Counters
+from kproxy.conntrack.counters import Counters
 from kproxy.model.names import Family
 from kproxy.sync.status import SyncStatus
+from kproxy.telemetry import metrics_proxy
 from kproxy.watch.reflector import WatchStats
 
 
@@ -57,18 +57,11 @@ def _watches(watches: Iterable[WatchStats], now: float) -> Iterator[Metric]:
     yield from (age, relists, failures)
 
 
-def _flows(counters: Mapping[Family, Counters]) -> Iterator[Metric]:
-    prefix = "kubeproxy_conntrack_reconciler_"
-    deleted = CounterMetricFamily(f"{prefix}deleted_entries", "stale UDP flows deleted", labels=["ip_family"])
-    took = HistogramMetricFamily(
-        f"{prefix}sync_duration_seconds", "how long it took to look through the open flows", labels=["ip_family"]
-    )
-    for family, counted in counters.items():
-        deleted.add_metric([family.value], counted.deleted)
-        bounds = [*map(str, BUCKETS_S), "+Inf"]
-        buckets = list(zip(bounds, map(float, accumulate(counted.durations)), strict=True))
-        took.add_metric([family.value], buckets, counted.seconds)
-    yield from (deleted, took)
+def text_of(metrics: Iterable[Metric]) -> bytes:
+    """Prometheus' text form."""
+    registry = CollectorRegistry()
+    registry.register(_Once(metrics))
+    return bytes(generate_latest(registry))
 
 
 def exposition(
@@ -79,8 +72,9 @@ def exposition(
     dns_counters: Mapping[str, int],
     dns_workers: int,
     flows: Mapping[Family, Counters],
+    more: Iterable[Metric] = (),
 ) -> bytes:
-    """All metrics as text. `now` is on the reflectors' clock (monotonic seconds)."""
+    """All metrics as text. `now` is on the reflectors' clock (monotonic seconds). more: families made elsewhere."""
     build = GaugeMetricFamily("kproxy_build_info", "version of this program", labels=["version"])
     build.add_metric([__version__], 1)
     problems = GaugeMetricFamily("kproxy_problems", "objects or parts of objects that are not served", labels=["kind"])
@@ -89,12 +83,9 @@ def exposition(
         kinds[problem.kind] = kinds.get(problem.kind, 0) + 1
     for kind, count in sorted(kinds.items()):
         problems.add_metric([kind], count)
-    prefix = "kubeproxy_sync_proxy_rules_"
     metrics: list[Metric] = [
         build,
         problems,
-        _gauge(f"{prefix}last_timestamp_seconds", "Unix time of the last successful sync", status.last_success),
-        _gauge(f"{prefix}last_queued_timestamp_seconds", "Unix time a sync was last asked for", status.last_queued),
         _gauge("kproxy_sync_last_duration_seconds", "how long the last sync took", status.last_duration_s),
         _counter("kproxy_syncs", "syncs that went well", status.syncs),
         _counter("kproxy_sync_failures", "syncs the kernel's tools refused", status.failures),
@@ -102,8 +93,7 @@ def exposition(
         _gauge("kproxy_writer", "1 while this instance writes the rules of the node", int(status.writer)),
         *_watches(watches, now),
         *_dns(dns_counters, dns_workers),
-        *_flows(flows),
+        *metrics_proxy.flows(flows),
+        *more,
     ]
-    registry = CollectorRegistry()
-    registry.register(_Once(metrics))
-    return bytes(generate_latest(registry))
+    return text_of(metrics)

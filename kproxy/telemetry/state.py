@@ -7,10 +7,13 @@ from typing import Any
 
 from kproxy import __version__
 from kproxy.model.snapshot import Snapshot
+from kproxy.sync.drift import DriftStatus
 from kproxy.sync.loop import RULES_NEED, ZONE_NEEDS
 from kproxy.sync.status import SyncStatus
-from kproxy.telemetry.http import Health
+from kproxy.telemetry.health import Health
 from kproxy.watch.reflector import WatchStats
+
+_UNWATCHED = DriftStatus()
 
 
 def health_of(status: SyncStatus, snapshot: Snapshot, node_name: str, *, now: float, sync_period_s: float) -> Health:
@@ -51,6 +54,7 @@ def status_of(
     evidence: str,
     server: str,
     watches: tuple[str, ...],
+    drift: DriftStatus = _UNWATCHED,
     dns: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of `/statusz`, in the order people read it."""
@@ -69,6 +73,8 @@ def status_of(
         "syncs": status.syncs,
         "failed syncs": status.failures,
         "last error": status.last_error,
+        "last sync": f"{status.last_duration_s:.3f} s",
+        "drift": f"{drift.found} found, {drift.mended} mended" if drift.watched else "not watched",
         **dns,
         "problems": [str(problem) for problem in status.problems],
     }

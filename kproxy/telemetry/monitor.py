@@ -1,0 +1,208 @@
+"""All that a controller tells to the outside, in one object: pages, metrics, Events, health check node ports.
+
+In: the parts, as `app` built them, and the outcome of every sync. Out: tasks for the app's group. Nothing here decides about a Service, and
+nothing that fails here stops the data plane, but for a port of the pages with `bindAddressHardFail`.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kproxy.backends.iptables.apply import IptablesBackend
+from kproxy.backends.iptables.counters import KernelCounters
+from kproxy.backends.iptables.ruleset import Ruleset
+from kproxy.backends.iptables.tally import Tally
+from kproxy.backends.iptables.tool_runs import run_tool
+from kproxy.config.config import Config
+from kproxy.conntrack.counters import Counters
+from kproxy.errors import SourceError
+from kproxy.healthcheck.server import HealthChecks
+from kproxy.model.names import Family
+from kproxy.model.objects import Problem
+from kproxy.sync.healing import Healer
+from kproxy.sync.loop import SyncLoop, SyncOutcome
+from kproxy.telemetry import metrics_program, metrics_proxy, notices
+from kproxy.telemetry.counting import Counting, without_local_endpoints
+from kproxy.telemetry.events import Recorder
+from kproxy.telemetry.http import Health, Pages, health_routes, metrics_only, metrics_routes, serve
+from kproxy.telemetry.metrics import exposition, text_of
+from kproxy.telemetry.state import health_of, status_of, watch_text
+from kproxy.watch.client import Api
+from kproxy.watch.reflector import WatchStats
+
+DNS_METRICS_PORT = 9153  # the port `metrics` of the kube-dns Service
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """What only the app knows, asked at every request. api: None before it is connected. dns: lines for /statusz."""
+
+    api: Callable[[], Api | None]
+    dns: Callable[[], Mapping[str, Any]]
+    dns_counters: Callable[[], Mapping[str, int]]
+    dns_workers: Callable[[], int]
+    flows: Callable[[], Mapping[Family, Counters]]
+    configz: Callable[[], Mapping[str, Any]]
+    flagz: Callable[[], Mapping[str, str]]
+
+
+class Monitor:
+    """One for each controller. `counting.emit` belongs between the reflectors and the loop."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        loop: SyncLoop,
+        backend: IptablesBackend,
+        tally: Tally,
+        healer: Healer,
+        watches: Sequence[WatchStats],
+        sources: Sources,
+    ) -> None:
+        self._config, self._loop, self._backend, self._tally = config, loop, backend, tally
+        self._healer, self._watches, self._sources = healer, watches, sources
+        self._answers: Counter[tuple[str, int]] = Counter()
+        self._problems: tuple[Problem, ...] = ()
+        self._owned: tuple[Ruleset | None, Mapping[tuple[Family, str], int]] = (
+            None,
+            {},
+        )  # counted once for each ruleset
+        self.counting = Counting(loop.emit, lambda: loop.snapshot, unix=time.time, monotonic=time.monotonic)
+        self.recorder = Recorder(
+            self._write,
+            instance=f"kproxy-{platform.node()}",
+            unix_ns=time.time_ns,
+            monotonic=time.monotonic,
+            enabled=config.events,
+        )
+        self._kernel = KernelCounters(
+            backend.tools, run_tool, lambda: backend.wanted, services=config.iptables.service_counters
+        )
+        self.checks = HealthChecks(
+            lambda: self.health().data_path,
+            lambda service, why: self.recorder.record(notices.check_failed(config.node_name, service, why)),
+        )
+        loop.observers.extend([self.counting.observe, self.checks.observe, self._observe])
+        healer.observers.append(lambda found: self.recorder.record(notices.drift(config.node_name, found)))
+
+    async def _write(self, method: str, path: str, body: bytes, content_type: str) -> bytes:
+        api = self._sources.api()
+        if api is None:
+            raise SourceError("not connected to the API server yet")
+        return await api.write(method, path, body, content_type)
+
+    def _observe(self, outcome: SyncOutcome) -> None:
+        self._tally.settle()
+        if outcome.error is not None:
+            self.recorder.record(notices.sync_failed(self._config.node_name, str(outcome.error)))
+        before, self._problems = self._problems, self._loop.status.problems
+        if before is not self._problems:
+            for note in notices.of_problems(self._config.node_name, before, self._problems):
+                self.recorder.record(note)
+
+    def health(self) -> Health:
+        """For the health pages."""
+        status, snapshot = self._loop.status, self._loop.snapshot
+        period = self._config.iptables.sync_period_s
+        return health_of(status, snapshot, self._config.node_name, now=time.monotonic(), sync_period_s=period)
+
+    def status(self) -> dict[str, Any]:
+        """For `/statusz`."""
+        api = self._sources.api()
+        return status_of(
+            self._loop.status,
+            node_name=self._config.node_name,
+            mode=self._backend.mode,
+            evidence="; ".join(self._backend.notes),
+            server=api.server if api is not None else "",
+            watches=tuple(watch_text(stats, time.monotonic()) for stats in self._watches),
+            drift=self._healer.status,
+            dns=self._sources.dns(),
+        )
+
+    async def metrics(self) -> bytes:
+        """For `/metrics`."""
+        await self._kernel.refresh()
+        api = self._sources.api()
+        return exposition(
+            self._loop.status,
+            self._watches,
+            now=time.monotonic(),
+            dns_counters=self._sources.dns_counters(),
+            dns_workers=self._sources.dns_workers(),
+            flows=self._sources.flows(),
+            more=(
+                *metrics_proxy.syncs(self.counting, self._loop.status),
+                *metrics_proxy.rules(self._tally, self.counting, self._rules()),
+                *metrics_proxy.no_local_endpoints(without_local_endpoints(self._loop.desired)),
+                *metrics_proxy.answers(self._answers),
+                *metrics_proxy.invalid_dropped(self._kernel.dropped),
+                *metrics_program.services(self._kernel.services),
+                *metrics_program.drift(self._healer.status),
+                *metrics_program.events(self.recorder.outcomes),
+                *(metrics_program.requests(api.requests) if api is not None else ()),
+                *metrics_program.build(),
+                *metrics_program.process(),
+            ),
+        )
+
+    def _rules(self) -> Mapping[tuple[Family, str], int]:
+        wanted = self._backend.wanted
+        if wanted is not None and wanted is not self._owned[0]:
+            self._owned = (wanted, _owned(wanted))
+        return self._owned[1]
+
+    def slis(self) -> bytes:
+        """For `/metrics/slis`."""
+        return text_of(metrics_program.slis(self.health(), self._answers, self.counting.started))
+
+    def tasks(self, dns_addresses: Sequence[str]) -> Iterator[Coroutine[Any, Any, None]]:
+        """What has to run. dns_addresses: where DNS is answered; its metrics are there as well."""
+        config, pages = self._config, self._pages()
+        yield self._tell_and_keep()
+        yield self.checks.keep()
+        for address, routes, reason in (
+            (config.healthz_bind_address, health_routes(pages), "FailedToStartProxierHealthcheck"),
+            (config.metrics_bind_address, metrics_routes(pages), "FailedToStartMetricServer"),
+        ):
+            if address:
+                yield serve(routes, address, hard_fail=config.bind_address_hard_fail, failed=self._failed(reason))
+        for address in dns_addresses:
+            yield serve(metrics_only(pages), _with_port(address))
+
+    def _pages(self) -> Pages:
+        return Pages(
+            health=self.health,
+            status=self.status,
+            metrics=self.metrics,
+            slis=self.slis,
+            configz=self._sources.configz,
+            flagz=self._sources.flagz,
+            mode=self._backend.mode,
+            answers=self._answers,
+            started=self.counting.started,
+        )
+
+    def _failed(self, reason: str) -> Callable[[str], None]:
+        return lambda why: self.recorder.record(notices.pages_failed(self._config.node_name, reason, why))
+
+    async def _tell_and_keep(self) -> None:
+        self.recorder.record(notices.starting(self._config.node_name))
+        for note in notices.variants(self._config.node_name, self._backend.tools.choice.warnings):
+            self.recorder.record(note)
+        await self.recorder.keep()
+
+
+def _owned(wanted: Ruleset) -> Mapping[tuple[Family, str], int]:
+    tables = ((family, table, chains) for family in Family for table, chains in wanted.of(family).tables.items())
+    return {(family, table): sum(map(len, chains.values())) for family, table, chains in tables}
+
+
+def _with_port(address: str) -> str:
+    return f"[{address}]:{DNS_METRICS_PORT}" if ":" in address else f"{address}:{DNS_METRICS_PORT}"

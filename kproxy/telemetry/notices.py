@@ -1,0 +1,82 @@
+"""What becomes an Event, and in what words. Pure: from what the controller knows to `Note`s.
+
+| about | reason | when |
+| Node | Starting | the controller started; kube-proxy's words |
+| Node | FailedToStartProxierHealthcheck, FailedToStartMetricServer | a port of the pages is taken; kube-proxy's words |
+| Service | FailedToStartServiceHealthcheck | its healthCheckNodePort cannot be bound; kube-proxy's words |
+| Service | ExternalIPRefused | an external IP would take traffic that belongs to somebody else |
+| Service | RulesRefused | the kernel refused its rules; all others are in place |
+| Node | IptablesVariants | rules of services in both iptables variants: one of them is somebody's who left |
+| Node | SyncFailed | rules could not be written, for example because another program holds the xtables lock |
+| Node | RulesRestored, RulesContested | somebody else changed our rules, and they were put right; again and again |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from kproxy.model.names import NamespacedName
+from kproxy.model.objects import Problem
+from kproxy.sync.drift import DriftFound
+from kproxy.telemetry.events import About, Note
+
+_START = "StartKubeProxy"  # kube-proxy's action
+_SYNC = "SyncRules"
+_NAMED = 3
+
+
+def of_node(node: str) -> About:
+    """The Node as an Event names it."""
+    return About(kind="Node", name=node)
+
+
+def starting(node: str) -> Note:
+    """The controller has begun."""
+    return Note(about=of_node(node), reason="Starting", action=_START, warning=False)
+
+
+def pages_failed(node: str, reason: str, why: str) -> Note:
+    """A server of pages cannot listen."""
+    return Note(about=of_node(node), reason=reason, action=_START, text=why)
+
+
+def check_failed(node: str, service: NamespacedName, why: str) -> Note:
+    """A health check node port cannot be bound."""
+    about = About(kind="Service", name=service.name, namespace=service.namespace)
+    text = f'node {node} failed to start healthcheck "{service}" {why}'
+    return Note(about=about, reason="FailedToStartServiceHealthcheck", action="Listen", text=text)
+
+
+def of_problems(node: str, before: Iterable[Problem], now: Iterable[Problem]) -> Iterator[Note]:
+    """New Problems that their owner has to know of: those that say whose traffic is refused, and by whom."""
+    for problem in sorted(set(now) - set(before)):
+        namespace, _, name = problem.name.partition("/")
+        if problem.kind != "Service" or not name:
+            continue
+        about = About(kind="Service", name=name.partition(":")[0], namespace=namespace)
+        if "spec.externalIPs" in problem.reason and "refused" in problem.reason:
+            yield Note(about=about, reason="ExternalIPRefused", action="ResolveService", text=problem.reason)
+        elif "the kernel refused its rules" in problem.reason:
+            yield Note(about=about, reason="RulesRefused", action=_SYNC, text=f"node {node}: {problem.reason}")
+
+
+def variants(node: str, warnings: Iterable[str]) -> Iterator[Note]:
+    """What is odd about this machine's iptables."""
+    for warning in warnings:
+        yield Note(about=of_node(node), reason="IptablesVariants", action=_START, text=warning)
+
+
+def sync_failed(node: str, why: str) -> Note:
+    """Rules were not written; the old ones stay."""
+    return Note(
+        about=of_node(node), reason="SyncFailed", action=_SYNC, text=f"{why}; the rules stay as they were, trying again"
+    )
+
+
+def drift(node: str, found: DriftFound) -> Note:
+    """Somebody else has changed our rules."""
+    shown = "; ".join(found.shown[:_NAMED])
+    reason = "RulesContested" if found.first_contested else "RulesRestored"
+    slower = ", again and again: mending slows down" if found.first_contested else ""
+    text = f"{found.differences} differences from what was written{slower}: {shown}"
+    return Note(about=of_node(node), reason=reason, action=_SYNC, text=text)
