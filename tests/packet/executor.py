@@ -26,6 +26,8 @@ PATIENCE_S = 3.0  # for what must be answered, on a busy machine
 class Executor:
     """One variant's rules on one bed."""
 
+    mode = IPT  # of the flows that are tried
+
     def __init__(self, bed: Bed, variant: Variant) -> None:
         self.bed = bed
         self.variant = variant
@@ -44,7 +46,7 @@ class Executor:
             self.sync(row, step)
             wrong += [f"{name}: {text}" for text in self._leftover()]
             for flow in step.flows:
-                if IPT in flow.modes:
+                if self.mode in flow.modes:
                     wrong += [f"{name}: {flow}: {text}" for text in self._flow(flow, landed)]
         wrong += [f"sticky group {group!r} landed on {sorted(hit)}" for group, hit in landed.items() if len(hit) > 1]
         return wrong

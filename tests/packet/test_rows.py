@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 import pytest
@@ -28,22 +28,22 @@ def _has_sctp() -> bool:
     return True
 
 
-def _possible(row: Row) -> Row | None:
+def possible(row: Row, mode: str = IPT, left_out: Collection[Need] = LEFT_OUT) -> Row | None:
     """The row with the flows that can be tried here; None when none is left."""
-    if row.needs & set(LEFT_OUT):
+    if row.needs & set(left_out):
         return None
     sctp = _has_sctp()
     steps = tuple(
         replace(
-            step, flows=tuple(f for f in step.flows if IPT in f.modes and (sctp or f.protocol is not Protocol.SCTP))
+            step, flows=tuple(f for f in step.flows if mode in f.modes and (sctp or f.protocol is not Protocol.SCTP))
         )
         for step in row.steps
     )
     return replace(row, steps=steps) if any(step.flows for step in steps) else None
 
 
-RUN = tuple(possible for row in ROWS if (possible := _possible(row)) is not None)
-OWN = tuple(possible for row in OWN_ROWS if (possible := _possible(row)) is not None)
+RUN = tuple(found for row in ROWS if (found := possible(row)) is not None)
+OWN = tuple(found for row in OWN_ROWS if (found := possible(row)) is not None)
 
 
 @pytest.fixture(scope="module", params=[variant.value for variant in Variant])

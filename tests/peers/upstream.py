@@ -2,8 +2,10 @@
 
     row ─▶ API objects ─▶ kube-apiserver ─▶ kube-proxy ─▶ rules on the bed's node ─▶ real packets, judged as everywhere
 
-etcd, kube-apiserver and kube-proxy run inside the bed's node namespace and talk over its loopback. A step is in force when the rules of
-a marker Service are there, which is written after everything else: both of kube-proxy's watches (Services, EndpointSlices) keep order.
+etcd, kube-apiserver and kube-proxy run inside the bed's node namespace and talk over its loopback; one bed and one control plane serve
+all modes, one after the other, with empty tables in between. A step is in force when the rules of a marker Service are there, which is
+written after everything else: both of kube-proxy's watches (Services, EndpointSlices) keep order. What kube-proxy does after its rules
+(flows of UDP) is waited for by asking again.
 """
 
 from __future__ import annotations
@@ -14,26 +16,51 @@ import os
 import ssl
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from kproxy.backends.iptables.variant import Variant
 from kproxy.lab.controlplane import ADMIN, ControlPlane, ControlPlaneSettings, find_program
 from kproxy.model.desired import NodeSettings
-from tests.packet.executor import Executor
+from tests.packet.executor import PATIENCE_S, SILENCE_S, Executor
 from tests.support.bed import Bed
+from tests.support.builders import Built
 from tests.support.control_plane import running
-from tests.support.flows import Row, Step
-from tests.support.netns import run
+from tests.support.flows import IPT, NFT, Flow, Outcome, Row, Step
+from tests.support.netns import run, sysctl
+from tests.support.probing import Lasting
+from tests.support.tables import empty
 
 PLACES = {"Service": "services", "EndpointSlice": "endpointslices", "Node": "nodes", "Namespace": "namespaces"}
 MARKER_NAMESPACE = "peers"
-PATIENCE_S = 30.0
+SYNC_S = 30.0  # for kube-proxy to write a step's rules
+AFTERWARDS_S = 3.0  # for what it does once they are written
 TOOLS = ("iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore")
 
 Manifest = dict[str, Any]
+
+
+class Mode(Enum):
+    """What kube-proxy writes: its iptables mode through either tool, or its nftables mode."""
+
+    LEGACY = "legacy"
+    NFT = "nft"
+    NFTABLES = "nftables"
+
+    @property
+    def flows(self) -> str:
+        """Which flows of the table hold."""
+        return NFT if self is Mode.NFTABLES else IPT
+
+    @property
+    def variant(self) -> Variant:
+        """The iptables that shares the kernel's facility with it."""
+        return Variant.LEGACY if self is Mode.LEGACY else Variant.NFT
 
 
 class Api:
@@ -67,9 +94,9 @@ class Api:
     def _write(self, path: str, manifest: Manifest) -> None:
         namespace = manifest["metadata"].get("namespace")
         if namespace and namespace not in self._namespaces:
-            self._call(
-                "POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
-            )
+            made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
+            status, answer = self._request("POST", "/api/v1/namespaces", made)
+            assert status in (201, 409), f"namespace {namespace}: {status} {answer.get('message', '')}"
             self._namespaces.add(namespace)
         if path in self._there and not self._changed(path, manifest):
             self._call("DELETE", path)  # an immutable field (a cluster IP, an address type): written anew
@@ -109,28 +136,39 @@ def _path(manifest: Manifest) -> str:
 class UpstreamExecutor(Executor):
     """kube-proxy's rules on one bed."""
 
-    def __init__(self, bed: Bed, variant: Variant, api: Api, plane: ControlPlane, scratch: Path) -> None:
-        super().__init__(bed, variant)
-        self._api, self._plane, self._scratch = api, plane, scratch
+    def __init__(self, cluster: Cluster, mode: Mode, scratch: Path) -> None:
+        super().__init__(cluster.bed, mode.variant)
+        self.mode = mode.flows
+        self.kind = mode
+        self._cluster, self._scratch = cluster, scratch
+        self._clients: dict[tuple[str, tuple[str, int]], Lasting] = {}
         self._proxy: subprocess.Popen[bytes] | None = None
         self._running: tuple[NodeSettings, Manifest] | None = None
-        self._marker = 0
-        self._tools = _tools(scratch, variant)
+        self._tools = _tools(scratch, mode.variant)
+
+    def run_row(self, row: Row) -> list[str]:
+        try:
+            return super().run_row(row)
+        finally:
+            for client in self._clients.values():
+                client.close()
+            self._clients.clear()
 
     def sync(self, row: Row, step: Step) -> None:
         """Tells the API server, then waits until kube-proxy's rules say so."""
         node = step.node.api
-        self._marker += 1
-        self._api.become([node, *(built.api for built in step.objects), *_marker(self._marker)])
+        self._cluster.marker += 1
+        objects = (*step.objects, *self._cluster.beside)
+        self._cluster.api.become([node, *(built.api for built in objects), *_marker(self._cluster.marker)])
         if self._running != (row.settings, node):
             self._start(row.settings)  # its configuration is read at start, and so are its own addresses
             self._running = (row.settings, node)
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + SYNC_S
         while not self._in_force():
             assert self._proxy is not None
             assert self._proxy.poll() is None, f"kube-proxy ended: {self._log()}"
             assert time.monotonic() < deadline, (
-                f"kube-proxy wrote no rules for the marker in {PATIENCE_S:g} s: {self._log()}"
+                f"kube-proxy wrote no rules for the marker in {SYNC_S:g} s: {self._log()}"
             )
             time.sleep(0.02)
 
@@ -144,8 +182,33 @@ class UpstreamExecutor(Executor):
     def _leftover(self) -> list[str]:
         return []  # whether kube-proxy's rules are what it wants is its own business
 
+    def _flow(self, flow: Flow, landed: defaultdict[str, set[str]]) -> list[str]:
+        """A flow with a socket is asked until it is where it should be: kube-proxy looks after such flows when its rules are written."""
+        if not flow.socket:
+            return super()._flow(flow, landed)
+        key = (flow.socket, flow.to)
+        if key not in self._clients:
+            with self.bed.at(flow.source):
+                self._clients[key] = Lasting(flow.source.address, flow.to)
+        deadline = time.monotonic() + AFTERWARDS_S
+        while True:
+            wrong = self._judge(
+                flow, [self._clients[key].ask(SILENCE_S if flow.expect.outcome is Outcome.DROP else PATIENCE_S)]
+            )
+            if not wrong or time.monotonic() > deadline:
+                return wrong
+            time.sleep(0.05)
+
     def _in_force(self) -> bool:
-        target = f":{1000 + self._marker}"
+        number = 1000 + self._cluster.marker
+        if self.kind is Mode.NFTABLES:
+            tables = run(self.bed.node, "nft", "list", "tables")
+            return all(
+                f"table {family} kube-proxy" in tables
+                and f"{address} . {number} }}" in run(self.bed.node, "nft", "list", "table", family, "kube-proxy")
+                for family, address in (("ip", "10.255.255.254"), ("ip6", "fd00:10:ffff::1"))
+            )
+        target = f":{number}"
         return all(
             f"{address}{target}" in run(self.bed.node, f"{tool}-{self.variant.value}-save", "-t", "nat")
             for tool, address in (("iptables", "10.255.255.254"), ("ip6tables", "[fd00:10:ffff::1]"))
@@ -154,7 +217,7 @@ class UpstreamExecutor(Executor):
     def _start(self, settings: NodeSettings) -> None:
         self.close()
         config = self._scratch / "kube-proxy.yaml"
-        config.write_text(json.dumps(_configuration(settings, self._plane)))
+        config.write_text(json.dumps(_configuration(settings, self.kind, self._cluster.plane)))
         program = find_program("kube-proxy", os.environ)
         with (self._scratch / "kube-proxy.log").open("wb") as log, self.bed.node.entered():
             self._proxy = subprocess.Popen(
@@ -177,11 +240,13 @@ class UpstreamExecutor(Executor):
         return "\n".join((self._scratch / "kube-proxy.log").read_text(errors="replace").splitlines()[-15:])
 
 
-def _configuration(settings: NodeSettings, plane: ControlPlane) -> Manifest:
+def _configuration(settings: NodeSettings, mode: Mode, plane: ControlPlane) -> Manifest:
+    pause = {"minSyncPeriod": "10ms"}  # its default of 1 s would pass between every two steps
     return {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
-        "mode": "iptables",
+        "mode": "nftables" if mode is Mode.NFTABLES else "iptables",
+        "featureGates": {"AllowServiceExternalIPs": settings.external_ips.enabled},
         "clientConnection": {"kubeconfig": str(plane.kubeconfig)},
         "clusterCIDR": ",".join(settings.cluster_cidrs),
         "detectLocalMode": settings.detect_mode.value,
@@ -190,8 +255,9 @@ def _configuration(settings: NodeSettings, plane: ControlPlane) -> Manifest:
         "iptables": {
             "masqueradeAll": settings.masquerade_all,
             "localhostNodePorts": settings.localhost_node_ports,
-            "minSyncPeriod": "10ms",  # its default of 1 s would pass between every two steps
+            **pause,
         },
+        "nftables": {"masqueradeAll": settings.masquerade_all, **pause},
         "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
         "healthzBindAddress": "127.0.0.1:10256",
         "metricsBindAddress": "127.0.0.1:10249",
@@ -240,9 +306,25 @@ def _tools(scratch: Path, variant: Variant) -> Path:
     return folder
 
 
+@dataclass
+class Cluster:
+    """One bed and one control plane, for all modes. `beside`: objects that are there besides those of a row."""
+
+    bed: Bed
+    plane: ControlPlane
+    api: Api
+    marker: int = 0
+    beside: tuple[Built, ...] = ()
+
+    def clean(self) -> None:
+        """Empties every table that a mode has written, and what it set besides."""
+        empty(self.bed.node)
+        sysctl(self.bed.node, ipv4__conf__all__route_localnet=0)
+
+
 @contextmanager
-def upstream(rows: tuple[Row, ...], variant: Variant, scratch: Path) -> Iterator[UpstreamExecutor]:
-    """An executor whose rules are upstream kube-proxy's."""
+def cluster_for(rows: tuple[Row, ...], scratch: Path) -> Iterator[Cluster]:
+    """The bed of these rows, with a control plane on its node."""
     bed = Bed(rows)
     settings = ControlPlaneSettings(
         data_dir=scratch / "control-plane",
@@ -256,11 +338,20 @@ def upstream(rows: tuple[Row, ...], variant: Variant, scratch: Path) -> Iterator
     try:
         with running(settings, bed.node.entered) as plane:
             api = Api(bed, plane)
-            executor = UpstreamExecutor(bed, variant, api, plane, scratch)
             try:
-                yield executor
+                yield Cluster(bed, plane, api)
             finally:
-                executor.close()
                 api.close()
     finally:
         bed.close()
+
+
+@contextmanager
+def upstream(cluster: Cluster, mode: Mode, scratch: Path) -> Iterator[UpstreamExecutor]:
+    """An executor whose rules are upstream kube-proxy's."""
+    executor = UpstreamExecutor(cluster, mode, scratch)
+    try:
+        yield executor
+    finally:
+        executor.close()
+        cluster.clean()

@@ -7,9 +7,11 @@ from ipaddress import ip_address
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kproxy.model.addresses import in_any
 from kproxy.model.desired import DesiredState, Masquerade, NodeSettings, ServicePort, Verdict, VirtualIPKind
 from kproxy.model.diff import summarize
 from kproxy.model.events import Event
+from kproxy.model.external_ips import ExternalIPSettings
 from kproxy.model.names import Family
 from kproxy.model.resolve import resolve, resolve_with_problems
 from kproxy.model.snapshot import Snapshot, fold
@@ -55,7 +57,9 @@ def test_other_settings_leave_nothing_behind(happened: list[Event], one: NodeSet
 
 @given(st.one_of(clusters(), events), settings)
 def test_every_port_makes_sense(happened: list[Event], node: NodeSettings) -> None:
-    desired = resolve(fold(Snapshot(), happened), node)
+    snapshot = fold(Snapshot(), happened)
+    desired = resolve(snapshot, node)
+    taken = {address for service in snapshot.services.values() for address in service.cluster_ips}
     for family in Family:
         state = desired.of(family)
         assert list(state.service_ports) == sorted(state.service_ports, key=lambda name: name.sort_key)
@@ -63,6 +67,7 @@ def test_every_port_makes_sense(happened: list[Event], node: NodeSettings) -> No
             assert port.name == name
             assert port.family is family
             _check_addresses(port)
+            _check_external_ips(port, node.external_ips, taken)
             _check_routes(port, detects=state.local_detector is not None, masquerade_all=node.masquerade_all)
 
 
@@ -81,6 +86,18 @@ def _check_addresses(port: ServicePort) -> None:
     )
     if port.source_ranges is not None:
         assert any(v.kind is VirtualIPKind.LOAD_BALANCER for v in port.virtual_ips)
+
+
+def _check_external_ips(port: ServicePort, guard: ExternalIPSettings, taken: set[str]) -> None:
+    found = {v.address for v in port.virtual_ips if v.kind is VirtualIPKind.EXTERNAL}
+    assert guard.enabled or not found
+    assert guard.allow_protected or not found & taken
+    for address in found:
+        assert not guard.allowed_networks or in_any(guard.allowed_networks, address)
+        assert guard.allow_protected or not in_any(guard.protected_networks, address)
+        assert (
+            guard.allow_protected or (address, port.port) not in guard.api_servers or port.name.protocol.value != "TCP"
+        )
 
 
 def _check_routes(port: ServicePort, *, detects: bool, masquerade_all: bool) -> None:

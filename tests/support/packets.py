@@ -56,7 +56,7 @@ ROWS: tuple[Row, ...] = (*_IPV4, *(twin for row in _IPV4 if (twin := twin_row(ro
 # What kproxy does and upstream does not: for executors of ours only.
 OWN_ROWS: tuple[Row, ...] = (*own.ROWS, *(twin for row in own.ROWS if (twin := twin_row(row)) is not None))
 
-# Numbered rows that a packet cannot show: where they are shown instead.
+# Numbered rows that a packet cannot show: what they need. Tests named after them show it (`test_t10_…`); test_reference_rows.py looks.
 NOT_PACKETS: dict[str, str] = {
     "T10": "HTTP of healthCheckNodePort: health check server",
     "T11": "HTTP of healthCheckNodePort: health check server",
@@ -71,7 +71,6 @@ NOT_PACKETS: dict[str, str] = {
     "U18": "clean-up removes everything of ours: packet lane",
     "X08": "INVALID packets are dropped: needs a TCP sequence outside the window, packet lane of conntrack",
     "X09": "nf_conntrack_tcp_timeout_close_wait is one hour: a sysctl, conntrack settings",
-    "S02": "HostPort is the CNI's; that both coexist is a matter of rule order in nat PREROUTING, seen in a cluster only",
     **{
         f"Z{n:02}": "HTTP, metrics or configuration, no packet: unit tests of health, telemetry and config"
         for n in range(1, 16)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kproxy.model.desired import DetectMode, NodeSettings
 from kproxy.model.events import AddressesChanged, Applied, Event, Removed, Replaced
+from kproxy.model.external_ips import ExternalIPSettings
 from kproxy.model.names import Family, NamespacedName, Protocol
 from kproxy.model.objects import (
     Decoded,
@@ -76,7 +77,7 @@ services = st.builds(
         [(), ("172.30.0.1",), ("172.30.0.2", "fd00:172:30::2"), ("fd00:172:30::3", "172.30.0.3"), ("fd00:172:30::4",)]
     ),
     headless=st.sampled_from([False, False, False, True]),
-    external_ips=_both("192.168.99.11", "127.0.0.1"),
+    external_ips=_both("192.168.99.11", "127.0.0.1", "192.168.0.2", "172.30.0.1"),
     load_balancer_ips=_both("1.2.3.4", "5.6.7.8"),
     source_ranges=_both("203.0.113.0/25", "192.168.0.0/24", "0.0.0.0/0"),
     ports=_PORTS,
@@ -131,6 +132,14 @@ settings = st.builds(
     node_port_addresses=st.sampled_from([(), ("primary",), ("localhost",), ("192.168.0.0/24",), ("all",)]),
     localhost_node_ports=st.booleans(),
     dns_addresses=st.sampled_from([(), ("10.96.0.10",)]),
+    external_ips=st.builds(
+        ExternalIPSettings,
+        enabled=st.sampled_from([True, True, False]),
+        allowed_networks=st.sampled_from([(), (), ("192.168.0.0/16", "172.30.0.0/16")]),
+        protected_networks=st.sampled_from([(), ("192.168.99.0/24",)]),
+        allow_protected=st.sampled_from([False, False, True]),
+        api_servers=st.sampled_from([(), (("192.168.99.11", 80),)]),
+    ),
 )
 
 

@@ -7,10 +7,12 @@ from dataclasses import replace
 from tests.support.addressing import CLUSTER_IP, EXTERNAL_IP, NODE_IP, OTHER_NODE_IP, POD, VIP
 from tests.support.builders import HEADLESS_LABEL, PROXY_NAME_LABEL, ep, port, slice_, svc, terminated, unready
 from tests.support.flows import (
+    DROP,
     IPT,
     NFT,
     PASS,
     REJECT,
+    Flow,
     H,
     Need,
     P,
@@ -24,6 +26,12 @@ from tests.support.flows import (
     snat,
     step,
 )
+
+
+def unknown(address: str = CLUSTER_IP, number: int = 80) -> tuple[Flow, Flow]:
+    """A pod asks a cluster IP that no Service has, or none of this proxy's: nftables mode keeps such packets in the cluster."""
+    return flow(P, address, number, PASS, mode=IPT), flow(P, address, number, DROP, mode=NFT)
+
 
 _E1, _E2, _E3 = "10.180.0.1", "10.180.1.1", "10.180.2.1"
 _ONE = [svc(), slice_(ep(_E1, local=True))]
@@ -80,7 +88,12 @@ _CLUSTER_IP_ROWS = (
         flow(P, CLUSTER_IP, 443, PASS, mode=IPT),
         flow(P, _IP2, 443, keep(f"{_E2}:443")),
     ),
-    row("C13", "an address no Service has", _ONE, flow(P, "172.30.0.50", 80, PASS, mode=IPT)),
+    row(
+        "C13",
+        "an address no Service has",
+        _ONE,
+        *unknown("172.30.0.50"),
+    ),
     row(
         "C14",
         "two named ports",
@@ -176,22 +189,22 @@ _SKIPPED_ROWS = (
         "headless",
         [svc("None", ports=[port()], external=[EXTERNAL_IP]), _SLICE],
         flow(X, EXTERNAL_IP, 80, PASS),
-        flow(P, *_TO, PASS, mode=IPT),
+        *unknown(),
     ),
     row(
         "K02",
         "ExternalName with a stale cluster IP",
         [_EXTERNAL_NAME, _SLICE],
-        flow(P, *_TO, PASS, mode=IPT),
+        *unknown(),
         flow(X, NODE_IP, 3001, PASS),
         needs=[Need.FILES_ONLY],
     ),
-    row("K03", "service-proxy-name from the start", [_LABELLED, _SLICE], flow(P, *_TO, PASS, mode=IPT)),
+    row("K03", "service-proxy-name from the start", [_LABELLED, _SLICE], *unknown()),
     scenario(
         "K04",
         "service-proxy-name added, then removed",
         step([svc(), _SLICE], flow(P, *_TO, keep(f"{_E1}:80"))),
-        step([_LABELLED, slice_(ep(_E1), labels={PROXY_NAME_LABEL: "foo"})], flow(P, *_TO, PASS, mode=IPT)),
+        step([_LABELLED, slice_(ep(_E1), labels={PROXY_NAME_LABEL: "foo"})], *unknown()),
         step([svc(), _SLICE], flow(P, *_TO, keep(f"{_E1}:80"))),
     ),
     row(
@@ -206,7 +219,7 @@ _SKIPPED_ROWS = (
         step([svc(), _SLICE], flow(P, *_TO, keep(f"{_E1}:80")), flow(X, NODE_IP, 3001, PASS)),
         step(
             [svc((), type="ExternalName", external_name="example.org"), _SLICE],
-            flow(P, *_TO, PASS, mode=IPT),
+            *unknown(),
             flow(X, NODE_IP, 3001, PASS),
         ),
         step([_NODE_PORT, _SLICE], flow(P, *_TO, keep(f"{_E1}:80")), flow(X, NODE_IP, 3001, snat(f"{_E1}:80"))),
@@ -216,8 +229,8 @@ _SKIPPED_ROWS = (
         "K07",
         "recreated with another cluster IP",
         step([svc(), _SLICE], flow(P, *_TO, keep(f"{_E1}:80"))),
-        step([_SLICE], flow(P, *_TO, PASS, mode=IPT)),
-        step([svc(_IP2), _SLICE], flow(P, *_TO, PASS, mode=IPT), flow(P, _IP2, 80, keep(f"{_E1}:80"))),
+        step([_SLICE], *unknown()),
+        step([svc(_IP2), _SLICE], *unknown(), flow(P, _IP2, 80, keep(f"{_E1}:80"))),
     ),
 )
 

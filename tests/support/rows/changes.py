@@ -7,7 +7,9 @@ from collections.abc import Callable
 from tests.support.addressing import CLUSTER_IP, NODE_IP
 from tests.support.builders import Built, draining, ep, port, slice_, svc
 from tests.support.flows import (
+    DROP,
     IPT,
+    NFT,
     PASS,
     REJECT,
     Expect,
@@ -25,6 +27,7 @@ from tests.support.flows import (
     snat,
     step,
 )
+from tests.support.rows.basic import unknown
 
 _A, _B = "10.180.0.1", "10.180.2.1"
 _TO = (CLUSTER_IP, 80)
@@ -42,7 +45,9 @@ def _two_ports(*numbers: int) -> list[Built]:
 
 def _ports_flows(open_ports: set[int]) -> list[Flow]:
     reached = [flow(P, CLUSTER_IP, n, keep(f"{_A}:{n}")) for n in sorted(open_ports)]
-    return reached + [flow(P, CLUSTER_IP, n, PASS, mode=IPT) for n in sorted({80, 81, 82} - open_ports)]
+    closed = sorted({80, 81, 82} - open_ports)
+    untouched = [flow(P, CLUSTER_IP, n, PASS, mode=IPT) for n in closed]
+    return reached + untouched + [flow(P, CLUSTER_IP, n, REJECT, mode=NFT) for n in closed]
 
 
 def _filler(n: int) -> list[Built]:
@@ -61,7 +66,7 @@ _UPDATE_ROWS = (
     scenario(
         "U02",
         "slice first, then Service",
-        step([slice_(ep(_A))], flow(P, *_TO, PASS, mode=IPT)),
+        step([slice_(ep(_A))], *unknown()),
         step([svc(), slice_(ep(_A))], _REACHED),
     ),
     scenario(
@@ -105,7 +110,7 @@ _UPDATE_ROWS = (
         "U08",
         "Service deleted",
         step([svc(), slice_(ep(_A))], _REACHED),
-        step([slice_(ep(_A))], flow(P, *_TO, PASS, mode=IPT)),
+        step([slice_(ep(_A))], *unknown()),
     ),
     row(
         "U17",
@@ -193,6 +198,7 @@ _CONNTRACK_ROWS = (
             [_UDP, _udp_slice(_A)],
             _datagram(P, CLUSTER_IP, 80, keep(f"{_A}:80"), established=True),
             flow(P, _IP2, 80, PASS, "UDP", mode=IPT, socket="second"),
+            flow(P, _IP2, 80, DROP, "UDP", mode=NFT, socket="second"),
         ),
     ),
 )

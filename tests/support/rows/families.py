@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.support.addressing import CLUSTER_IP, NODE_IP, six
 from tests.support.builders import Built, ep, port, slice_, svc
-from tests.support.flows import IPT, PASS, REJECT, P, Source, X, flow, keep, row, snat
+from tests.support.flows import IPT, NFT, PASS, REJECT, P, Source, X, flow, keep, row, snat
 
 _A = "10.180.0.1"
 _E4, _E6 = f"{_A}:80", six(f"{_A}:80")
@@ -54,5 +54,6 @@ ROWS = (
         [svc(ports=[port(80, "s80", "SCTP")]), slice_(ep(_A), ports=[("s80", 80, "SCTP")])],
         flow(P, CLUSTER_IP, 80, keep(_E4), "SCTP"),
         flow(P, CLUSTER_IP, 80, PASS, "TCP", mode=IPT),
+        flow(P, CLUSTER_IP, 80, REJECT, "TCP", mode=NFT),
     ),
 )

@@ -14,7 +14,6 @@ from tests.support.flows import (
     PASS,
     REJECT,
     SETTINGS,
-    Flow,
     L,
     Need,
     P,
@@ -43,8 +42,8 @@ def _restricted(*entries: str) -> NodeSettings:
 _HCNP = {"lb": [VIP], "external_policy": "Local", "health": 30000}
 
 
-def _health_flow(**rest: object) -> Flow:
-    return flow(X, NODE_IP, 30000, PASS, mode=IPT, input_drop=True, **rest)
+_CHECK = flow(X, NODE_IP, 30000, PASS, mode=IPT, input_drop=True)
+_CHECK_CLOSED = flow(X, NODE_IP, 30000, DROP, input_drop=True)
 
 
 ROWS = (
@@ -67,12 +66,20 @@ ROWS = (
         flow(X, NODE_IP_2, 3001, _REACHED),
         settings=_restricted("192.168.0.0/24", "192.168.1.0/24"),
     ),
-    row("N06", "localhost node port on", _ONE, flow(L, LOOPBACK, 3001, _REACHED, mode=IPT), ipv4_only=True),
+    row(
+        "N06",
+        "localhost node port on",
+        _ONE,
+        flow(L, LOOPBACK, 3001, _REACHED, mode=IPT),
+        flow(L, LOOPBACK, 3001, PASS, mode=NFT),
+        ipv4_only=True,
+    ),
     row(
         "N06b",
         "localhost node port on, loopback listed",
         _ONE,
         flow(L, LOOPBACK, 3001, _REACHED, mode=IPT),
+        flow(L, LOOPBACK, 3001, PASS, mode=NFT),
         flow(X, NODE_IP, 3001, PASS),
         settings=_restricted("127.0.0.0/8"),
         ipv4_only=True,
@@ -81,7 +88,7 @@ ROWS = (
         "N07",
         "localhost node port off",
         _ONE,
-        flow(L, LOOPBACK, 3001, PASS, mode=IPT),
+        flow(L, LOOPBACK, 3001, PASS),
         flow(X, NODE_IP, 3001, _REACHED),
         settings=replace(SETTINGS, localhost_node_ports=False),
         ipv4_only=True,
@@ -121,15 +128,15 @@ ROWS = (
         "N13",
         "a packet from outside for loopback",
         _ONE,
-        flow(X, LOOPBACK, 10249, DROP, mode=IPT),
+        flow(X, LOOPBACK, 10249, DROP),
         needs=[Need.CRAFTED_ROUTE],
         ipv4_only=True,
     ),
     scenario(
         "N14",
         "the health check node port is let in while the Service has one",
-        step([svc(ports=[port(node=3001)], **_HCNP), _SLICE], _health_flow()),  # type: ignore[arg-type]
-        step([svc(ports=[port(node=3001)], lb=[VIP]), _SLICE], replace(_health_flow(), expect=DROP)),
+        step([svc(ports=[port(node=3001)], **_HCNP), _SLICE], _CHECK, replace(_CHECK_CLOSED, modes=frozenset({NFT}))),  # type: ignore[arg-type]
+        step([svc(ports=[port(node=3001)], lb=[VIP]), _SLICE], _CHECK_CLOSED),
     ),
     scenario(
         "N15",
@@ -138,7 +145,8 @@ ROWS = (
         step(
             _ONE,
             flow(X, NODE_IP, 3001, _REACHED),
-            flow(X, "192.168.0.77", 3001, _REACHED),
+            flow(X, "192.168.0.77", 3001, _REACHED, mode=IPT),
+            flow(X, "192.168.0.77", 3001, PASS, mode=NFT),
             extra_addresses=["192.168.0.77"],
         ),
         settings=_restricted("192.168.0.0/24"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from kproxy.model.external_ips import ExternalIPSettings
 from tests.support.addressing import CLUSTER_IP, EXTERNAL_IP, NODE_IP, VIP, VIP_2, six
 from tests.support.builders import ep, port, slice_, svc
 from tests.support.flows import (
@@ -11,6 +14,7 @@ from tests.support.flows import (
     NFT,
     PASS,
     REJECT,
+    SETTINGS,
     XB,
     H,
     P,
@@ -76,8 +80,10 @@ ROWS = (
         "no endpoints: refused even outside the ranges",
         [_LB],
         flow(X, VIP, 80, REJECT),
-        flow(XB, VIP, 80, REJECT),
-        flow(P, VIP, 80, REJECT),
+        flow(XB, VIP, 80, REJECT, mode=IPT),
+        flow(P, VIP, 80, REJECT, mode=IPT),
+        flow(XB, VIP, 80, DROP, mode=NFT),
+        flow(P, VIP, 80, DROP, mode=NFT),
     ),
     row("L12", "external IP without endpoints", [svc(external=[EXTERNAL_IP])], flow(X, EXTERNAL_IP, 80, REJECT)),
     row(
@@ -127,5 +133,15 @@ ROWS = (
         flow(H, VIP, 80, REJECT, mode=NFT),
         flow(H, CLUSTER_IP, 80, REJECT),
         flow(H, NODE_IP, 3001, REJECT),
+    ),
+    # Not upstream's number, but its behaviour.
+    row(
+        "L19",
+        "external IPs switched off by their feature gate",
+        [svc(ports=_PORTS, external=[EXTERNAL_IP], external_policy="Local"), _SLICE],
+        flow(X, EXTERNAL_IP, 80, PASS),
+        flow(P, EXTERNAL_IP, 80, PASS),
+        flow(P, CLUSTER_IP, 80, keep(f"{_E1}:80")),
+        settings=replace(SETTINGS, external_ips=ExternalIPSettings(enabled=False)),
     ),
 )

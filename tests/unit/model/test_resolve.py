@@ -193,7 +193,7 @@ def test_the_node_outside_of_the_ranges_does_not_admit_the_virtual_ip() -> None:
 # Problems
 
 
-def test_hostile_endpoints_are_named_in_one_problem_per_slice() -> None:
+def test_fault_42_hostile_endpoints_are_named_in_one_problem_per_slice() -> None:
     bad = [ep(f"127.0.0.{n}") for n in range(1, 6)]
     resolved = resolve_with_problems(snapshot(svc(), slice_(*bad, ep("10.0.0.1"))), SETTINGS)
     (problem,) = resolved.problems
@@ -207,6 +207,47 @@ def test_hostile_endpoints_are_named_in_one_problem_per_slice() -> None:
 def test_an_endpoint_of_the_wrong_family_is_a_problem() -> None:
     resolved = resolve_with_problems(snapshot(svc(), slice_(ep("fd00::1"))), SETTINGS)
     assert "fd00::1 (not IPv4)" in resolved.problems[0].reason
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("127.0.0.1", "loopback"),
+        ("169.254.169.254", "link-local"),
+        ("224.0.0.1", "multicast"),
+        ("239.1.1.1", "multicast"),
+        ("0.0.0.0", "unspecified"),
+        ("255.255.255.255", "broadcast"),
+        ("::ffff:10.0.0.1", "not IPv4"),
+    ],
+)
+def test_fault_42_no_hostile_endpoint_gets_a_rule(address: str, why: str) -> None:
+    """Manifests and other API servers may hold what this API server refuses; nothing of it reaches a data plane."""
+    good = [ep("10.0.0.1"), ep("10.0.0.1"), ep("10.0.0.2", ready=None, serving=None, terminating=None)]
+    resolved = resolve_with_problems(snapshot(svc(), slice_(ep(address), *good)), SETTINGS)
+    assert [e.text for e in resolved.desired.ipv4.service_ports[_NAME].reachable] == ["10.0.0.1:80", "10.0.0.2:80"]
+    assert f"{address} ({why}) not usable as endpoints; ignored" in resolved.problems[0].reason
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [("::1", "loopback"), ("fe80::1", "link-local"), ("ff0e::1", "multicast"), ("::ffff:127.0.0.1", "IPv4-mapped")],
+)
+def test_fault_42_nor_in_ipv6(address: str, why: str) -> None:
+    hostile = slice_(ep(address), ep("fd00::1"), family="IPv6")
+    resolved = resolve_with_problems(snapshot(svc(six(CLUSTER_IP)), hostile), SETTINGS)
+    assert [e.text for e in resolved.desired.ipv6.service_ports[_NAME].reachable] == ["[fd00::1]:80"]
+    assert f"{address} ({why})" in resolved.problems[0].reason
+
+
+def test_fault_42_ten_slices_of_a_thousand_endpoints_are_one_set() -> None:
+    slices = [
+        slice_(*(ep(f"10.{n}.{m >> 8}.{m & 255}") for m in range(1000)), ep("127.0.0.1"), name=f"s{n}")
+        for n in range(10)
+    ]
+    resolved = resolve_with_problems(snapshot(svc(), *slices), SETTINGS)
+    assert len(resolved.desired.ipv4.service_ports[_NAME].reachable) == 10_000
+    assert len(resolved.problems) == 10
 
 
 def test_virtual_ips_of_the_other_family_are_passed_over_silently() -> None:

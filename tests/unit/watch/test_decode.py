@@ -363,14 +363,14 @@ def test_slice_that_belongs_nowhere(top: dict[str, Any], reason: str) -> None:
         ("10.0.0.1\nCOMMIT", "'10.0.0.1\\nCOMMIT' is not an IP address; it is ignored"),
     ],
 )
-def test_42_hostile_endpoint_addresses_are_refused_one_by_one(address: str, why: str) -> None:
+def test_fault_42_hostile_endpoint_addresses_are_refused_one_by_one(address: str, why: str) -> None:
     body = slice_json(endpoints=[{"addresses": [address]}, {"addresses": ["10.244.0.5"]}], unknown={"field": 1})
     result = decoded(Kind.ENDPOINT_SLICE, body)
     assert result.object == BARE_SLICE
     assert [p.reason for p in result.problems] == [f"endpoints[0].addresses[0]: {why}"]
 
 
-def test_42_ten_thousand_endpoints_are_bounded_and_so_are_the_problems() -> None:
+def test_fault_42_ten_thousand_endpoints_are_bounded_and_so_are_the_problems() -> None:
     endpoints = [{"addresses": [f"10.{i >> 8}.{i & 255}.1"]} for i in range(10_000)]
     result = decoded(Kind.ENDPOINT_SLICE, slice_json(endpoints=endpoints))
     assert isinstance(result.object, EndpointSlice)
