@@ -53,12 +53,15 @@ class SourceError(KproxyError):
 class ApplyError(KproxyError):
     """A kernel tool refused a batch.
 
-    retryable: contention (the lock, a busy kernel); the same batch may succeed soon.
-    batch: the text that was refused. detail: the tool's own words.
+    retryable: contention (the lock, a busy kernel); the same batch may succeed soon. may_be_race: it looks the same when the kernel refuses
+    something in it; trying again at once tells. batch: the text that was refused. detail: the tool's own words.
     """
 
-    def __init__(self, message: str, *, retryable: bool, batch: str = "", detail: str = "") -> None:
+    def __init__(
+        self, message: str, *, retryable: bool, may_be_race: bool = False, batch: str = "", detail: str = ""
+    ) -> None:
         super().__init__(message)
         self.retryable = retryable
+        self.may_be_race = may_be_race
         self.batch = batch
         self.detail = detail

@@ -19,9 +19,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from kproxy.backends.base import Backend
@@ -34,7 +33,6 @@ log = logging.getLogger("kproxy.healing")
 
 _DISCARDED = 3  # looks in a row that a sync overtook; the next one makes syncs wait
 _NAMED = 3  # differences in the log line
-MOST = 1000  # differences that are counted: a flush of 10,000 Services has 30,000
 
 R = TypeVar("R", contravariant=True)
 T = TypeVar("T")
@@ -58,11 +56,8 @@ class Guard(Protocol[R]):
     def disagreeing(self, applied: R) -> tuple[str, ...]:
         """Which parts do not hold as much as `applied`; blocks, called in a thread."""
 
-    def differ(self, applied: R, observed: R) -> bool:
-        """Whether anything would have to be written to lead from `observed` to `applied`."""
-
-    def differences(self, applied: R, observed: R) -> Iterable[object]:
-        """In words, by `str`; may be lazy."""
+    def differences(self, applied: R, observed: R) -> Sequence[str]:
+        """What would have to be written to lead from `observed` to `applied`, in words; empty when nothing would."""
 
 
 @dataclass(slots=True)
@@ -185,8 +180,8 @@ class Healer:
         if observed is None:
             return
         self.status = replace(self.status, comparisons=self.status.comparisons + 1)
-        if self._guard.differ(applied, observed):
-            self._found(applied, observed)
+        if differences := self._guard.differences(applied, observed):
+            self._found(differences, observed)
             return
         # Counts that disagree although every rule is in its place: somebody's own rules jump to our chains.
         self._seen.explained = off
@@ -200,31 +195,29 @@ class Healer:
             self._seen.mending = True
             self._loop.distrust()
 
-    def _found(self, applied: object, observed: object) -> None:
+    def _found(self, differences: Sequence[str], observed: object) -> None:
         before = self._patience.contested
         self._patience = self._patience.found(self._now())
         contested = self._patience.contested
-        listed = [str(each) for each in islice(self._guard.differences(applied, observed), MOST)]
         self.status = replace(
             self.status,
             found=self.status.found + 1,
-            differences=len(listed),
-            last=tuple(listed[:SHOWN]),
+            differences=len(differences),
+            last=tuple(differences[:SHOWN]),
             last_found=self._now(),
             contested=contested,
         )
-        count = f"{len(listed)}{'+' if len(listed) == MOST else ''}"
         log.warning(
             "Rules are not as they were written; mending",
-            extra=fields(differences=count, first="; ".join(listed[:_NAMED])),
+            extra=fields(differences=len(differences), first="; ".join(differences[:_NAMED])),
         )
         if contested and not before:
             log.error(
                 "Somebody undoes what is mended; mending slows down", extra=fields(pause_s=self._patience.pause_s)
             )
         told = DriftFound(
-            differences=len(listed),
-            shown=tuple(listed[:SHOWN]),
+            differences=len(differences),
+            shown=tuple(differences[:SHOWN]),
             contested=contested,
             first_contested=contested and not before,
         )

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kproxy.backends.iptables.apply import Done
 from kproxy.backends.iptables.libiptc import Capabilities
 from kproxy.backends.iptables.matches import (
     DestinationNat,
@@ -26,6 +25,7 @@ from kproxy.backends.iptables.matches import (
     Target,
 )
 from kproxy.backends.iptables.rules import RuleSyntaxError, comparable, parse_rule
+from kproxy.backends.iptables.tool_runs import Done
 from kproxy.backends.iptables.tools import Tools
 from kproxy.backends.iptables.variant import Variant, VariantChoice
 from kproxy.model.names import Family

@@ -118,9 +118,6 @@ class MemoryGuard:
         more = len(self.backend.kernel) - len(applied) + self.surplus
         return (f"memory {more:+d}",) if more else ()
 
-    def differ(self, applied: Contents, observed: Contents) -> bool:
-        return applied != observed
-
     def differences(self, applied: Contents, observed: Contents) -> list[str]:
         return [f"missing: {pair}" for pair in sorted(applied - observed)] + [
             f"not wanted: {pair}" for pair in sorted(observed - applied)

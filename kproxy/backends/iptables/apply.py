@@ -13,9 +13,7 @@ A family that this machine cannot do (no ip6tables, a kernel without IPv6) is re
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,12 +24,13 @@ from kproxy.backends.base import ApplyReport
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.changes import Batch, Change, Plan, Section, render_section
 from kproxy.backends.iptables.compile import compile_ruleset
-from kproxy.backends.iptables.failures import FamilyUnusableError, classify
+from kproxy.backends.iptables.failures import FamilyUnusableError
 from kproxy.backends.iptables.libiptc import Capabilities
 from kproxy.backends.iptables.plan import LEGACY_BATCH_LINES, NFT_BATCH_LINES, cleanup_plan, ours, plan
 from kproxy.backends.iptables.ruleset import FamilyRuleset, Ruleset, RulesetSyntaxError, parse
 from kproxy.backends.iptables.settings import IptablesSettings
-from kproxy.backends.iptables.tools import Machine, Tools, lock_holder
+from kproxy.backends.iptables.tool_runs import Runner, restore, run_tool, save
+from kproxy.backends.iptables.tools import Machine, Tools
 from kproxy.backends.iptables.variant import Variant, VariantChoice
 from kproxy.errors import ApplyError, UnsupportedError
 from kproxy.model.desired import DesiredState, ServicePort
@@ -41,8 +40,6 @@ from kproxy.model.objects import Problem
 log = logging.getLogger("kproxy.iptables")
 
 _FAMILIES = (Family.IPV4, Family.IPV6)
-_RACES = 3  # how often a commit that may have met a concurrent writer is tried
-_RACE_PAUSE_S = 0.05
 _ASK_TIMEOUT_S = 30.0
 _RECENT = "match recent"
 _ROUTE_LOCALNET = Path("/proc/sys/net/ipv4/conf/all/route_localnet")
@@ -64,41 +61,6 @@ def find_tools(wanted: Variant | None = None) -> Tools:
 def detect_variant(wanted: Variant | None = None) -> VariantChoice:
     """Which variant this node uses, why, and what is wrong about it. Raises UnsupportedError when there is no iptables."""
     return Machine(_ask).choice(wanted)
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """A tool that has ended."""
-
-    exit_code: int
-    stdout: str
-    stderr: str
-
-
-Runner = Callable[
-    [Sequence[str], str, float], Awaitable[Done | None]
-]  # program, input, seconds → None when it did not end
-
-
-async def run_tool(program: Sequence[str], text: str, timeout_s: float) -> Done | None:
-    """Runs one tool with `text` as its input; None when it had to be ended after `timeout_s`."""
-    # The text is in a file, not in a pipe: a tool that ends without reading it all (or at all) closes a pipe under the writer, which
-    # uvloop 0.23 answers with a RuntimeError, and a pipe has to be fed in pieces while its reader works.
-    with open(os.memfd_create("iptables-input"), "w+b") as stdin:
-        stdin.write(text.encode())
-        stdin.seek(0)
-        process = await asyncio.create_subprocess_exec(
-            *program, stdin=stdin, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-        )
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), timeout_s)
-    except TimeoutError:
-        return None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return Done(process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace"))
 
 
 async def ask_library() -> Capabilities:
@@ -160,6 +122,7 @@ class IptablesBackend:
         self._refused: dict[tuple[Family, ServicePortName], ServicePort] = {}
         self._why: dict[tuple[Family, ServicePortName], Problem] = {}
         self._unusable: dict[Family, str] = {}
+        self._seen: set[Family] = set()  # families whose rules could be read once
         self._told_localnet = False
 
     @property
@@ -222,7 +185,7 @@ class IptablesBackend:
             try:
                 refused = await self._carry_out(batch, lost[batch.family])
             except FamilyUnusableError as error:
-                self._leave(batch.family, str(error))
+                self._leave(batch.family, error)
                 continue
             if refused:
                 await self._learn()
@@ -243,14 +206,15 @@ class IptablesBackend:
                 continue
             try:
                 found[family] = await self._observe_family(family)
+                self._seen.add(family)
             except FamilyUnusableError as error:
-                self._leave(family, str(error))
+                self._leave(family, error)
         if len(self._unusable) == len(_FAMILIES):
             raise UnsupportedError("; ".join(self._unusable.values()))
         return Ruleset(ipv4=found[Family.IPV4], ipv6=found[Family.IPV6])
 
     async def _observe_family(self, family: Family) -> FamilyRuleset:
-        text = await self._run(self.tools.program(family, "save"), "")
+        text = await save(self.tools, self._runner, family)
         try:
             return ours(parse(text, family))
         except RulesetSyntaxError as error:
@@ -267,9 +231,11 @@ class IptablesBackend:
         if report.problems:
             raise ApplyError("; ".join(map(str, report.problems)), retryable=False)
 
-    def _leave(self, family: Family, reason: str) -> None:
-        self._unusable[family] = reason
-        log.warning("%s is not served: %s", family.value, reason)
+    def _leave(self, family: Family, error: FamilyUnusableError) -> None:
+        if family in self._seen:  # it worked before: a tool that is being replaced, a kernel out of memory
+            raise ApplyError(str(error), retryable=True, detail=str(error)) from error
+        self._unusable[family] = str(error)
+        log.warning("%s is not served: %s", family.value, error)
 
     async def _learn(self) -> None:
         """After a refusal, once: does the kernel lack something? What can be done without is then left out of all rules."""
@@ -331,7 +297,7 @@ class IptablesBackend:
         if not text:
             return []
         try:
-            await self._restore(family, text)
+            await restore(self.tools, self._runner, family, text)
         except ApplyError as error:
             if error.retryable:
                 raise
@@ -350,30 +316,3 @@ class IptablesBackend:
             lost.add(change)
             return [(change, error)]
         return []
-
-    async def _restore(self, family: Family, text: str) -> None:
-        program = (*self.tools.program(family, "restore"), "--noflush", "-w", str(self.tools.lock_wait_s))
-        for attempt in range(1, _RACES + 1):
-            try:
-                await self._run(program, text)
-                return
-            except ApplyError as error:
-                if "xtables lock" in error.detail and (holder := lock_holder()):
-                    told = f"{error}; it is held by {holder}"
-                    raise ApplyError(told, retryable=True, batch=text, detail=error.detail) from error
-                if not error.retryable or "xtables lock" in error.detail:
-                    raise
-                if attempt == _RACES:
-                    # It failed every time, so it was no race: the kernel refuses something in here.
-                    raise ApplyError(str(error), retryable=False, batch=text, detail=error.detail) from error
-                await asyncio.sleep(_RACE_PAUSE_S * attempt)
-
-    async def _run(self, program: Sequence[str], text: str) -> str:
-        name = Path(program[0]).name
-        done = await self._runner(program, text, self.tools.timeout_s)
-        if done is None:
-            told = f"{name}: no end after {self.tools.timeout_s:g} s"
-            raise ApplyError(told, retryable=True, batch=text, detail="timeout")
-        if done.exit_code:
-            raise classify(name, done.exit_code, done.stderr, text)
-        return done.stdout

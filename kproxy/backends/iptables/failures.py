@@ -15,6 +15,14 @@ from kproxy.errors import ApplyError, KproxyError, UnsupportedError
 
 _LINE = re.compile(r"line:? (\d+)")
 _CONTENTION = ("xtables lock", "Resource temporarily unavailable", "Interrupted system call", "Another app is")
+_SHORTAGE = (
+    "Cannot allocate memory",
+    "Memory allocation problem",
+    "Out of memory",
+    "No buffer space available",
+    "Too many open files",
+)
+_NOT_STARTED = (126, 127)  # what env and shells (iptables-wrappers is one) end with
 _PRIVILEGE = ("you must be root", "Permission denied", "Operation not permitted")
 _NO_TABLE = (
     "unable to initialize table",
@@ -37,7 +45,16 @@ def classify(tool: str, exit_code: int, stderr: str, text: str) -> KproxyError:
     words = stderr.strip()
     detail = "\n".join(part for part in (words, _around(words, text)) if part)
     if any(mark in words for mark in _CONTENTION):
+        return ApplyError(f"{tool}: {_first(words)}", retryable=True, may_be_race=True, batch=text, detail=detail)
+    # A chain that somebody else's rule jumps to is busy as well, and stays so.
+    busy = "Device or resource busy" in words and "CHAIN_" not in words
+    if busy or any(mark in words for mark in _SHORTAGE):
         return ApplyError(f"{tool}: {_first(words)}", retryable=True, batch=text, detail=detail)
+    if exit_code < 0 or exit_code in _NOT_STARTED:
+        how = (
+            f"ended by signal {-exit_code}" if exit_code < 0 else f"could not be started ({_first(words) or exit_code})"
+        )
+        return ApplyError(f"{tool}: {how}", retryable=True, batch=text, detail=detail)
     if any(mark in words for mark in _PRIVILEGE):
         return UnsupportedError(
             f"{tool}: {_first(words)}. kproxy needs root, or CAP_NET_ADMIN and CAP_NET_RAW in the network namespace it serves "
@@ -56,7 +73,11 @@ def classify(tool: str, exit_code: int, stderr: str, text: str) -> KproxyError:
     # same words for both. Trying again tells them apart.
     may_be_race = exit_code == 1 and _failing_line(words, text) == "COMMIT"
     return ApplyError(
-        f"{tool}: {_first(words) or f'ended with {exit_code}'}", retryable=may_be_race, batch=text, detail=detail
+        f"{tool}: {_first(words) or f'ended with {exit_code}'}",
+        retryable=may_be_race,
+        may_be_race=may_be_race,
+        batch=text,
+        detail=detail,
     )
 
 

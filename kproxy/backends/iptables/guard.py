@@ -1,16 +1,17 @@
-"""What healing asks this data plane: has anything changed, do counts agree, what is different. Joins glance.py, drift.py and the plan.
+"""What healing asks this data plane: has anything changed, do counts agree, what is different. Joins glance.py and
+difference.py.
 
 In: what was written last (`applied`) and, for comparisons, what was observed. What must not happen here: a write.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 from kproxy.backends.iptables import census
 from kproxy.backends.iptables.apply import IptablesBackend
-from kproxy.backends.iptables.drift import Difference, differences
+from kproxy.backends.iptables.difference import ChainDifference, differences
 from kproxy.backends.iptables.glance import Glance, disagreeing, glance
 from kproxy.backends.iptables.ruleset import FamilyRuleset, Ruleset
 from kproxy.model.names import Family
@@ -34,13 +35,9 @@ class IptablesGuard:
         """Chains that do not hold as many rules as `applied`. Blocks for up to 0.3 s. Raises OSError or ValueError."""
         return disagreeing(self._backend.tools.variant, self._served(applied))
 
-    def differ(self, applied: Ruleset, observed: Ruleset) -> bool:
-        """Whether a plan from `observed` to `applied` has anything to do."""
-        return bool(self._backend.plan(observed, self._served(applied)).batches)
-
-    def differences(self, applied: Ruleset, observed: Ruleset) -> Iterable[Difference]:
-        """What is missing and what is too much, for people."""
-        return differences(self._served(applied), observed)
+    def differences(self, applied: Ruleset, observed: Ruleset) -> Sequence[str]:
+        """What is missing and what is too much, chain by chain, for people; empty when a plan would have nothing to do."""
+        return [_told(each) for each in differences(observed, self._served(applied))]
 
     def _served(self, ruleset: Ruleset) -> Ruleset:
         unserved = self._backend.unserved
@@ -49,3 +46,9 @@ class IptablesGuard:
         if Family.IPV6 in unserved:
             ruleset = replace(ruleset, ipv6=FamilyRuleset(family=Family.IPV6))
         return ruleset
+
+
+def _told(difference: ChainDifference) -> str:
+    """The chain and what is wrong with it; where single rules are, the first of them."""
+    rules = () if difference.absent or difference.unwanted else difference.missing or difference.extra
+    return f"{difference}: {rules[0].text}" if rules else str(difference)

@@ -7,7 +7,6 @@ asked about.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -27,7 +26,6 @@ _LEGACY_TABLES = {
     Family.IPV6: Path("/proc/net/ip6_tables_names"),
 }
 _IPV6 = Path("/proc/net/if_inet6")
-_LOCK = "/run/xtables.lock"
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"  # not on everybody's PATH
 _RANDOM_FULLY_SINCE = (1, 6, 2)
 
@@ -66,24 +64,6 @@ class Tools:
         """`settings` without what these tools do not know."""
         known = not self.version or self.version >= _RANDOM_FULLY_SINCE
         return settings if known else replace(settings, random_fully=False)
-
-
-def lock_holder() -> str:
-    """Who holds the xtables lock now, as `name (process 123)`; empty when that cannot be told."""
-    try:
-        inode = Path(os.environ.get("XTABLES_LOCKFILE", _LOCK)).stat().st_ino
-        lines = Path("/proc/locks").read_text().splitlines()
-    except OSError:
-        return ""
-    for line in lines:  # `1: FLOCK  ADVISORY  WRITE 1234 fe:01:567 0 EOF`; waiting ones have an arrow behind the number
-        words = line.split()
-        if "->" in words or len(words) < 6 or not words[5].endswith(f":{inode}"):
-            continue
-        try:
-            return f"{Path(f'/proc/{words[4]}/comm').read_text().strip()} (process {words[4]})"
-        except OSError:
-            return "a process outside of this container"
-    return ""
 
 
 class Machine:

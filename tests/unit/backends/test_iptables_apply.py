@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 
-from kproxy.backends.iptables.apply import Done, IptablesBackend
+from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.ruleset import Ruleset
+from kproxy.backends.iptables.tool_runs import Done
 from kproxy.backends.iptables.variant import Variant
 from kproxy.errors import ApplyError, UnsupportedError
 from kproxy.model.desired import DesiredState
@@ -119,12 +120,62 @@ def test_a_lost_race_is_run_again_at_once(backend: IptablesBackend, machine: Fak
 
 
 def test_a_refused_frame_is_an_error(backend: IptablesBackend, machine: FakeMachine) -> None:
-    machine.of[Family.IPV4].weather = lambda text: Done(
-        2, "", "iptables-restore v1.8.9 (legacy): Couldn't load match `comment':No such file"
-    )
+    lacking = Done(2, "", "iptables-restore v1.8.9 (legacy): Couldn't load match `comment':No such file")
+    machine.of[Family.IPV4].weather = lambda text: lacking if "--comment" in text else None
     with pytest.raises(ApplyError, match="'comment' is not installed") as caught:
         _apply(backend, *_services("a"))
     assert not caught.value.retryable
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        Done(1, "", "boom"),
+        Done(4, "", "iptables-restore: line 3: RULE_APPEND failed (Cannot allocate memory): rule in chain X"),
+        Done(4, "", "iptables-restore: line 3: RULE_APPEND failed (Device or resource busy): rule in chain X"),
+        Done(127, "", "exec: iptables-nft-restore: not found"),
+        Done(-9, "", ""),
+        OSError(2, "No such file or directory"),
+    ],
+    ids=["says nothing", "ENOMEM", "EBUSY", "wrapper without program", "killed", "no program"],
+)
+def test_fault_16_a_tool_that_fails_at_everything_leaves_nobody_out(
+    machine: FakeMachine, failure: Done | OSError
+) -> None:
+    """Nothing is wrong about the Services then: they are tried again, all of them."""
+    broken = False
+
+    async def runner(program: Sequence[str], text: str, timeout_s: float) -> Done | None:
+        if not broken:
+            return await machine.run(program, text, timeout_s)
+        if isinstance(failure, OSError):
+            raise failure
+        return failure
+
+    backend = IptablesBackend(tools=machine.tools(), runner=runner, capabilities=machine.capabilities)
+    before = _apply(backend, *_services("a", "b"))
+    rules = machine.of[Family.IPV4].save()
+    broken = True
+    with pytest.raises(ApplyError) as caught:
+        _apply(backend, *_services("a", "b", "c", "d"), applied=before)
+    assert caught.value.retryable
+    with pytest.raises(ApplyError) as caught:
+        asyncio.run(backend.observe())
+    assert backend.refused == () and machine.of[Family.IPV4].save() == rules
+    broken = False
+    assert _nothing_left(backend, _apply(backend, *_services("a", "b", "c", "d"), applied=before))
+
+
+def test_a_family_that_worked_once_is_never_given_up(machine: FakeMachine) -> None:
+    broken = Done(
+        3, "", "iptables-restore v1.8.9 (legacy): can't initialize iptables table `nat': Table does not exist"
+    )
+    backend = IptablesBackend(tools=machine.tools(), runner=machine.run, capabilities=machine.capabilities)
+    seen = asyncio.run(backend.observe())
+    machine.of[Family.IPV4].weather = lambda text: broken
+    with pytest.raises(ApplyError) as caught:
+        _apply(backend, *_services("a"), applied=seen)
+    assert caught.value.retryable and not backend.unserved
 
 
 def test_a_tool_that_hangs_is_an_error_to_retry(machine: FakeMachine) -> None:
