@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
+from functools import lru_cache
 from operator import itemgetter
 
 from kproxy.backends.iptables import names, tree
@@ -42,10 +42,11 @@ from kproxy.backends.iptables.matches import (
     Recent,
     Reject,
     Source,
+    Spelled,
     Target,
     TransportProtocol,
 )
-from kproxy.backends.iptables.rules import Rule, rule
+from kproxy.backends.iptables.rules import Rule, rule, spelled
 from kproxy.backends.iptables.ruleset import (
     Chain,
     Entry,
@@ -69,12 +70,14 @@ from kproxy.model.desired import (
     VirtualIP,
     VirtualIPKind,
 )
-from kproxy.model.names import Family, ServicePortName
+from kproxy.model.names import Family, Protocol, ServicePortName
 
 _ALL_ONES = {Family.IPV4: "255.255.255.255", Family.IPV6: "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"}
 _PREFIX = {Family.IPV4: "/32", Family.IPV6: "/128"}
 _REJECT = {Family.IPV4: Reject("icmp-port-unreachable"), Family.IPV6: Reject("icmp6-port-unreachable")}
-_TO_MASQUERADE = Jump(names.MARK_MASQ)
+_TO_MASQUERADE = spelled(Jump(names.MARK_MASQ))
+_TRANSPORTS = {protocol: spelled(TransportProtocol(protocol.lower)) for protocol in Protocol}
+_BARE = {protocol: spelled(Ports(protocol.lower)) for protocol in Protocol}
 
 _NAT_SERVICES = Place("nat", names.SERVICES)
 _NAT_NODE_PORTS = Place("nat", names.NODE_PORTS)
@@ -272,9 +275,10 @@ class _Compiler:
         self.local_chain = names.LOCAL_PREFIX + hashed
         self.external_chain = names.EXTERNAL_PREFIX + hashed
         self.firewall_chain = names.FIREWALL_PREFIX + hashed
-        protocol = service_port.name.protocol.lower
-        self.protocol = TransportProtocol(protocol)
-        self.ports = Ports(protocol, str(service_port.port))
+        self.transport = _TRANSPORTS[service_port.name.protocol]
+        self.protocol = service_port.name.protocol.lower
+        self.ports = spelled(Ports(self.protocol, str(service_port.port)))
+        self.comment = (spelled(Comment(self.name)),) if context.comments else ()
         self.prefix = _PREFIX[context.family]
         self.affinity = service_port.affinity if context.affinity else None
         self.endpoint_chains = names.endpoint_chains(service_port.name, service_port.reachable)
@@ -291,7 +295,8 @@ class _Compiler:
             chains[self.external_chain] = tuple(self._external())
         if self._is_firewalled:
             chains[self.firewall_chain] = tuple(self._firewall())
-        for endpoint, chain in self.endpoint_chains.items():
+        for endpoint in port.reachable:
+            chain = self.endpoint_chains[endpoint.text]
             chains[chain] = self._endpoint(endpoint, chain)
         return Fragment(
             service_port=port,
@@ -301,7 +306,7 @@ class _Compiler:
         )
 
     def _key(self, virtual_ip: VirtualIP) -> str:
-        return f"{virtual_ip.address} {self.protocol.protocol} {self.port.port}"
+        return f"{virtual_ip.address} {self.protocol} {self.port.port}"
 
     def _chain_of(self, route: Route) -> str:
         return self.local_chain if route.local_only else self.cluster_chain
@@ -332,7 +337,7 @@ class _Compiler:
 
     def _to(self, virtual_ip: VirtualIP, comment: str, target: Target) -> Rule:
         where = Destination(virtual_ip.address + self.prefix)
-        return rule(where, self.protocol, Comment(comment), self.ports, target)
+        return rule(where, self.transport, Comment(comment), self.ports, target)
 
     def _refusal(self, route: Route) -> tuple[str, Target]:
         if route.when_empty is Verdict.DROP:
@@ -348,7 +353,7 @@ class _Compiler:
 
     def _nat_entry(self, virtual_ip: VirtualIP, chain: str) -> Entry:
         made = self._to(virtual_ip, f"{self.name} {virtual_ip.kind.value}", Jump(chain))
-        number = int(ip_address(virtual_ip.address))
+        number = tree.number_of_address(virtual_ip.address)
         return Entry(place=_NAT_SERVICES, key=self._key(virtual_ip), rule=made, at=number)
 
     def _external_entries(self, virtual_ip: VirtualIP) -> Iterable[Entry]:
@@ -365,32 +370,34 @@ class _Compiler:
             yield Entry(place=_FILTER_EXTERNAL, key=key, rule=self._to(virtual_ip, comment, target))
 
     def _node_port_entries(self, node_port: int) -> Iterable[Entry]:
-        ports, key = Ports(self.protocol.protocol, str(node_port)), f"{node_port} {self.protocol.protocol}"
+        ports, key = Ports(self.protocol, str(node_port)), f"{node_port} {self.protocol}"
         if self.port.short_circuit.endpoints:
-            made = rule(self.protocol, Comment(self.name), ports, Jump(self.external_chain))
+            made = rule(self.transport, Comment(self.name), ports, Jump(self.external_chain))
             number = tree.number_of_node_port(self.port.name.protocol, node_port)
             yield Entry(place=_NAT_NODE_PORTS, key=key, rule=made, at=number)
         if not self.port.external.endpoints:
             comment, target = self._refusal(self.port.external)
-            made = rule(self.protocol, Comment(comment), AddressType(destination="LOCAL"), ports, target)
+            made = rule(self.transport, Comment(comment), AddressType(destination="LOCAL"), ports, target)
             yield Entry(place=_FILTER_EXTERNAL, key=key, rule=made)
 
     # chains
 
     def _balance(self, chain: str, endpoints: tuple[Endpoint, ...]) -> Chain:
         rules = list(self._cluster_ip_masquerade()) if chain == self._chain_of(self.port.internal) else []
-        targets = [(self._endpoint_comment(e), self.endpoint_chains[e]) for e in endpoints]
+        targets = [self._way_to(endpoint) for endpoint in endpoints]
         if self.affinity is not None:
             seconds, mask = self.affinity.timeout_s, _ALL_ONES[self.context.family]
-            rules += [rule(*comment, Recent(to, mask, seconds), Jump(to)) for comment, to in targets]
+            rules += [rule(*comment, Recent(to.chain, mask, seconds), to) for comment, to in targets]
         for i, (comment, to) in enumerate(targets[:-1]):
-            rules.append(rule(*comment, Chance.of(1 / (len(targets) - i)), Jump(to)))
+            rules.append(rule(*comment, _chance(len(targets) - i), to))
         comment, to = targets[-1]
-        rules.append(rule(*comment, Jump(to)))
+        rules.append(rule(*comment, to))
         return tuple(rules)
 
-    def _endpoint_comment(self, endpoint: Endpoint) -> tuple[Match, ...]:
-        return (Comment(f"{self.name} -> {endpoint.text}"),) if self.context.comments else ()
+    def _way_to(self, endpoint: Endpoint) -> tuple[tuple[Match, ...], Jump]:
+        text = endpoint.text
+        comment = (Comment(f"{self.name} -> {text}"),) if self.context.comments else ()
+        return comment, Jump(self.endpoint_chains[text])
 
     def _cluster_ip_masquerade(self) -> Iterable[Rule]:
         """Who is masqueraded on the way to the cluster IP; the full match is repeated because external traffic shares the chain."""
@@ -407,7 +414,7 @@ class _Compiler:
         for virtual_ip in clusters:
             where = Destination(virtual_ip.address + self.prefix)
             comment = Comment(f"{self.name} {virtual_ip.kind.value}")
-            yield rule(*source, where, *interface, self.protocol, comment, self.ports, _TO_MASQUERADE)
+            yield rule(*source, where, *interface, self.transport, comment, self.ports, _TO_MASQUERADE)
 
     def _external(self) -> Iterable[Rule]:
         port = self.port
@@ -442,16 +449,22 @@ class _Compiler:
         yield rule(Comment(f"other traffic to {self.name} will be dropped by KUBE-PROXY-FIREWALL"))
 
     def _endpoint(self, endpoint: Endpoint, chain: str) -> Chain:
-        comment = (Comment(self.name),) if self.context.comments else ()
         remember: tuple[Match, ...] = ()
         if self.affinity is not None:
             remember = (Recent(chain, _ALL_ONES[self.context.family]),)
+        ports = _BARE[self.port.name.protocol]
         return (
-            rule(Source(endpoint.address + self.prefix), *comment, _TO_MASQUERADE),
-            rule(self.protocol, *comment, *remember, Ports(self.protocol.protocol), DestinationNat(endpoint.text)),
+            rule(Source(endpoint.address + self.prefix), *self.comment, _TO_MASQUERADE),
+            rule(self.transport, *self.comment, *remember, ports, DestinationNat(endpoint.text)),
         )
 
 
+@lru_cache(maxsize=1024)
+def _chance(of: int) -> Spelled:
+    return spelled(Chance.of(1 / of))
+
+
+@lru_cache(maxsize=16)
 def _detects(detector: LocalDetector, *, negated: bool) -> tuple[tuple[Match, ...], tuple[Match, ...]]:
     """The detector's match, as (source, interface): they stand at different places in a rule."""
     if detector.source:

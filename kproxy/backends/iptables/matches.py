@@ -214,6 +214,13 @@ class OtherMatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Spelled:
+    """A match or target that stands in many rules: its text is made once. What a rule is made of, never what one is parsed into."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Jump:
     """Go on in `chain` and, unless `goto`, come back when it has nothing to say."""
 

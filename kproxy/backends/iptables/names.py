@@ -7,6 +7,7 @@ A chain name may have 28 characters (XT_EXTENSION_MAXNAMELEN is 29 with the fina
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterable
 from hashlib import sha256
 
@@ -56,13 +57,19 @@ DISPATCH_CHAINS: dict[str, frozenset[str]] = {
 
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
-_SHIFTS = range(70, -10, -10)
+_TEN_BYTES = struct.Struct(">QH").unpack_from
 
 
 def _hash(text: str) -> str:
-    """SHA-256 in base32, the first 16 characters. Two characters at a time: base64.b32encode took a third of the compiler's time."""
-    number = int.from_bytes(sha256(text.encode()).digest()[:10])
-    return "".join([_PAIRS[(number >> shift) & 1023] for shift in _SHIFTS])
+    """SHA-256 in base32, the first 16 characters.
+
+    Two characters at a time and in small numbers, 1 us: base64.b32encode takes 20, and there are 30,000 chains at 10,000 Services.
+    """
+    a, b = _TEN_BYTES(sha256(text.encode()).digest())
+    return (
+        f"{_PAIRS[a >> 54]}{_PAIRS[a >> 44 & 1023]}{_PAIRS[a >> 34 & 1023]}{_PAIRS[a >> 24 & 1023]}"
+        f"{_PAIRS[a >> 14 & 1023]}{_PAIRS[a >> 4 & 1023]}{_PAIRS[(a & 15) << 6 | b >> 10]}{_PAIRS[b & 1023]}"
+    )
 
 
 def service_hash(name: ServicePortName) -> str:
@@ -75,10 +82,10 @@ def endpoint_chain(name: ServicePortName, endpoint: Endpoint) -> str:
     return ENDPOINT_PREFIX + _hash(f"{name}{name.protocol.lower}{endpoint.text}")
 
 
-def endpoint_chains(name: ServicePortName, endpoints: Iterable[Endpoint]) -> dict[Endpoint, str]:
-    """The chains of many endpoints of one ServicePort."""
+def endpoint_chains(name: ServicePortName, endpoints: Iterable[Endpoint]) -> dict[str, str]:
+    """The chains of many endpoints of one ServicePort, by the endpoints' texts."""
     start = f"{name}{name.protocol.lower}"
-    return {endpoint: ENDPOINT_PREFIX + _hash(start + endpoint.text) for endpoint in endpoints}
+    return {text: ENDPOINT_PREFIX + _hash(start + text) for text in [endpoint.text for endpoint in endpoints]}
 
 
 def network_chain(network: str) -> str:

@@ -42,6 +42,7 @@ from kproxy.backends.iptables.matches import (
     Return,
     SetMark,
     Source,
+    Spelled,
     Target,
     TransportProtocol,
     quoted,
@@ -87,7 +88,12 @@ _JUMP = re.compile(r"(?:^| )-[jg] ([^\s\"]+)(?: --[^\"]*)?$")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
 
 
-def rule(*parts: Match | Target) -> Rule:
+def spelled(part: Match | Target) -> Spelled:
+    """`part` with its text at hand."""
+    return Spelled(part.text)
+
+
+def rule(*parts: Match | Target | Spelled) -> Rule:
     """A rule of ours. The parts stand in save form's order (the module docstring tells it); tests hold every compiled rule to that."""
     return Rule(" ".join([part.text for part in parts]))
 

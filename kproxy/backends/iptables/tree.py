@@ -27,7 +27,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.matches import Destination, Jump, Ports, TransportProtocol
@@ -86,6 +86,14 @@ def _to_ports(start: int, length: int) -> tuple[str, Rule]:
 _NODE_PORTS_WIDTH = 18  # two bits of protocol, so that no part holds two of them, and sixteen of port
 ADDRESSES = {Family.IPV4: Space(32, _to_ipv4), Family.IPV6: Space(128, _to_ipv6)}
 NODE_PORTS = Space(_NODE_PORTS_WIDTH, _to_ports)
+
+
+def number_of_address(address: str) -> int:
+    """The number of a canonical address. Four times as fast as ipaddress for IPv4."""
+    if ":" in address:
+        return int(IPv6Address(address))
+    a, b, c, d = address.split(".")
+    return int(a) << 24 | int(b) << 16 | int(c) << 8 | int(d)
 
 
 def number_of_node_port(protocol: Protocol, port: int) -> int:
