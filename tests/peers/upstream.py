@@ -91,13 +91,27 @@ class Api:
                 self._write(path, manifest)
                 self._there[path] = manifest
 
+    def tried(self, built: Built) -> int:
+        """The status that an attempt to create this object ends with; it is gone again afterwards."""
+        path = _path(built.api)
+        self._make_namespace(built.api["metadata"]["namespace"])
+        status, _ = self._request("POST", path.rpartition("/")[0], built.api)
+        if status < 300:
+            self._call("DELETE", path)
+        return status
+
+    def _make_namespace(self, namespace: str) -> None:
+        if namespace in self._namespaces:
+            return
+        made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
+        status, answer = self._request("POST", "/api/v1/namespaces", made)
+        assert status in (201, 409), f"namespace {namespace}: {status} {answer.get('message', '')}"
+        self._namespaces.add(namespace)
+
     def _write(self, path: str, manifest: Manifest) -> None:
         namespace = manifest["metadata"].get("namespace")
-        if namespace and namespace not in self._namespaces:
-            made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
-            status, answer = self._request("POST", "/api/v1/namespaces", made)
-            assert status in (201, 409), f"namespace {namespace}: {status} {answer.get('message', '')}"
-            self._namespaces.add(namespace)
+        if namespace:
+            self._make_namespace(namespace)
         if path in self._there and not self._changed(path, manifest):
             self._call("DELETE", path)  # an immutable field (a cluster IP, an address type): written anew
             del self._there[path]
