@@ -25,10 +25,12 @@ class Pacer:
     ended: float = float("-inf")
     duration_s: float = 0.0
     failures: int = 0
+    rested: bool = False  # the last sync came after a rest
 
     def succeeded(self, started: float, ended: float) -> Pacer:
         """The pace after a sync that went well."""
-        return replace(self, ended=ended, duration_s=ended - started, failures=0)
+        rested = started - self.ended >= self.min_period_s
+        return replace(self, ended=ended, duration_s=ended - started, failures=0, rested=rested)
 
     def failed(self, started: float, ended: float) -> Pacer:
         """The pace after a sync that failed: the pause doubles up to `max_retry_s`."""
@@ -39,7 +41,7 @@ class Pacer:
         """How long to rest after the last sync."""
         rest = min(self.duration_s * REST, self.min_period_s)
         if self.failures == 0:
-            return rest
+            return 0.0 if self.rested else rest
         retry: float = FIRST_RETRY_S * 2.0 ** min(self.failures - 1, 16)
         return max(rest, min(retry, self.max_retry_s))
 

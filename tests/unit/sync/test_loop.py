@@ -194,3 +194,37 @@ def test_a_machine_that_cannot_ends_the_process_and_one_that_no_longer_can_is_wa
         assert loop.status.queued_since is None
 
     asyncio.run(scenario())
+
+
+def test_a_service_and_its_slice_make_one_sync_and_a_service_alone_is_not_forgotten() -> None:
+    async def scenario() -> None:
+        backend = MemoryBackend()
+        async with running(backend, Zones()) as loop:
+            for event in lists(service(1), slice_of(1, "10.244.0.5")):
+                loop.emit(event)
+            await until(lambda: backend.kernel)
+            before = loop.status.syncs
+            loop.emit(Applied(service(2)))
+            await asyncio.sleep(0.01)
+            loop.emit(Applied(slice_of(2, "10.244.0.6")))
+            await until(lambda: ("ns/svc2", "10.244.0.6:8080") in backend.kernel)
+            assert loop.status.syncs == before + 1
+            loop.emit(Applied(service(3)))
+            await until(lambda: loop.status.syncs > before + 1)
+            assert len(loop.desired.ipv4.service_ports) == 3
+
+    asyncio.run(scenario())
+
+
+def test_the_kernel_is_looked_at_while_the_api_is_listed() -> None:
+    async def scenario() -> None:
+        backend = MemoryBackend(kernel=frozenset({("ns/gone", "10.244.0.9:80")}))
+        async with running(backend, Zones()) as loop:
+            await until(lambda: backend.observations)
+            assert backend.applications == 0
+            for event in lists(service(1), slice_of(1, "10.244.0.5")):
+                loop.emit(event)
+            await until(lambda: backend.kernel == {("ns/svc1", "10.244.0.5:8080")})
+            assert backend.observations == 1
+
+    asyncio.run(scenario())

@@ -18,8 +18,16 @@ def test_an_idle_node_syncs_at_once() -> None:
     ids=["quick", "noticeable", "slow", "slower than the minimum period"],
 )
 def test_the_pause_follows_the_duration_up_to_the_minimum_period(duration_s: float, pause_s: float) -> None:
-    pacer = Pacer(min_period_s=1.0).succeeded(100.0, 100.0 + duration_s)
+    pacer = Pacer(min_period_s=1.0, ended=99.9).succeeded(100.0, 100.0 + duration_s)
     assert pacer.next_run(now=100.0 + duration_s) == pytest.approx(100.0 + duration_s + pause_s)
+
+
+def test_what_comes_in_pairs_to_an_idle_node_does_not_wait() -> None:
+    first = Pacer(min_period_s=1.0).succeeded(100.0, 100.3)
+    assert first.next_run(now=100.3) == 100.3
+    second = first.succeeded(100.3, 100.6)
+    assert second.next_run(now=100.6) == pytest.approx(100.9), "a third one rests"
+    assert second.succeeded(102.0, 102.3).next_run(now=102.3) == 102.3, "after a rest it is as in the beginning"
 
 
 def test_failures_double_the_pause_up_to_the_limit_and_success_forgets_them() -> None:
