@@ -45,9 +45,9 @@ def _logging(config: Config) -> Iterator[tuple[str, str]]:
         yield "logging.vmodule", "is only there for the text log format"
     if not enabled("LoggingAlphaOptions", config.feature_gates):
         for form in ("json", "text"):
-            for option in (f"logging.options.{form}.splitStream", f"logging.options.{form}.infoBufferSize"):
-                if inert.get(option) not in (None, False, "0"):
-                    yield option, "needs the feature gate LoggingAlphaOptions"
+            option = f"logging.options.{form}.infoBufferSize"
+            if inert.get(option, "0") != "0":
+                yield option, "needs the feature gate LoggingAlphaOptions"
     version = inert.get("showHiddenMetricsForVersion", "")
     if version and not re.fullmatch(r"\d+\.\d+", str(version)):
         yield "showHiddenMetricsForVersion", f"must be a version such as 1.35, not {version!r}"

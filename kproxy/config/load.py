@@ -65,6 +65,11 @@ class _Values:
         self.places[setting.target or setting.path] = where
         if setting.target:
             self.found[setting.target] = read
+            if (
+                setting.target == "node_ips"
+            ):  # the unspecified address is none; which family it is of is kept for the page
+                self.without_effect.pop(setting.path, None)
+                self.without_effect |= {setting.path: "::"} if not read and ":" in str(value) else {}
         elif read != setting.default:
             self.without_effect[setting.path] = read
             if not _says_nothing(value):
@@ -100,7 +105,7 @@ def load_config(path: str | None, flags: Mapping[str, object]) -> Config:
             values.warnings.append(
                 f"--{name.replace('_', '-')}: has no effect: kproxy does not need to know the machine"
             )
-    _deprecated_ports(values, flags, with_file=path is not None)
+    _deprecated_ports(values, flags, with_file=path is not None or bool(flags.get("write_config_to")))
     return replace(_build(values), config_file=path or "")
 
 
@@ -222,8 +227,6 @@ def _similar(path: str) -> str:
 
 def _build(values: _Values) -> Config:
     found = dict(values.found)
-    if values.ipv6 and found.get("node_ips") == ():
-        values.without_effect["bindAddress"] = "::"
     found.setdefault("dns.enabled", values.dns_default)
     if values.ipv6:
         found = {"healthz_bind_address": "[::]:10256", "metrics_bind_address": "[::1]:10249"} | found
@@ -276,4 +279,7 @@ def _cluster_cidrs(values: _Values, texts: tuple[str, ...], mode: DetectMode) ->
         values.problems.extend(f"{where}: {why}" for why in problems)
         return tuple(networks)
     values.warnings.extend(f"{where}: is not used in mode {mode.value}: {why}" for why in problems)
-    return () if problems else tuple(networks)
+    if problems:
+        values.without_effect["clusterCIDR"] = ",".join(texts)
+        return ()
+    return tuple(networks)

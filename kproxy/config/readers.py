@@ -48,6 +48,8 @@ def whole(low: int, high: int) -> Reader:
     """A whole number from `low` to `high`."""
 
     def read(value: Any) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # 14.0 is how some tools write 14
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise ValueError(f"must be a whole number from {low} to {high}, not {value!r}")
         return value
@@ -100,10 +102,11 @@ def any_duration(value: Any) -> str:
     return str(duration(_seconds(value)))
 
 
-def flush_frequency(value: Any) -> str:
-    """A duration above 0, also as a number of nanoseconds, which older files have."""
+def flush_frequency(value: Any) -> str | int:
+    """A duration above 0, also as a number of nanoseconds, which older files have and which stays one."""
     if isinstance(value, int) and not isinstance(value, bool):
-        value = f"{value}ns"
+        positive_duration_s(f"{value}ns")
+        return value
     return str(duration(positive_duration_s(value)))
 
 

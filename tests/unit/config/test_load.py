@@ -12,9 +12,14 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from kproxy.config.config import ClientSettings, Config, DnsConfig, IptablesConfig
+from kproxy.cli.kube_proxy import as_upstream
+from kproxy.cli.main import main
+from kproxy.config.config import ClientSettings, Config, DnsConfig, ExternalIPsConfig, IptablesConfig
 from kproxy.config.flags import run_options
-from kproxy.config.load import SETTINGS, load_config
+from kproxy.config.gates import enabled
+from kproxy.config.load import load_config
+from kproxy.config.settings import SETTINGS
+from kproxy.config.show import configz, flagz, written
 from kproxy.errors import ConfigError, ExitCode, UnsupportedError
 from kproxy.model.desired import DetectMode, ExternalIPSettings, NodeSettings
 
@@ -318,7 +323,7 @@ def test_a_missing_file_is_named() -> None:
         (["--metrics-bind-address", ""], {"metrics_bind_address": ""}),
         (["--dns-upstreams", "/etc/a,192.0.2.1", "--dns-workers", "2"],
          {"dns": DnsConfig(upstreams=("192.0.2.1:53",), resolv_conf=("/etc/a",), workers=2)}),
-        (["--bind-address", "::"], {}),
+        (["--bind-address", "::"], {"without_effect": (("bindAddress", "::"),)}),
         (["--detect-local-mode=NodeCIDR", "--nodeport-addresses", "localhost"],
          {"detect_mode": DetectMode.NODE_CIDR, "node_port_addresses": ("localhost",)}),
     ],
@@ -339,3 +344,146 @@ def test_flags(arguments: list[str], differs: dict[str, Any]) -> None:
 def test_a_bad_flag_is_named() -> None:
     with pytest.raises(ConfigError, match=r"^--cluster-cidr: '10\.0' is not a network"):
         load_config(None, {"cluster_cidr": "10.0"})
+
+
+def test_fault_45_all_errors_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+    text = (
+        UPSTREAMS
+        + 'iptables:\n  masqueradeBit: 32\n  syncPeriod: 1s\n  minSyncPeriod: 2s\noomScoreAdj: 5000\nclusterCIDR: x\nodd: "\\e[31m"\n'
+    )
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, {"conntrack_min": -1, "feature_gates": "Nope=true"})
+    assert str(caught.value).replace(path, "FILE").split("\n") == [
+        "FILE:4: iptables.masqueradeBit: must be a whole number from 0 to 31, not 32",
+        "FILE:7: oomScoreAdj: must be a whole number from -1000 to 1000, not 5000",
+        "--feature-gates: unrecognized feature gate: Nope",
+        "--conntrack-min: must be a whole number from 0 to 2147483647, not -1",
+        "FILE:8: clusterCIDR: 'x' is not a network such as 10.244.0.0/16 or fd00::/48",
+        "FILE:6: iptables.minSyncPeriod: must not be greater than syncPeriod (1s)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (OURS + "odd: 1\n", ":3: odd: is not a field of KproxyConfiguration"),
+        (UPSTREAMS + "iptables: {masqueradeBit: x}\n", ":3: iptables.masqueradeBit: must be a whole number"),
+        ("apiVersion: kubeproxy.config.k8s.io/v2\nkind: KubeProxyConfiguration\n", ":1: apiVersion: must be kproxy.dev/v1alpha1"),
+        (OURS + "clusterCIDR: 10.0.0.0/8\nclusterCIDR: 11.0.0.0/8\n", ":4: clusterCIDR: the key occurs twice"),
+    ],
+    ids=["unknown key", "wrong type", "wrong apiVersion", "twice"],
+)  # fmt: skip
+def test_fault_45_exit_2_with_path_and_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--config", path])
+    assert ended.value.code == ExitCode.USAGE
+    assert capsys.readouterr().err.startswith(f"kproxy: {path}{message}")
+
+
+def test_z12_unknown_and_repeated_fields_of_upstreams_kind_are_warnings(tmp_path: Path) -> None:
+    path = write(tmp_path, UPSTREAMS + "odd: 1\nclusterCIDR: 10.0.0.0/8\nclusterCIDR: 11.0.0.0/8\n")
+    config = load_config(path, {})
+    assert config.cluster_cidrs == ("11.0.0.0/8",)
+    assert [warning.removeprefix(path) for warning in config.warnings] == [
+        ":5: clusterCIDR: occurs twice; the last one counts",
+        ":3: odd: is not a field of KubeProxyConfiguration v1alpha1; it is ignored",
+    ]
+
+
+def test_z10_what_is_written_is_read_as_the_same_and_is_complete(tmp_path: Path) -> None:
+    text = (
+        UPSTREAMS
+        + 'bindAddress: "::"\nconntrack: {maxPerCore: 0, tcpEstablishedTimeout: 90m}\n'
+        + "iptables: {minSyncPeriod: 0.25s}\nipvs: {scheduler: lc}\n"
+        + "featureGates: {AllowServiceExternalIPs: false}\nlogging: {format: json, vmodule: null}\nnodePortAddresses: [primary]\n---\n"
+        + OURS
+        + 'healthzBindAddress: ""\niptables: {minSyncPeriod: 0s, serviceCounters: true}\nconntrack: {endedTCPFlows: reset}\n'
+        + "externalIPs: {allowedNetworks: [192.0.2.0/24]}\nhealing: {period: 500ms}\ndns: {upstreams: [192.0.2.1, /etc/r.conf]}\n"
+    )
+    config = load_config(write(tmp_path, text), {"hostname_override": "N", "log_flush_frequency": "1s", "vmodule": ""})
+    again = tmp_path / "again.yaml"
+    again.write_text(written(config))
+    assert load_config(str(again), {}) == config
+    assert config.external_ips == ExternalIPsConfig(enabled=False, allowed_networks=("192.0.2.0/24",))
+    assert (config.healthz_bind_address, config.metrics_bind_address) == ("", "[::1]:10249")
+    assert (config.iptables.min_sync_period_s, config.conntrack.tcp_established_timeout_s) == (0.0, 5400.0)
+
+
+def test_z10_defaults_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "default.yaml"
+    path.write_text(written(load_config(None, {})))
+    assert load_config(str(path), {}) == load_config(None, {})
+
+
+def test_z14_the_nodes_name_of_the_flag_wins(tmp_path: Path) -> None:
+    path = write(tmp_path, UPSTREAMS + "hostnameOverride: of-the-file\n")
+    assert load_config(path, {}).node_name == "of-the-file"
+    assert load_config(path, {"hostname_override": " Of-The-Flag "}).node_name == "of-the-flag"
+
+
+def test_pages_of_configz_and_flagz_tell_what_is_in_force(tmp_path: Path) -> None:
+    path = write(tmp_path, UPSTREAMS + "iptables: {masqueradeBit: 3}\nfeatureGates: {WatchList: false}\n")
+    config = load_config(path, {"vmodule": "a=1,b=2", "masquerade_all": True})
+    shown: Any = configz(config)
+    assert shown["kubeproxy.config.k8s.io"]["iptables"]["masqueradeBit"] == 3
+    assert shown["kproxy.dev"]["dns"]["zone"] == "cluster.local"
+    flags = flagz(config)
+    wanted = {
+        "config": path, "iptables-masquerade-bit": "3", "masquerade-all": "true", "vmodule": "a=1,b=2",
+        "feature-gates": "WatchList=false", "nodeport-addresses": "", "iptables-sync-period": "30s", "v": "0",
+    }  # fmt: skip
+    assert {name: flags[name] for name in wanted} == wanted
+
+
+def test_deprecated_ports_switch_pages_off_where_there_is_no_file(tmp_path: Path) -> None:
+    config = load_config(None, {"healthz_port": 0, "metrics_port": 10249})
+    assert (config.healthz_bind_address, config.metrics_bind_address) == ("", "127.0.0.1:10249")
+    beside = load_config(write(tmp_path, UPSTREAMS), {"healthz_port": 0})
+    assert beside.healthz_bind_address == "0.0.0.0:10256"
+    assert "--healthz-port: has no effect and is deprecated" in beside.warnings[0]
+
+
+def test_gates_by_name_count_more_than_all_of_a_stage() -> None:
+    assert enabled("HPAScaleToZero", (("AllAlpha", True),))
+    assert not enabled("HPAScaleToZero", (("AllAlpha", True), ("HPAScaleToZero", False)))
+    assert enabled("AllowServiceExternalIPs", (("AllAlpha", True), ("AllBeta", True)))
+
+
+def test_beside_a_file_kube_proxys_own_flags_do_not_count_and_ours_do() -> None:
+    flags = {
+        "config": "c",
+        "cluster_cidr": "10.0.0.0/8",
+        "hostname_override": "n",
+        "v": 2,
+        "run_dir": "/r",
+        "master": None,
+    }
+    counted, ignored = as_upstream(flags)
+    assert counted == {"config": "c", "hostname_override": "n", "v": 2, "run_dir": "/r", "dns_default": False}
+    assert ignored == ("--cluster-cidr",)
+    assert as_upstream({"cluster_cidr": "10.0.0.0/8"})[1] == ()
+
+
+def test_under_kube_proxys_name_dns_is_off_unless_asked_for(tmp_path: Path) -> None:
+    assert not load_config(None, {"dns_default": False}).dns.enabled
+    path = write(tmp_path, OURS + "dns: {enabled: true}\n")
+    assert load_config(path, {"dns_default": False}).dns.enabled
+
+
+def test_fault_47_a_hostile_configuration_puts_no_control_bytes_into_messages(tmp_path: Path) -> None:
+    hostile = '"\\e[31m\\u202e\\n"'
+    text = f"{OURS}{hostile}: 1\nmode: {hostile}\nfeatureGates: {{{hostile}: true}}\nhostnameOverride: {hostile}\n"
+    text += f"nodePortAddresses: [{hostile}]\niptables: {{{hostile}: 2, variant: {hostile}, syncPeriod: {hostile}}}\n"
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, {"bind_address": "\x1b", "feature_gates": "\x1b=true", "cluster_cidr": "\x1b"})
+    lines = str(caught.value).split("\n")
+    assert len(lines) == 10
+    assert all(line.isprintable() for line in lines)
+    (tmp_path / "u").mkdir()
+    upstream = write(tmp_path / "u", f"{UPSTREAMS}{hostile}: 1\n{hostile}: 2\nportRange: {hostile}\n")
+    assert all(warning.isprintable() for warning in load_config(upstream, {}).warnings)
