@@ -65,7 +65,7 @@ def _answers(lab: LabUnderTest) -> str:
 
 
 @pytest.mark.parametrize("word", ["kproxy.dns.worker", "kproxy.app"], ids=["a DNS worker", "the controller"])
-def test_a_killed_process_takes_nothing_with_it(lab: LabUnderTest, word: str) -> None:
+def test_fault_09_a_killed_process_takes_nothing_with_it(lab: LabUnderTest, word: str) -> None:
     address = _answers(lab)
     before = _processes(lab, word)
     assert before >= 1
@@ -86,7 +86,7 @@ def test_a_killed_process_takes_nothing_with_it(lab: LabUnderTest, word: str) ->
     assert _processes(lab, word) == before, "the supervisor has started it again"
 
 
-def test_an_upgrade_changes_hands_and_nothing_else(lab: LabUnderTest) -> None:
+def test_fault_11_an_upgrade_changes_hands_and_nothing_else(lab: LabUnderTest) -> None:
     """A second instance starts beside the first, stands by, and goes on when the first is asked to end."""
     address = _answers(lab)
     files = ("--config", "/run/kproxy-node/config.yaml", "--run-dir", "/run/kproxy")

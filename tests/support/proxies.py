@@ -123,6 +123,14 @@ class Running:
         """Unix time of the end of its last sync, 0.0 before the first."""
         return value_of(metrics(self.bed), SYNC_TIME)
 
+    def wait_said(self, text: str, limit_s: float = 30.0) -> None:
+        """Waits until its log has these words."""
+        deadline = time.monotonic() + limit_s
+        while text not in self.log.read_text(errors="replace"):
+            self.demand()
+            assert time.monotonic() < deadline, f"{text!r} was not said in {limit_s:g} s: {self.tail()}"
+            time.sleep(0.02)
+
     def demand(self) -> None:
         """Fails where it has ended by itself."""
         assert self.process.poll() is None, f"{self.program.value} ended ({self.process.returncode}): {self.tail()}"
@@ -158,6 +166,7 @@ class Stage:
     scratch: Path
     settings: dict[str, object] = field(default_factory=dict)  # fields of KubeProxyConfiguration over `configuration`'s
     dns: bool = False  # whether kproxy answers the cluster's DNS as well
+    home: Path = REPOSITORY  # where the package kproxy lies
     _count: int = 0
 
     def start(self, program: Program) -> Running:
@@ -165,7 +174,7 @@ class Stage:
         self._count += 1
         log = self.scratch / f"{program.value}-{self.variant.value}-{self._count}.log"
         words = self._words(program)
-        environment = {**os.environ, "PATH": f"{self._tools()}:{os.environ['PATH']}"}
+        environment = {**os.environ, "PYTHONPATH": str(self.home), "PATH": f"{self._tools()}:{os.environ['PATH']}"}
         with log.open("wb") as output, self.bed.node.entered():
             started = time.time()
             process = subprocess.Popen(
@@ -174,7 +183,7 @@ class Stage:
                 stdout=output,
                 stderr=output,
                 env=environment,
-                cwd=REPOSITORY,
+                cwd=self.home,
             )
         return Running(program, self.bed, process, started, log)
 

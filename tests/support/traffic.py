@@ -58,6 +58,9 @@ class Outcome:
     datagrams_lost: int = 0
     datagrams_refused: int = 0
     moved: int = 0
+    datagram_endpoints: list[list[str]] = field(
+        default_factory=list
+    )  # of each source port: who answered first, who last
 
 
 def _broken(error: int) -> str:
@@ -226,7 +229,7 @@ class _Datagrams:
     def __init__(self, traffic: _Traffic, address: str, port: int, every_s: float) -> None:
         self.traffic, self.every_s = traffic, every_s
         self.sent = self.received = 0
-        self.name = b""
+        self.name = self.last = b""
         self.moved = False
         self.sock = socket.socket(type=socket.SOCK_DGRAM)
         self.sock.setblocking(False)
@@ -243,6 +246,7 @@ class _Datagrams:
             self.refused(error)
             return
         self.received += 1
+        self.last = name
         if not self.name:
             self.name = name
         elif name != self.name and not self.moved:
@@ -326,6 +330,7 @@ def _summed(traffic: _Traffic, lasting: list[_Flow | _Datagrams]) -> Outcome:
         else:
             outcome.datagrams += one.sent
             outcome.datagrams_lost += one.sent - one.received
+            outcome.datagram_endpoints.append([one.name.decode(), one.last.decode()])
     return outcome
 
 
