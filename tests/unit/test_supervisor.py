@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -111,3 +112,34 @@ def test_a_second_sigterm_does_not_wait_for_a_stubborn_child(supervise: Supervis
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=5) == 0
     _wait_for(lambda: not _alive(_pids(a)[0]), "the child is killed")
+
+
+def test_z11_a_child_whose_configuration_changed_ends_everything_in_any_life(
+    supervise: Supervise, tmp_path: Path
+) -> None:
+    lives, sibling = tmp_path / "lives", tmp_path / "sibling"
+    code = f"import os; p = {str(lives)!r}; open(p, 'a').write('1\\n'); os._exit(10 if len(open(p).readlines()) == 2 else 1)"
+    process = supervise(first=code, second=_beating(sibling))
+    assert process.wait(timeout=10) == 1
+    assert len(_pids(lives)) == 2
+    _wait_for(lambda: all(not _alive(pid) for pid in _pids(sibling)), "the sibling ends as well")
+
+
+def test_lines_are_klogs_or_json() -> None:
+    for form in ("text", "json"):
+        listed = json.dumps([{"name": 'a "b"\x1b', "argv": [sys.executable, "-c", "raise SystemExit(3)"]}])
+        done = subprocess.run(
+            [sys.executable, "-m", "kproxy.supervisor", listed, form],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+        lines = done.stderr.splitlines()
+        assert len(lines) == 2
+        assert all(line.isprintable() for line in lines)
+        for line in lines:
+            if form == "json":
+                assert set(json.loads(line)) == {"ts", "caller", "msg", "v"}
+            else:
+                assert re.fullmatch(r'I\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ supervisor\.py:\d+\] "a .*"', line)
