@@ -38,7 +38,7 @@ class Reason(Enum):
     OTHER_ZONE = "hinted for other zones"
     OTHER_HINTED_NODE = "hinted for other nodes"
     REFUSED = "its address may not be an endpoint"
-    DUPLICATE = "stands in another slice too, and that copy counts"
+    DUPLICATE = "listed more than once, and another copy counts"
     NO_SUCH_PORT = "its slice has no port of this name and protocol"
     HEADLESS_SLICE = "its slice is labelled as a headless Service's"
     NO_SUCH_TRAFFIC = "the Service has no such addresses"
@@ -214,10 +214,13 @@ def explain_hints(candidates: Sequence[Candidate], place: Place) -> str:
             pass
     if not any(c.hint_zones or c.hint_nodes for c in ready):
         return ""
-    bare = [c.endpoint.text for c in ready if not c.hint_zones]
+    by_zone = any(c.hint_zones for c in ready)
+    bare = [c.endpoint.text for c in ready if not (c.hint_zones if by_zone else c.hint_nodes)]
     if bare:
         more = f" and {len(bare) - 1} more" if len(bare) > 1 else ""
-        return f"ignored: {bare[0]}{more} bears none, and half-written hints would starve a zone"
+        return f"ignored: {bare[0]}{more} bears none, and half-written hints would starve somebody"
+    if not by_zone:
+        return "ignored: no endpoint is hinted for this node"
     if not place.zone:
         return "ignored: this node bears no label topology.kubernetes.io/zone"
     return f"ignored: no endpoint is hinted for zone {place.zone}"
