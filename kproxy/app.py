@@ -38,6 +38,7 @@ from kproxy.config.follow import ConfigChangedError, wait_for_change
 from kproxy.config.load import load_config
 from kproxy.config.show import configz, flagz
 from kproxy.conntrack.ended import Ended
+from kproxy.conntrack.fullness import Fullness
 from kproxy.conntrack.gauge import Gauge
 from kproxy.conntrack.reconciler import Reconciler
 from kproxy.dns.channel import ZonePublisher
@@ -46,6 +47,9 @@ from kproxy.dns.configured import channel_path, dns_settings, upstream_resolvers
 from kproxy.dns.node import hold, release
 from kproxy.dns.zone import Zone
 from kproxy.errors import ExitCode, KproxyError
+from kproxy.loopback.channel import TablePublisher, Taken
+from kproxy.loopback.listeners import loopback_path
+from kproxy.loopback.table import listeners
 from kproxy.model.desired import NodeSettings
 from kproxy.model.snapshot import Snapshot
 from kproxy.node.sysctls import apply as set_sysctls
@@ -53,13 +57,14 @@ from kproxy.node.sysctls import wanted
 from kproxy.process import END_OF_ALL, family_name, settle
 from kproxy.sync.drift import Patience
 from kproxy.sync.healing import Healer
-from kproxy.sync.loop import SyncLoop
+from kproxy.sync.loop import SyncLoop, SyncOutcome
 from kproxy.sync.pacer import Pacer
 from kproxy.sync.writer import acquire, somebody_waits
 from kproxy.telemetry.inspect import serve_state
 from kproxy.telemetry.instance import Instance
 from kproxy.telemetry.logs import configure, fields
 from kproxy.telemetry.monitor import Monitor, Sources
+from kproxy.telemetry.notices import port_taken, table_full
 from kproxy.telemetry.statepage import socket_path
 from kproxy.watch.addresses import watch_addresses
 from kproxy.watch.client import Api, ClientSettings, connect
@@ -115,7 +120,11 @@ class Controller:
         self.flows = Reconciler(remembered=Path(config.run_dir) / "flows.json")
         self.ended = Ended(config.conntrack.ended_tcp_flows)
         self.loop.observers.append(self.ended.observe)
-        self.gauge = Gauge()
+        self.gauge = Gauge(self._table_full)
+        self.loopback: TablePublisher | None = None
+        if config.iptables.localhost_listener:
+            self.loopback = TablePublisher(loopback_path(config.run_dir, family_name(os.getppid())), self._port_taken)
+            self.loop.observers.append(self._listen)
         self.monitor = Monitor(
             config,
             loop=self.loop,
@@ -136,6 +145,20 @@ class Controller:
             server=lambda: self.api.server if self.api is not None else "",
             dns_workers=lambda: len(self.publisher.workers()) if self.dns is not None else None,
         )
+
+    def _listen(self, outcome: SyncOutcome) -> None:
+        if self.loopback is not None and outcome.error is None:
+            self.loopback.publish(listeners(outcome.after, self.loopback.table))
+
+    def _port_taken(self, port: Taken) -> None:
+        _, protocol, number = port.key
+        log.warning("A node port is taken on loopback", extra=fields(service=port.name, port=number, error=port.error))
+        note = port_taken(self.config.node_name, port.name, number, protocol, port.error)
+        self.monitor.recorder.record(note)
+
+    def _table_full(self, fullness: Fullness) -> None:
+        if fullness.is_full:
+            self.monitor.recorder.record(table_full(self.config.node_name, fullness.text))
 
     async def publish(self, snapshot: Snapshot) -> None:
         """Compiles the zone of `snapshot` and sends what is new to the workers."""
@@ -257,6 +280,8 @@ class Controller:
             yield self.healer.keep()
         yield self.flows.keep(self.loop.written, lambda: (self.loop.desired, self.loop.snapshot.local_addresses))
         yield self.gauge.keep()
+        if self.loopback is not None:
+            yield self.loopback.keep()
         yield self.ended.keep(lambda: (self.loop.desired, self.loop.snapshot.local_addresses))
         yield watch_addresses(self.loop.emit)
         yield from self._reflectors(api)

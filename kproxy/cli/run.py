@@ -24,6 +24,7 @@ from kproxy.config.load import load_config
 from kproxy.config.show import written
 from kproxy.dns.configured import channel_path, dns_settings
 from kproxy.errors import ConfigError
+from kproxy.loopback.listeners import loopback_path
 from kproxy.node.oom import set_oom_score
 from kproxy.node.sysctls import apply, wanted
 from kproxy.process import family_name
@@ -53,6 +54,9 @@ def children(config: Config, flags: Mapping[str, object]) -> list[tuple[str, lis
             ]
             worker = [sys.executable, "-m", "kproxy.dns.worker", *arguments]
             listed.append((f"dns worker {number}", worker))
+    if config.iptables.localhost_listener:
+        arguments = ["--channel", loopback_path(config.run_dir, family_name(os.getpid())), "--parent", str(os.getpid())]
+        listed.append(("loopback worker", [sys.executable, "-m", "kproxy.loopback.worker", *arguments]))
     return listed
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ctypes
 import gc
 import logging
 import os
@@ -24,7 +23,6 @@ import random
 import resource
 import signal
 import socket
-import struct
 import sys
 import time
 from collections import Counter
@@ -40,7 +38,7 @@ from kproxy.dns.forward import Forwarder
 from kproxy.dns.server import Server, bound, is_taken
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.zone import Loading, empty_zone, with_changes
-from kproxy.process import settle
+from kproxy.process import drop_capabilities, settle
 from kproxy.telemetry.logs import configure
 
 log = logging.getLogger("kproxy.dns.worker")
@@ -51,9 +49,6 @@ LONGEST_PAUSE_S = 2.0
 GRACE_S = 0.5  # a controller that is there sends its zone well within it
 LOOK_EVERY_S = 0.1
 FILES = 16384
-
-_PR_SET_NO_NEW_PRIVS = 38
-_CAPABILITY_VERSION_3 = 0x20080522
 
 
 class Feed:
@@ -147,16 +142,6 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def drop_capabilities() -> None:
-    """Gives up every capability, for good: after the sockets are bound nothing here needs one, and this process reads hostile packets."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)  # of this process
-    nothing = bytes(24)  # effective, permitted, inheritable: 64 bits each
-    if libc.capset(header, nothing):
-        log.warning("the capabilities cannot be given up: %s", os.strerror(ctypes.get_errno()))
-
-
 def settle_memory() -> None:
     """Takes all that lives now out of later garbage collections: a zone is large, without cycles, and not worth walking."""
     gc.unfreeze()
@@ -199,7 +184,10 @@ async def serve(settings: DnsSettings, path: str, *, announce: bool) -> None:
         tasks.create_task(feed.run())
         if await _worth_binding(settings, feed, ended):
             await server.start()
-            drop_capabilities()
+            if (
+                why := drop_capabilities()
+            ):  # nothing here needs one once the sockets are bound, and packets may be hostile
+                log.warning("the capabilities cannot be given up: %s", why)
             feed.listening()
             settle_memory()
             log.info("answering on %s port %d", ", ".join(settings.listen), settings.port)

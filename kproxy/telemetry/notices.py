@@ -7,6 +7,8 @@
 | Service | ExternalIPRefused | an external IP would take traffic that belongs to somebody else |
 | Service | RulesRefused | the kernel refused its rules; all others are in place |
 | Node | IptablesVariants | rules of services in both iptables variants: one of them is somebody's who left |
+| Node | ConntrackTableFull | the kernel's table of flows has no room, and new connections are dropped |
+| Service | LoopbackPortTaken | somebody else listens on its node port on loopback |
 | Node | SyncFailed | rules could not be written, for example because another program holds the xtables lock |
 | Node | RulesRestored, RulesContested | somebody else changed our rules, and they were put right; again and again |
 """
@@ -58,6 +60,20 @@ def of_problems(node: str, before: Iterable[Problem], now: Iterable[Problem]) ->
             yield Note(about=about, reason="ExternalIPRefused", action="ResolveService", text=problem.reason)
         elif "the kernel refused its rules" in problem.reason:
             yield Note(about=about, reason="RulesRefused", action=_SYNC, text=f"node {node}: {problem.reason}")
+
+
+def port_taken(node: str, service_port: str, port: int, protocol: str, why: str) -> Note:
+    """Somebody else listens on a node port's loopback address; it is tried again."""
+    namespace, _, name = service_port.partition("/")
+    about = About(kind="Service", name=name.partition(":")[0], namespace=namespace)
+    text = f"node {node}: node port {port}/{protocol} is taken on loopback ({why}); trying again"
+    return Note(about=about, reason="LoopbackPortTaken", action="Listen", text=text)
+
+
+def table_full(node: str, fullness: str) -> Note:
+    """The kernel's table of flows has no room: new connections are dropped."""
+    text = f"the kernel drops new connections: {fullness}; net.netfilter.nf_conntrack_max is too small (conntrack.maxPerCore)"
+    return Note(about=of_node(node), reason="ConntrackTableFull", action="TrackConnections", text=text)
 
 
 def variants(node: str, warnings: Iterable[str]) -> Iterator[Note]:

@@ -46,6 +46,9 @@ PURE = (
     "kproxy.dns.wire",
     "kproxy.dns.cache",
     "kproxy.sync.pacer",
+    "kproxy.loopback.listeners",
+    "kproxy.loopback.table",
+    "kproxy.loopback.choice",
     "kproxy.healthcheck.table",
     "kproxy.telemetry.health",
     "kproxy.telemetry.histogram",
@@ -70,14 +73,14 @@ THIRD_PARTY = {
     "dnslib": ("kproxy.dns.wire", "kproxy.lab.*"),
     "aiohttp": ("kproxy.watch.client*", "kproxy.watch.reflector", "kproxy.telemetry.http", "kproxy.healthcheck.server", "kproxy.telemetry.inspect", "kproxy.lab.*"),
     "prometheus_client": ("kproxy.telemetry.metrics*",),
-    "uvloop": ("kproxy.app", "kproxy.dns.worker", "kproxy.lab.*", "kproxy.lab.api.*"),
+    "uvloop": ("kproxy.app", "kproxy.dns.worker", "kproxy.loopback.worker", "kproxy.lab.*", "kproxy.lab.api.*"),
     "yaml": ("kproxy.watch.manifests*", "kproxy.config.*", "kproxy.cli.*", "kproxy.lab.*"),
     "multidict": ("kproxy.lab.*",),  # part of aiohttp: its headers and queries
     "click": ("kproxy.cli.*", "kproxy.config.flags", "kproxy.lab.*"),
     "rich": ("kproxy.cli.*", "kproxy.lab.*"),
     "msgspec": (
         "kproxy.watch.*", "kproxy.dns.*", "kproxy.config.*", "kproxy.lab.*", "kproxy.cli.*", "kproxy.app",
-        "kproxy.telemetry.statepage",
+        "kproxy.telemetry.statepage", "kproxy.loopback.channel",
     ),
 }
 SUBPROCESS = (
@@ -226,7 +229,7 @@ def test_third_party_packages_stay_in_their_files() -> None:
 def test_workers_import_next_to_nothing() -> None:
     """What a DNS worker pulls in is paid for once per core in resident memory."""
     seen: set[str] = set()
-    todo = ["kproxy.dns.worker"]
+    todo = ["kproxy.dns.worker", "kproxy.loopback.worker"]
     heavy = {"kubernetes", "aiohttp", "prometheus_client", "pyroute2", "yaml", "click", "rich", "iptc"}
     found = []
     while todo:
