@@ -82,9 +82,14 @@ def disagreeing(wanted: Counts, found: Counts) -> tuple[str, ...]:
 
 
 def _disagreement(table: str, chain: str, wanted: int | None, found: int | None) -> str | None:
-    name = chain.rpartition(_JUMP)[2]
+    hook, _, name = chain.rpartition(_JUMP)
     if wanted is None:
-        return " unwanted" if found is not None and names.is_removable(table, name) else None
+        ours = (
+            names.is_entered(table, name) and name != names.KUBELET_FIREWALL
+            if hook
+            else names.is_removable(table, name)
+        )
+        return " unwanted" if found is not None and ours else None
     if found is None:
         return " missing"
     more = found - wanted

@@ -120,6 +120,12 @@ def is_removable(table: str, chain: str) -> bool:
     return chain in FIXED_CHAINS.get(table, ()) or (table == "nat" and is_hashed(chain))
 
 
+def is_entered(table: str, chain: str) -> bool:
+    """Whether kproxy or kube-proxy jumps to `chain` from a built-in one. Others jump to KUBE-MARK-MASQ: those are their rules."""
+    fixed = chain in FIXED_CHAINS.get(table, ()) and chain not in (MARK_MASQ, CANARY)
+    return fixed or (table == "filter" and chain == KUBELET_FIREWALL)
+
+
 def is_known(table: str, chain: str) -> bool:
     """Whether kproxy writes this chain at all: the removable ones, and the one shared with the kubelet."""
     return is_removable(table, chain) or (table == "filter" and chain == KUBELET_FIREWALL)

@@ -251,7 +251,7 @@ def ours(observed: FamilyRuleset) -> FamilyRuleset:
         kept: dict[str, Chain] = {}
         for chain, rules in chains.items():
             if chain in BUILT_IN:
-                jumps = tuple(rule for rule in rules if names.is_known(table, rule.jump))
+                jumps = tuple(rule for rule in rules if names.is_entered(table, rule.jump))
                 if jumps:
                     kept[chain] = jumps
             elif names.is_known(table, chain):
