@@ -110,7 +110,14 @@ class Monitor:
         """For the health pages."""
         status, snapshot = self._loop.status, self._loop.snapshot
         period = self._config.iptables.sync_period_s
-        return health_of(status, snapshot, self._config.node_name, now=time.monotonic(), sync_period_s=period)
+        return health_of(
+            status,
+            snapshot,
+            self._config.node_name,
+            now=time.monotonic(),
+            sync_period_s=period,
+            dns=self._config.dns.enabled,
+        )
 
     def status(self) -> dict[str, Any]:
         """For `/statusz`."""

@@ -16,20 +16,22 @@ from kproxy.watch.reflector import WatchStats
 _UNWATCHED = DriftStatus()
 
 
-def health_of(status: SyncStatus, snapshot: Snapshot, node_name: str, *, now: float, sync_period_s: float) -> Health:
+def health_of(
+    status: SyncStatus, snapshot: Snapshot, node_name: str, *, now: float, sync_period_s: float, dns: bool = True
+) -> Health:
     """kube-proxy's rules: the data path is healthy while no change has waited longer than 2 × syncPeriod. `now` is monotonic.
 
     An instance that stands by (another one writes) is ready once it has heard the API: a rolling update waits for that before it ends the
-    other one. Nothing is queued there, so it is healthy as well.
+    other one. Nothing is queued there, so it is healthy as well. dns: whether this instance answers DNS and needs a zone.
     """
     node = snapshot.node(node_name)
-    missing = (RULES_NEED | ZONE_NEEDS) - status.synced
+    missing = (RULES_NEED | ZONE_NEEDS if dns else RULES_NEED) - status.synced
     if missing:
         waiting = "the first list of " + ", ".join(sorted(kind.value for kind in missing))
     elif status.writer and not status.syncs:
         waiting = f"the first sync of rules{': ' + status.last_error if status.last_error else ''}"
     else:
-        waiting = "" if status.dns_published else "the first zone"
+        waiting = "" if status.dns_published or not dns else "the first zone"
     return Health(
         data_path=not status.writer or status.healthy(now, 2 * sync_period_s),
         node_eligible=node is not None and not node.deleting and not node.leaving,
