@@ -45,14 +45,15 @@ class Daemon:
 
     path: Path
 
-    def get(self, page: str, timeout_s: float = ANSWER_S) -> bytes:
+    def get(self, page: str) -> bytes:
         """The body of a page. Raises KproxyError when it is refused or cut off, OSError when nobody answers."""
-        connection = _UnixConnection(self.path, timeout_s)
+        connection = _UnixConnection(self.path, ANSWER_S)
         try:
+            connection.connect()
             connection.request("GET", page)
             answer = connection.getresponse()
             body = answer.read(_MOST + 1)
-        except http.client.HTTPException as error:
+        except (http.client.HTTPException, BrokenPipeError, ConnectionResetError) as error:
             raise KproxyError(f"the daemon's answer was cut off ({type(error).__name__}); ask again") from error
         finally:
             connection.close()

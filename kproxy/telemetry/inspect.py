@@ -16,7 +16,6 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -114,13 +113,16 @@ def _application(pages: StatePages) -> web.Application:
 
 async def _send(request: web.Request, turns: asyncio.Semaphore, pieces: Iterable[bytes]) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "text/plain; charset=utf-8"})
-    with suppress(TimeoutError, ConnectionError):  # the reader sees an answer that was cut off
+    try:
         async with asyncio.timeout(LONGEST_ANSWER_S), turns:
             await response.prepare(request)
             for piece in pieces:
                 await response.write(piece)
                 await asyncio.sleep(0)  # `write` waits only for a reader that is slow
             await response.write_eof()
+    except (TimeoutError, ConnectionError):
+        if request.transport is not None:
+            request.transport.abort()  # or the answer would be ended in good order, and pass for all there is
     return response
 
 
