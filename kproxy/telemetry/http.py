@@ -1,8 +1,10 @@
 """The HTTP servers of a controller: health for load balancers and kubelets, metrics and state for people and programs.
 
 | server (default address)  | paths |
-| health, 0.0.0.0:10256     | /healthz /livez as kube-proxy; /readyz, /statusz ours |
+| health, 0.0.0.0:10256     | /healthz /livez as kube-proxy; /readyz ours |
 | metrics, 127.0.0.1:10249  | /metrics /metrics/slis /healthz /proxyMode /configz /statusz /flagz as kube-proxy; /livez, /readyz ours |
+
+The first is open to everybody, so it tells no name; the second is on loopback, because metrics and state do.
 
 In: `Pages`, functions that are asked at every request, and health.py's bodies. /readyz is what kube-proxy lacks: 200 only after the first
 complete sync of rules and zone. Liveness never depends on the API server: a node whose API is away still routes, and must not be restarted
@@ -18,7 +20,7 @@ import logging
 import platform
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -87,7 +89,7 @@ def health_routes(pages: Pages) -> Routes:
     async def readyz(_: web.Request) -> web.Response:
         return _ready_answer(pages)
 
-    return {"/healthz": healthz, "/livez": livez, "/readyz": readyz, "/statusz": _statusz(pages, ())}
+    return {"/healthz": healthz, "/livez": livez, "/readyz": readyz}
 
 
 def _health_answer(pages: Pages, page: str, health: Health, ok: bool, *, eligible: bool) -> web.Response:
@@ -167,7 +169,7 @@ def _slis(pages: Pages) -> Handler:
     return slis
 
 
-def _statusz(pages: Pages, paths: tuple[str, ...]) -> Handler:
+def _statusz(pages: Pages, paths: Sequence[str]) -> Handler:
     """Our state as text or (`?o=json`, `Accept: application/json`) JSON; to who asks for kube-proxy's versioned form, that form."""
 
     async def statusz(request: web.Request) -> web.Response:
@@ -181,7 +183,7 @@ def _statusz(pages: Pages, paths: tuple[str, ...]) -> Handler:
     return statusz
 
 
-def _versioned(pages: Pages, paths: tuple[str, ...]) -> bytes:
+def _versioned(pages: Pages, paths: Sequence[str]) -> bytes:
     started = datetime.fromtimestamp(int(pages.started), UTC)
     body = {
         "kind": "Statusz",
