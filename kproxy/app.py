@@ -57,7 +57,7 @@ from kproxy.node.sysctls import wanted
 from kproxy.process import END_OF_ALL, family_name, settle
 from kproxy.sync.drift import Patience
 from kproxy.sync.healing import Healer
-from kproxy.sync.loop import SyncLoop, SyncOutcome
+from kproxy.sync.loop import RULES_NEED, SyncLoop, SyncOutcome
 from kproxy.sync.pacer import Pacer
 from kproxy.sync.writer import acquire, somebody_waits
 from kproxy.telemetry.inspect import serve_state
@@ -108,7 +108,9 @@ class Controller:
         self.zone: Zone | None = None
         self.cluster_dns = config.dns.cluster_dns if config.dns.enabled else ()
         self.api: Api | None = None
-        self.watches = tuple(WatchStats(resource.kind) for resource in RESOURCES(config.node_name))
+        # Only what is needed: kube-proxy's ClusterRole, system:node-proxier, knows neither Namespaces nor Pods.
+        self.resources = [r for r in RESOURCES(config.node_name) if config.dns.enabled or r.kind in RULES_NEED]
+        self.watches = tuple(WatchStats(resource.kind) for resource in self.resources)
         period = config.iptables
         pacer = Pacer(min_period_s=period.min_sync_period_s, max_retry_s=min(period.sync_period_s, _LONGEST_RETRY_S))
         self.loop = SyncLoop(self.backend, self.settings_for, pacer, self.publish)
@@ -225,7 +227,7 @@ class Controller:
         return replace(self.config.client, cache=str(Path(self.config.run_dir) / "apiserver.json"))
 
     def _reflectors(self, api: Api) -> Iterator[Coroutine[Any, Any, None]]:
-        for resource, stats in zip(RESOURCES(self.config.node_name), self.watches, strict=True):
+        for resource, stats in zip(self.resources, self.watches, strict=True):
             yield reflect(
                 api,
                 resource,
