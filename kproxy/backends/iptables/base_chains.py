@@ -53,7 +53,9 @@ _POSTROUTING = _jump(names.POSTROUTING, "kubernetes postrouting rules")
 
 def base_tables(state: FamilyState, settings: IptablesSettings) -> Mapping[str, Mapping[str, Chain]]:
     """Table → chain → rules for everything that is there even without a Service."""
-    guards_loopback = state.family is Family.IPV4 and state.node_port_addresses.loopback
+    addresses = state.node_port_addresses
+    # With a listener of ours as well: route_localnet may still be on from a life with rules, or by somebody else's hand.
+    guards_loopback = state.family is Family.IPV4 and (addresses.loopback or addresses.listener)
     kubelet = (_KUBELET,) if guards_loopback else ()
     tables: dict[str, dict[str, Chain]] = {
         "mangle": {names.CANARY: ()},
