@@ -73,7 +73,7 @@ from kproxy.watch.reflector import RESOURCES, WatchStats, reflect
 log = logging.getLogger("kproxy.app")
 
 _BE_LIBERAL = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
-_LONGEST_RETRY_S = 5.0  # a lock that is free again, a tool that works again: noticed this soon
+_LONGEST_RETRY_S = 3.0  # a lock that is free again, a tool that works again: noticed this soon
 _STANDBY_S = (
     60.0  # who has not synced by now stands by, or waits for an API server that is away: its garbage is collected too
 )
