@@ -142,6 +142,7 @@ SETTINGS = st.builds(
     random_fully=st.booleans(),
     conntrack_tcp_be_liberal=st.booleans(),
     max_endpoints_with_comments=st.sampled_from([0, 1000]),
+    leaf_entries=st.sampled_from([0, 1, 2, 32]),
 )
 FOREIGN = "*nat\n:CNI - [0:0]\n-A PREROUTING -j CNI\nCOMMIT\n*filter\n:KUBE-FIREWALL - [0:0]\n-A INPUT -j KUBE-FIREWALL\nCOMMIT\n"
 
@@ -258,12 +259,15 @@ def test_cleanup_leaves_what_was_there_before(desired: DesiredState, settings: I
 
 
 @given(desired_states(), SETTINGS)
-def test_no_service_port_is_split(desired: DesiredState, settings: IptablesSettings) -> None:
-    made = plan(Ruleset(), compile_ruleset(desired, settings), 20)
-    owners = [(batch.family, change.owner) for batch in made.batches for change in batch.changes]
-    owned = [(family, owner) for family, owner in owners if owner is not None]
-    assert len(owned) == len(set(owned))
-    assert {family for family, owner in owners if owner is None} == set(Family)
+def test_what_a_service_port_gains_and_what_it_loses_is_never_split(
+    desired: DesiredState, settings: IptablesSettings
+) -> None:
+    wanted = compile_ruleset(desired, settings)
+    for made in (plan(Ruleset(), wanted, 20), plan(wanted, compile_ruleset(DesiredState(), settings), 20)):
+        changes = [(batch.family, change) for batch in made.batches for change in batch.changes]
+        owned = [(family, change.owner) for family, change in changes if change.owner is not None]
+        assert len(owned) == len(set(owned))
+    assert {batch.family for batch in plan(Ruleset(), wanted, 20).batches} == set(Family)
 
 
 @given(st.text(max_size=60))

@@ -150,9 +150,10 @@ def _compile_family(
     else:
         entries, branches = _planted(_dispatch(fragments.values()), state.family, settings.leaf_entries, known)
     tables["nat"] = _nat(previous.tables.get("nat", {}), gone, new, tables["nat"])
-    for chain in known.keys() - branches.keys():
-        del tables["nat"][chain]
-    tables["nat"].update(branches)
+    if branches is not known:
+        for chain in known:  # all of them, since they are written in this order: each after those that it jumps to
+            del tables["nat"][chain]
+        tables["nat"].update(branches)
     for place, rules in entries.items():
         tail = tables[place.table][place.chain]
         old = previous.chain(place.table, place.chain)
