@@ -76,7 +76,8 @@ def start(flags: Mapping[str, object]) -> None:
         for note in apply(wanted(config.conntrack, os.cpu_count() or 1)):
             click.echo(f"kproxy: {note}", err=True)
     else:
-        if complaint := set_oom_score(config.oom_score_adj):
+        complaint = set_oom_score(config.oom_score_adj)
+        if complaint and config.verbosity >= 2:  # as upstream: a container without CAP_SYS_RESOURCE is the usual case
             click.echo(f"kproxy: {complaint}", err=True)
         argv = command_line(children(config, {**given, "config_read": read}), config.log_format)
         os.execv(argv[0], argv)
