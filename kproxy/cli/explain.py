@@ -11,6 +11,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import click
 
@@ -98,7 +99,10 @@ def _service(text: str, snapshot: Snapshot) -> NamespacedName:
         return wanted if wanted in same else same[0]
     if same:
         raise ConfigError(f"several namespaces have it; say which: {', '.join(map(str, same[:10]))}", where="SERVICE")
-    raise ConfigError(f"there is no Service {wanted}{near(str(wanted), snapshot.services)}", where="SERVICE")
+    alike = get_close_matches(parts[0], {name.name for name in snapshot.services}, n=3)
+    close = sorted(str(name) for name in snapshot.services if name.name in alike)[:3]
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise ConfigError(f"there is no Service {parts[0]!r} in any namespace{hint}", where="SERVICE")
 
 
 def _kernel(node: NodeView, found: Explanation) -> dict[Family, KernelRules]:

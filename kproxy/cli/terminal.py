@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_WIDTH_WITHOUT_TERMINAL = 200  # columns; a pipe has no width, and wrapped lines are hard to grep
+_WIDTH_WITHOUT_TERMINAL = 1000  # columns; a pipe has no width, and wrapped lines are hard to grep
 
 
 def plain(text: object) -> str:
