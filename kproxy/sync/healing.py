@@ -139,6 +139,8 @@ class Healer:
         """What `look` shows is what later ones are held against."""
         self._seen.look, self._seen.applied, self._seen.blind = look, applied, ""
         self._patience = self._patience.calm(self._now())
+        if self.status.contested != self._patience.contested:
+            self.status = replace(self.status, contested=self._patience.contested)
 
     def _cannot_tell(self, error: Exception) -> None:
         self.status = replace(self.status, failures=self.status.failures + 1)

@@ -65,7 +65,10 @@ def _try(lock: IO[str]) -> bool:
 
 
 def _signed(lock: IO[str]) -> IO[str]:
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
+    """Writes the pid into the file, for people; a full disk takes nothing from the right itself."""
+    try:
+        os.truncate(lock.fileno(), 0)
+        os.write(lock.fileno(), f"{os.getpid()}\n".encode())
+    except OSError as error:
+        log.warning("The lock file does not name its holder", extra=fields(error=error.strerror))
     return lock

@@ -89,9 +89,11 @@ class _Lost:
 
 
 def _halves(change: Change) -> tuple[tuple[Change], tuple[Change]] | None:
-    """A dispatch chain as two halves, to find the entry that the kernel refuses."""
+    """A dispatch chain as two halves, to find the entry that the kernel refuses; removals, to find the chain that somebody else uses."""
+    if change.owner is not None:
+        return None
     place = next((place for place, _ in (*change.written, *change.appended)), None)
-    if change.owner is not None or place is None or not names.is_dispatch(place.table, place.chain):
+    if place is not None and not names.is_dispatch(place.table, place.chain):
         return None
     halves = change.halves()
     return ((halves[0],), (halves[1],)) if halves is not None else None
@@ -187,7 +189,7 @@ class IptablesBackend:
             except FamilyUnusableError as error:
                 self._leave(batch.family, error)
                 continue
-            if refused:
+            if any(change.owner is not None for change, _ in refused):
                 await self._learn()
             problems += [self._quarantine(batch.family, change, why, plan.wanted) for change, why in refused]
             batches += 1

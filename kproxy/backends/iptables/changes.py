@@ -53,7 +53,7 @@ class Change:
         return replace(self, written=tuple(written), appended=tuple(appended))
 
     def halves(self) -> tuple[Change, Change] | None:
-        """The filling of one chain as two changes with half of the rules each; None for anything else, or a single rule."""
+        """The filling of one chain, or the removal of several, as two changes; None for anything else, or a single rule or chain."""
         match self:
             case Change(written=((place, chain),), appended=()) if chain:
                 start, rules = (replace(self, written=((place, ()),)), tuple((place, rule) for rule in chain))
@@ -61,6 +61,9 @@ class Change:
             case Change(written=(), appended=(_, _, *_) as rules):
                 middle = len(rules) // 2
                 return replace(self, appended=rules[:middle]), replace(self, appended=rules[middle:])
+            case Change(written=(), appended=(), inserted=(), deleted=(), removed=(_, _, *_) as places):
+                middle = len(places) // 2  # referring chains stand before those that they refer to
+                return replace(self, removed=places[:middle]), replace(self, removed=places[middle:])
         return None
 
 

@@ -211,5 +211,6 @@ def test_whoever_deletes_again_and_again_is_given_way_to_and_told_of_once() -> N
         await rig.look(CALM_S + LONGEST_PAUSE_S)
         await rig.look(CALM_S + LONGEST_PAUSE_S)
         assert rig.healer._patience.pause_s == 2.0, "peace is believed"
+        assert not rig.healer.status.contested
 
     with_rig(scenario)
