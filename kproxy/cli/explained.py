@@ -66,7 +66,7 @@ def show(page: Page) -> None:
     if page.live is not None:
         role = "" if page.live.writer else ", which stands by: another kproxy writes the rules"
         _say(out, f"  as the kproxy here knows it{role}: last word from the API server {_ago(page.live.heard_s)}, "
-                  f"rules last written {_ago(page.live.synced_s)}")  # fmt: skip
+                  f"last sync of rules {_ago(page.live.synced_s)}")  # fmt: skip
     if found.unserved:
         _say(out, f"  no rules on any node: {found.unserved}")
     for problem in found.problems:
