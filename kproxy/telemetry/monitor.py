@@ -99,6 +99,8 @@ class Monitor:
 
     def _observe(self, outcome: SyncOutcome) -> None:
         self._tally.settle()
+        if outcome.full:
+            self._kernel.expire()
         if outcome.error is not None:
             self.recorder.record(notices.sync_failed(self._config.node_name, str(outcome.error)))
         before, self._problems = self._problems, self._loop.status.problems

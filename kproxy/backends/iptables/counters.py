@@ -97,6 +97,10 @@ class KernelCounters:
         """Packets and bytes of each Service port; nothing unless they were asked for."""
         return self._growing.totals
 
+    def expire(self) -> None:
+        """The rules have been written as a whole: what was read before them says nothing, and the next who asks gets a new look."""
+        self._looked = float("-inf")
+
     async def refresh(self) -> None:
         """Looks into the kernel, unless that was done a moment ago. Callers at the same time wait for one look."""
         async with self._turn:

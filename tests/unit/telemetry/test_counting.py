@@ -221,7 +221,7 @@ def test_z09_services_without_local_endpoints_by_direction() -> None:
 
 
 def test_buckets_are_kube_proxys() -> None:
-    assert PROGRAMMING_S[:4] == (0.25, 0.5, 1.0, 2.0)
+    assert PROGRAMMING_S[:5] == (0.0, 0.25, 0.5, 1.0, 2.0)
     assert PROGRAMMING_S[-9:] == (110.0, 115.0, 120.0, 150.0, 180.0, 210.0, 240.0, 270.0, 300.0)
     counted = Histogram((1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 99.0):

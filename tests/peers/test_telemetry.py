@@ -1,0 +1,297 @@
+"""kube-proxy and kproxy asked the same questions in the same scenario: health, metrics, health check node ports, Events.
+
+Each program runs alone on the node, against the same API server; what it said at each step is kept, and the answers are compared, field by
+field where they are meant to be the same. Times, uptimes and counts of work differ; names, types, labels, codes and shapes must not.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kproxy.backends.iptables.variant import Variant
+from kproxy.lab.controlplane import ControlPlane
+from tests.bench.peer.api import SLICES, Api
+from tests.support.one_node import NODE, NODE_NAME, OneNode, endpoint_address
+from tests.support.prefilled import node, prefilled
+from tests.support.proxies import Program, Running, Stage
+
+EVENTS = "/apis/events.k8s.io/v1/namespaces/default/events"
+NODE_PATH = f"/api/v1/nodes/{NODE_NAME}"
+CHECK = 30999
+TAINT = {"key": "ToBeDeletedByClusterAutoscaler", "value": "1", "effect": "NoSchedule"}
+
+# What kube-proxy shows and kproxy does not, each with its reason.
+NOT_HERE = {
+    "kubeproxy_iptables_localhost_nodeports_accepted_packets_total": "needs one rule more for every node port",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One HTTP answer."""
+
+    code: int
+    kind: str  # Content-Type
+    headers: dict[str, str]
+    body: str
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """What must not differ: code, type, the header that forbids guessing, and the body with its times replaced."""
+        text = re.sub(r'"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"', '"TIME"', self.body)
+        return self.code, self.kind, self.headers.get("X-Content-Type-Options"), text
+
+
+@dataclass
+class Told:
+    """What one program said."""
+
+    answers: dict[str, Answer] = field(default_factory=dict)
+    checks: dict[str, tuple[int, str, str, Any]] = field(default_factory=dict)  # code, weight, type, body
+    metrics: str = ""
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _get(bed: OneNode, port: int, path: str, host: str = "127.0.0.1") -> Answer:
+    with bed.node.entered():
+        connection = http.client.HTTPConnection(host, port, timeout=5)
+        connection.connect()
+    try:
+        connection.request("GET", path)
+        reply = connection.getresponse()
+        headers = dict(reply.getheaders())
+        return Answer(reply.status, headers.get("Content-Type", ""), headers, reply.read().decode())
+    finally:
+        connection.close()
+
+
+def _until(what: str, condition: Callable[[], bool], limit_s: float = 20.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {limit_s:g} s: {what}"
+        time.sleep(0.05)
+
+
+def _slice(of: str, ready: bool, where: str, changed: str = "") -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": f"{of}-s", "labels": {"kubernetes.io/service-name": of}},
+        "addressType": "IPv4",
+        "ports": [{"name": "a", "port": 8080, "protocol": "TCP"}, {"name": "b", "port": 8081, "protocol": "TCP"}],
+        "endpoints": [
+            {"addresses": [endpoint_address(n)], "nodeName": where, "conditions": {"ready": ready}} for n in (1, 2)
+        ],
+    }
+    if changed:
+        made["metadata"]["annotations"] = {"endpoints.kubernetes.io/last-change-trigger-time": changed}
+    return made
+
+
+def _objects() -> Iterator[dict[str, Any]]:
+    ports = [{"name": "a", "port": 80, "protocol": "TCP"}, {"name": "b", "port": 81, "protocol": "TCP"}]
+    balanced = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": CHECK, "ports": ports}
+    for name, spec in (("balanced", balanced), ("inner", {"internalTrafficPolicy": "Local", "ports": ports})):
+        yield {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
+    yield from (_slice("balanced", True, NODE_NAME), _slice("inner", True, "elsewhere"))
+
+
+class _Run:
+    """One program through the scenario."""
+
+    def __init__(self, bed: OneNode, api: Api, running: Running) -> None:
+        self.bed, self.api, self.running, self.told = bed, api, running, Told()
+
+    def go(self) -> Told:
+        self.running.wait_synced()
+        _until("the health check node port answers", lambda: self._check()[0] == 200)
+        for port, path in ((10256, "/healthz"), (10256, "/livez"), (10249, "/healthz"), (10249, "/proxyMode")):
+            self.told.answers[f"{port}{path}"] = _get(self.bed, port, path)
+        self._endpoints()
+        self._node()
+        self.told.metrics = _get(self.bed, 10249, "/metrics").body
+        self.told.answers["configz"] = _get(self.bed, 10249, "/configz")
+        _until("the Event is there", lambda: bool(self._events()))
+        self.told.events = self._events()
+        return self.told
+
+    def _check(self, path: str = "/any/path") -> tuple[int, str, str, Any]:
+        try:
+            answer = _get(self.bed, CHECK, path, NODE)
+        except ConnectionRefusedError:
+            return 0, "", "", None
+        return answer.code, answer.headers["X-Load-Balancing-Endpoint-Weight"], answer.kind, json.loads(answer.body)
+
+    def _events(self) -> list[dict[str, Any]]:
+        items = self.api.ok("GET", EVENTS)["items"]
+        mine = self.running.program.value
+        return [item for item in items if item.get("reportingController") == mine]
+
+    def _endpoints(self) -> None:
+        self.told.checks["1"] = self._check()
+        for step, ready, code in (("0", False, 503), ("1 again", True, 200)):
+            changed = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+            self.api.ok("PUT", f"{SLICES}/balanced-s", _slice("balanced", ready, NODE_NAME, changed))
+            _until(f"endpoints: {step}", lambda code=code: self._check()[0] == code)  # type: ignore[misc]
+            self.told.checks[step] = self._check()
+
+    def _node(self) -> None:
+        self._change_node({"spec": {"taints": [TAINT]}})
+        self._both("tainted", 503)
+        self._change_node({"spec": {"taints": None}})
+        _until("eligible again", lambda: _get(self.bed, 10256, "/healthz").code == 200)
+        self._change_node({"metadata": {"finalizers": ["example.com/waits"]}})
+        self.api.ok("DELETE", NODE_PATH)
+        self._both("deleted", 503)
+        self._change_node({"metadata": {"finalizers": None}})
+        self.api.ok("POST", "/api/v1/nodes", node())
+
+    def _both(self, step: str, code: int) -> None:
+        _until(step, lambda: _get(self.bed, 10256, "/healthz").code == code)
+        for path in ("/healthz", "/livez"):
+            self.told.answers[f"{step} {path}"] = _get(self.bed, 10256, path)
+
+    def _change_node(self, change: dict[str, Any]) -> None:
+        found = self.api.ok("GET", NODE_PATH)
+        for part, values in change.items():
+            found[part].update(values)
+        self.api.ok("PUT", NODE_PATH, found)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Program, Told]]:
+    found: dict[Program, Told] = {}
+    with OneNode() as bed, prefilled(bed, tmp_path_factory.mktemp("plane"), [node()]) as plane:
+        api = Api.of(bed.node, plane)
+        try:
+            for made in _objects():
+                api.create(made)
+            for program in Program:
+                found[program] = _one(bed, plane, api, program, tmp_path_factory.mktemp("scratch"))
+        finally:
+            api.close()
+    yield found
+
+
+def _one(bed: OneNode, plane: ControlPlane, api: Api, program: Program, scratch: Path) -> Told:
+    running = Stage(bed, plane, Variant.NFT, scratch, {"healthzBindAddress": "0.0.0.0:10256"}).start(program)
+    try:
+        return _Run(bed, api, running).go()
+    except AssertionError as error:
+        raise AssertionError(f"{program.value}: {error}\n{running.tail()}") from error
+    finally:
+        running.stop()
+        bed.clean(Variant.NFT)
+
+
+def _both(told: dict[Program, Told]) -> tuple[Told, Told]:
+    return told[Program.KUBE_PROXY], told[Program.KPROXY]
+
+
+@pytest.mark.parametrize("page", ["10256/healthz", "10256/livez", "10249/healthz", "10249/proxyMode"])
+def test_z01_z07_pages_are_the_same_but_for_their_times(told: dict[Program, Told], page: str) -> None:
+    theirs, ours = _both(told)
+    assert ours.answers[page].shape == theirs.answers[page].shape
+    assert ours.answers[page].code == 200
+
+
+@pytest.mark.parametrize("step", ["tainted", "deleted"])
+def test_z03_z04_a_node_that_leaves_is_drained_and_not_restarted(told: dict[Program, Told], step: str) -> None:
+    theirs, ours = _both(told)
+    for path, code in (("/healthz", 503), ("/livez", 200)):
+        assert ours.answers[f"{step} {path}"].code == code
+        assert ours.answers[f"{step} {path}"].shape == theirs.answers[f"{step} {path}"].shape
+    assert json.loads(ours.answers[f"{step} /healthz"].body)["nodeEligible"] is False
+
+
+def test_fault_30_z05_health_check_node_port_follows_local_endpoints(told: dict[Program, Told]) -> None:
+    theirs, ours = _both(told)
+    assert ours.checks == theirs.checks
+    assert [(step, found[:2]) for step, found in ours.checks.items()] == [
+        ("1", (200, "2")),
+        ("0", (503, "0")),
+        ("1 again", (200, "2")),
+    ]
+
+
+def _families(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
+
+
+def _labels(text: str, name: str) -> set[tuple[str, ...]]:
+    """The sets of label names and, of those with few values, their values."""
+    found = set()
+    for line in text.splitlines():
+        if matched := re.match(rf"{name}(?:_bucket|_sum|_count)?(?:\{{(.*)\}})? ", line):
+            pairs = re.findall(r'(\w+)="([^"]*)"', matched[1] or "")
+            found.add(tuple(sorted(key if key in ("le", "table") else f"{key}={value}" for key, value in pairs)))
+    return found
+
+
+def _bounds(text: str, name: str) -> set[float]:
+    return {float(bound) for bound in re.findall(rf'^{name}_bucket\{{.*le="([^"]+)"', text, re.MULTILINE)}
+
+
+def test_z08_every_metric_of_kube_proxy_is_there_with_its_type_labels_and_buckets(told: dict[Program, Told]) -> None:
+    theirs, ours = _both(told)
+    wanted = {name: kind for name, kind in _families(theirs.metrics).items() if name.startswith("kubeproxy_")}
+    found = _families(ours.metrics)
+    assert len(wanted) >= 17
+    assert wanted.keys() - found.keys() == NOT_HERE.keys()
+    for name, kind in wanted.items():
+        if name not in NOT_HERE:
+            assert (name, found[name]) == (name, kind)
+            assert (name, _labels(theirs.metrics, name) - _labels(ours.metrics, name)) == (name, set())
+            assert (name, _bounds(ours.metrics, name)) == (name, _bounds(theirs.metrics, name))
+    assert {"process_resident_memory_bytes", "rest_client_requests_total", "kubernetes_build_info"} <= found.keys()
+
+
+def _value(text: str, line: str) -> float:
+    (found,) = re.findall(rf"^{re.escape(line)} (\S+)$", text, re.MULTILINE)
+    return float(found)
+
+
+def test_z09_services_without_local_endpoints_are_counted(told: dict[Program, Told]) -> None:
+    name = 'kubeproxy_sync_proxy_rules_no_local_endpoints_total{{ip_family="IPv4",traffic_policy="{}"}}'
+    for direction, count in (("internal", 2), ("external", 0)):
+        for program in Program:
+            assert (program, _value(told[program].metrics, name.format(direction))) == (program, count)
+
+
+def test_programming_latency_is_measured_for_the_same_changes(told: dict[Program, Told]) -> None:
+    for program in Program:
+        text = told[program].metrics
+        name = "kubeproxy_network_programming_duration_seconds"
+        assert (program, _value(text, f'{name}_count{{ip_family="IPv4"}}')) == (program, 2)
+        assert 0 < _value(text, f'{name}_sum{{ip_family="IPv4"}}') < 20
+
+
+def test_the_event_at_the_start_has_the_same_shape(told: dict[Program, Told]) -> None:
+    theirs, ours = (_event(found) for found in _both(told))
+    assert ours == theirs | {"reportingController": "kproxy", "reportingInstance": ours["reportingInstance"]}
+    assert ours["reportingInstance"].removeprefix("kproxy-") == theirs["reportingInstance"].removeprefix("kube-proxy-")
+
+
+def _event(found: Told) -> dict[str, Any]:
+    (event,) = [event for event in found.events if event["reason"] == "Starting"]
+    event["metadata"] = {"namespace": event["metadata"]["namespace"], "named": event["metadata"]["name"].split(".")[0]}
+    event["eventTime"] = bool(event["eventTime"])
+    return event
+
+
+def test_configz_has_kube_proxys_group_and_kind(told: dict[Program, Told]) -> None:
+    theirs, ours = (json.loads(found.answers["configz"].body)["kubeproxy.config.k8s.io"] for found in _both(told))
+    assert ours.keys() == theirs.keys()
+    assert {key: ours[key] for key in ours if key not in ("logging",)} == {
+        k: theirs[k] for k in theirs if k != "logging"
+    }
