@@ -30,11 +30,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kproxy.backends.iptables.variant import Variant
-from tests.bench.peer.api import Api
 from tests.bench.peer.churn import churn
 from tests.bench.peer.rows import Round
 from tests.bench.peer.table import Figures, Size, as_markdown, as_text
 from tests.support import prefilled
+from tests.support.cluster_api import Api
 from tests.support.one_node import OneNode
 from tests.support.proxies import Program, Stage
 

@@ -20,8 +20,8 @@ import pytest
 
 from kproxy.backends.iptables.variant import Variant
 from kproxy.lab.controlplane import ControlPlane
-from tests.bench.peer.api import Api
 from tests.support import echoing
+from tests.support.cluster_api import Api
 from tests.support.netns import run
 from tests.support.one_node import OneNode, endpoint_address, service_address
 from tests.support.prefilled import endpoint_slice, node, prefilled, service, service_name

@@ -24,10 +24,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from kproxy.lab.controlplane import ADMIN
-from tests.bench.peer.api import Api
 from tests.bench.peer.probing import seconds_until_answered
 from tests.bench.peer.table import Figures, Size
 from tests.support import echoing
+from tests.support.cluster_api import Api
 from tests.support.one_node import endpoint_address
 from tests.support.prefilled import endpoint_slice, service, service_name
 from tests.support.proxies import Program, Running, Stage, metrics

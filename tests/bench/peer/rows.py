@@ -13,10 +13,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from kproxy.backends.iptables.variant import Variant
-from tests.bench.peer.api import Api
 from tests.bench.peer.probing import Prober, connect_times, seconds_until_answered, unanswered
 from tests.bench.peer.table import Figures, Size
 from tests.support import echoing
+from tests.support.cluster_api import Api
+from tests.support.netns import run
 from tests.support.one_node import NOBODY, OneNode, endpoint_address, service_address
 from tests.support.prefilled import endpoint_slice, service
 from tests.support.proxies import Program, Running, Stage
@@ -27,7 +28,8 @@ Say = Callable[[str], None]
 SERVICE = re.compile(r"-d (10\.10\d\.\d+\.\d+)/32 .*--dport 80 .*-j KUBE-SVC-", re.ASCII)
 SYNC_LIMIT_S = 240.0  # kube-proxy over the nft variant takes one and a half minutes for 10,000 Services
 CHANGED, NEW, BUSY = "10.110.0.1", "10.110.1.", "10.110.2.1"  # cluster IPs of the Services made here
-_CONNECTS, _PASSES, _SPREAD, _SPREAD_CONNECTS = 500, 4, 50, 60
+_CONNECTS, _SPREAD, _SPREAD_CONNECTS, _FLOORS = 2000, 50, 60, 5
+_DIRECT = (endpoint_address(0), echoing.QUIET)  # an endpoint's own address, no Service
 _SETTLE_S = 3.0
 BUSY_PORTS = (
     (("new", "TCP", 80, echoing.NAMING)),
@@ -63,8 +65,7 @@ class Round:
         last = service_address(self.size.services - 1)
         self.bed.clean(self.stage.variant)
         if "path" in rows:
-            times = connect_times(self.bed.pods, endpoint_address(0), echoing.QUIET, _CONNECTS * _PASSES)
-            self._noted("path.none", times)
+            self._noted("path.none", connect_times(self.bed.pods, [_DIRECT], _CONNECTS)[0])
         try:
             self.cold(last)
             if "change" in rows:
@@ -120,6 +121,16 @@ class Round:
                 self.api.remove(name)
         rest()
         self.note("rss.later", self.running.memory().rss)
+        self.floor()
+
+    def floor(self) -> None:
+        """What any change costs that goes through iptables-restore: the least it can do, with all rules present."""
+        tool = f"iptables-{self.stage.variant.value}-restore"
+        for _ in range(_FLOORS):
+            for line in (":BENCH-FLOOR - [0:0]", "-X BENCH-FLOOR"):
+                before = time.perf_counter()
+                run(self.bed.node, tool, "--noflush", "-w", "5", text=f"*nat\n{line}\nCOMMIT\n")
+                self.note("floor", time.perf_counter() - before)
 
     def _timed(
         self,
@@ -129,8 +140,11 @@ class Round:
         write: Callable[[dict[str, object]], None],
     ) -> None:
         def work() -> None:
+            before = time.perf_counter()
             for manifest in manifests:
                 write(manifest)
+            if key == "new":
+                self.note("write", time.perf_counter() - before)
 
         self.note(key, seconds_until_answered(self.bed.pods, address, 80, work, limit_s=SYNC_LIMIT_S))
 
@@ -146,18 +160,16 @@ class Round:
             "path.first": (order[0], 80),
             "path.middle": (order[len(order) // 2], 80),
             "path.last": (order[-1], 80),
-            "path.direct": (endpoint_address(0), echoing.QUIET),
+            "path.direct": _DIRECT,
         }
-        times: dict[str, list[float]] = {key: [] for key in targets}
-        for _ in range(_PASSES):
-            for key, (address, port) in targets.items():
-                times[key] += connect_times(self.bed.pods, address, port, _CONNECTS)
-        for key, found in times.items():
-            self._noted(key, found)
+        found = connect_times(self.bed.pods, list(targets.values()), _CONNECTS)
+        times = dict(zip(targets, found, strict=True))
+        for key, taken in times.items():
+            self._noted(key, taken)
         spread = order[:: max(1, len(order) // _SPREAD)]
-        medians = [statistics.median(connect_times(self.bed.pods, a, 80, _SPREAD_CONNECTS)) for a in spread]
-        self.note("path.slowest", max(medians))
-        self.say(", ".join(f"{key} {statistics.median(found) * 1e6:.0f} us" for key, found in times.items()))
+        spread_times = connect_times(self.bed.pods, [(address, 80) for address in spread], _SPREAD_CONNECTS)
+        self.note("path.slowest", max(map(statistics.median, spread_times)))
+        self.say(", ".join(f"{key} {statistics.median(taken) * 1e6:.0f} us" for key, taken in times.items()))
 
     def _noted(self, key: str, times: list[float]) -> None:
         ordered = sorted(times)
