@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from aiohttp import web
 
-from kproxy.lab.api import discovery, openapi, views
+from kproxy.lab.api import discovery, new_events, openapi, views
 from kproxy.lab.api.cluster import Cluster
 from kproxy.lab.api.delivery import Delivery, Severed
 from kproxy.lab.api.fields import quoted
@@ -22,7 +22,7 @@ from kproxy.lab.api.scaling import scale_of
 from kproxy.lab.api.sessions import PodDoor, serve_session
 from kproxy.lab.api.status import ApiError, bad_request, internal_error, method_not_allowed, no_such_path
 from kproxy.lab.api.store import Record
-from kproxy.lab.api.values import Object
+from kproxy.lab.api.values import Object, encode
 from kproxy.lab.api.watching import parse_watch, stream
 from kproxy.lab.api.weather import Storm, Weather
 from kproxy.lab.api.writing import WriteRequest, write
@@ -84,7 +84,8 @@ class Surface:
         plain = self._plain(request, path)
         if plain is not None:
             return plain
-        target = parse_path(path)
+        is_new_event = new_events.is_new(request.method, path)
+        target = parse_path(new_events.core_path(path) if is_new_event else path)
         watch = request.method == "GET" and (target.watch or flag(request.query, "watch"))
         storm = self.weather.strike(request.method, path, watch=watch) if self.weather else None
         if storm is not None and storm.action == "status":
@@ -95,20 +96,20 @@ class Surface:
             return await self._watch(request, path, target, storm)
         if target.resource is PODS and target.subresource in ("exec", "attach"):
             return await serve_session(request, target, self.registry, self.door if has_key else None)
-        response = await self._serve(request, target)
+        response = await self._serve(request, target, is_new_event)
         for name, value in _deprecations(path):
             if not response.prepared:
                 response.headers.add(name, value)
         return response
 
-    async def _serve(self, request: web.Request, target: Target) -> web.StreamResponse:
+    async def _serve(self, request: web.Request, target: Target, is_new_event: bool) -> web.StreamResponse:
         method = request.method
         if method == "GET":
             return self._read(request, target)
         if method not in ("POST", "PUT", "PATCH", "DELETE"):
             raise method_not_allowed()
         body = await request.read()
-        return self._write(request, target, body)
+        return self._write(request, target, encode(new_events.core_body(body)) if is_new_event else body)
 
     # documents that are no objects
 

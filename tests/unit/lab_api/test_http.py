@@ -345,3 +345,37 @@ def test_weather_refuses_rules_it_does_not_know(play: Play) -> None:
             assert code == 400
 
     play(scene)
+
+
+def test_events_of_the_new_group_are_core_events(play: Play) -> None:
+    """What kproxy's recorder and client-go's write is what `kubectl describe` reads."""
+
+    async def scene(client: Client) -> None:
+        new = "/apis/events.k8s.io/v1/namespaces/default/events"
+        event = {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": "node-1.abc", "namespace": "default"},
+            "eventTime": "2026-01-01T00:00:00.000000Z",
+            "reportingController": "kproxy",
+            "reportingInstance": "kproxy-node-1",
+            "action": "StartKubeProxy",
+            "reason": "Starting",
+            "regarding": {"kind": "Node", "name": "node-1", "apiVersion": "v1"},
+            "note": "hello",
+            "type": "Normal",
+        }
+        code, _ = await client.call("POST", new, event)
+        assert code == 201
+        series = {"series": {"count": 2, "lastObservedTime": "2026-01-01T00:00:01.000000Z"}}
+        code, _ = await client.call("PATCH", f"{new}/node-1.abc", series, Content_Type="application/merge-patch+json")
+        assert code == 200
+        code, found = await client.call("GET", "/api/v1/namespaces/default/events/node-1.abc")
+        assert code == 200
+        assert (found["involvedObject"]["name"], found["message"], found["series"]["count"]) == ("node-1", "hello", 2)
+        assert (await client.call("PATCH", f"{new}/gone", series, Content_Type="application/merge-patch+json"))[
+            0
+        ] == 404
+        assert (await client.call("POST", new, ["no object"]))[0] == 400
+
+    play(scene)
