@@ -21,8 +21,9 @@ What must not happen here: knowing why a rule is wanted; touching a chain or rul
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.changes import Batch, Change, Plan, batches_of
@@ -50,18 +51,20 @@ def same_rules(one: Chain | None, other: Chain) -> bool:
     """Whether two chains hold the same rules in the same order, however they are spelled."""
     if one is None or len(one) != len(other):
         return False
-    # Texts rather than rules: of tens of thousands that are nearly always equal, a comparison of strings is done in no time.
-    return [rule.text for rule in one] == [rule.text for rule in other] or all(
+    return _same_texts(one, other) or all(
         a.text == b.text or comparable(a.text) == comparable(b.text) for a, b in zip(one, other, strict=True)
     )
+
+
+def _same_texts(one: Chain, other: Chain) -> bool:
+    """Whether two chains are spelled alike. Strings rather than rules: there are tens of thousands, and nearly all are equal."""
+    return [rule.text for rule in one] == [rule.text for rule in other]
 
 
 def _same_entries(one: Chain | None, other: Chain) -> bool:
     """Whether two dispatch chains hold the same entries in whatever order, and the same tail."""
     if one is None or len(one) != len(other):
         return False
-    if one == other:
-        return True
     tails = _tail(one), _tail(other)
     return _texts(tails[0]) == _texts(tails[1]) and _texts(one) == _texts(other)
 
@@ -108,12 +111,21 @@ class _Difference:
         self.dispatch: list[tuple[Place, Chain]] = []
         self.leftovers = _Draft()
         self.drafts: dict[ServicePortName, _Draft] = {}
-        self.chain_owners: dict[str, ServicePortName] = {}
-        self.rule_owners: dict[tuple[Place, str], ServicePortName] = {}
-        for fragments in differing(applied.fragments, wanted.fragments):
-            for name, fragment in fragments.items():
-                self.chain_owners.update(dict.fromkeys(fragment.chains, name))
-                self.rule_owners.update({(entry.place, entry.rule.text): name for entry in fragment.entries})
+
+    # Only asked for where something differs: a restart over its own rules is spared half of the comparison.
+
+    @cached_property
+    def chain_owners(self) -> Mapping[str, ServicePortName]:
+        """Whose chains those of changed fragments are."""
+        changed = differing(self.applied.fragments, self.wanted.fragments)
+        return {c: name for fragments in changed for name, fragment in fragments.items() for c in fragment.chains}
+
+    @cached_property
+    def rule_owners(self) -> Mapping[tuple[Place, str], ServicePortName]:
+        """Whose entries in filter those of changed fragments are."""
+        changed = differing(self.applied.fragments, self.wanted.fragments)
+        every = ((name, e) for fragments in changed for name, fragment in fragments.items() for e in fragment.entries)
+        return {(entry.place, entry.rule.text): name for name, entry in every if entry.place.table == "filter"}
 
     def changes(self) -> Iterator[Change]:
         """In the order that the module docstring tells."""
@@ -148,7 +160,7 @@ class _Difference:
         there = self.applied.tables.get(table, {})
         for chain, rules in self.wanted.tables[table].items():
             old = there.get(chain)
-            if old is rules:
+            if old is rules or (old is not None and _same_texts(old, rules)):
                 continue
             place = Place(table, chain)
             if chain in BUILT_IN:
