@@ -118,7 +118,7 @@ class TablePublisher:
         self._table: dict[Key, Listener] | None = (
             None  # None: the Services are not known yet, and what a worker has stays
         )
-        self._wakes: set[asyncio.Event] = set()
+        self._wakes: dict[asyncio.Event, asyncio.StreamWriter] = {}
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -146,7 +146,7 @@ class TablePublisher:
         with contextlib.suppress(asyncio.CancelledError):
             wake = asyncio.Event()
             wake.set()
-            self._wakes.add(wake)
+            self._wakes[wake] = writer
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._send(wake, writer))
@@ -154,7 +154,7 @@ class TablePublisher:
             except* (OSError, EOFError, ValueError, TimeoutError):
                 pass  # a worker that ended or speaks nonsense; it comes back
             finally:
-                self._wakes.discard(wake)
+                self._wakes.pop(wake, None)
                 writer.close()
 
     async def _send(self, wake: asyncio.Event, writer: asyncio.StreamWriter) -> None:
@@ -186,10 +186,12 @@ class TablePublisher:
                     self.counts = values
 
     async def keep(self) -> None:
-        """Starts, and stops when cancelled; the worker goes on with what it has."""
+        """Starts; when cancelled it stops and hangs up, and the worker goes on with what it has."""
         await self.start()
         try:
             await asyncio.get_running_loop().create_future()
         finally:
             if self._server is not None:
                 self._server.close()
+            for writer in [*self._wakes.values()]:
+                writer.transport.abort()

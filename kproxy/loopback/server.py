@@ -62,7 +62,10 @@ class _Waiting:
 
 
 class Server:
-    """Every listener of this node. on_taken(listener, why), on_free(key): what becomes of ports that somebody else has."""
+    """Every listener of this node. limit: of TCP connections, and of UDP sessions.
+
+    on_taken(listener, why), on_free(key): what becomes of ports that somebody else has.
+    """
 
     def __init__(
         self, spawn: Spawn, limit: int, on_taken: Callable[[Listener, str], None], on_free: Callable[[Key], None]
@@ -125,7 +128,7 @@ class Server:
             await relay.start(sock)
             self._relays[listener.key] = relay
         else:
-            self._relays[listener.key] = made = UdpRelay(listener, choice, self.counters)
+            self._relays[listener.key] = made = UdpRelay(listener, choice, self.counters, self._limit)
             made.start(sock)
         if self._waiting.pop(listener.key, None) is not None:
             self._on_free(listener.key)

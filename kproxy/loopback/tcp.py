@@ -14,7 +14,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 from kproxy.loopback.choice import Choice
 from kproxy.loopback.listeners import End, Listener
@@ -35,19 +35,18 @@ def abort(transport: asyncio.Transport) -> None:
 
 
 class Half(asyncio.Protocol):
-    """One of the two sockets of a connection. `other` is None until both are there."""
+    """One of the two sockets of a connection. other: None until both are there; the endpoint's has it at once and may speak first."""
 
-    def __init__(self) -> None:
+    def __init__(self, other: Half | None = None) -> None:
         self.transport: asyncio.Transport | None = None
-        self.other: Half | None = None
+        self.other = other
         self.lost = False
         self.ended = False  # this side sends no more
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.set_write_buffer_limits(high=_HIGH)
-        sock = transport.get_extra_info("socket")
+        self.transport = made = cast(asyncio.Transport, transport)  # uvloop's are of no class of asyncio's
+        made.set_write_buffer_limits(high=_HIGH)
+        sock = made.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
@@ -89,15 +88,16 @@ class Client(Half):
         super().__init__()
         self._relay = relay
         self.endpoint: End | None = None
+        self._early: list[bytes] = []  # one read at most
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        assert isinstance(transport, asyncio.Transport)
-        transport.pause_reading()
-        if not self._relay.admits(self, transport):
-            abort(transport)
+        made = cast(asyncio.Transport, transport)
+        made.pause_reading()
+        if not self._relay.admits(self, made):
+            abort(made)
             return
-        self._relay.spawn(self._connect(transport))
+        self._relay.spawn(self._connect(made))
 
     async def _connect(self, transport: asyncio.Transport) -> None:
         relay = self._relay
@@ -105,7 +105,7 @@ class Client(Half):
         for endpoint in relay.choice.order(relay.listener, client, time.monotonic())[:_TRIES]:
             if self._gave_up():
                 return
-            there = Half()
+            there = Half(self)
             try:
                 async with asyncio.timeout(_CONNECT_S):
                     await asyncio.get_running_loop().create_connection(lambda half=there: half, *endpoint)  # type: ignore[misc]
@@ -117,13 +117,34 @@ class Client(Half):
                     abort(there.transport)
                 return
             relay.choice.took(relay.listener, client, endpoint, time.monotonic())
-            self.endpoint, self.other, there.other = endpoint, there, self
-            if there.lost or there.transport is None:
-                abort(transport)
-            else:
-                transport.resume_reading()
+            self.endpoint, self.other = endpoint, there
+            self._begin(transport, there)
             return
         abort(transport)
+
+    def _begin(self, transport: asyncio.Transport, there: Half) -> None:
+        if there.lost or there.transport is None:
+            abort(transport)
+            return
+        there.transport.writelines(self._early)
+        self._early.clear()
+        if self.ended:
+            there.transport.write_eof()
+        else:
+            transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        if self.other is not None:
+            super().data_received(data)
+        elif self.transport is not None:  # uvloop reads once, whatever connection_made said
+            self._early.append(data)
+            self.transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        if self.other is not None:
+            return super().eof_received()
+        self.ended = True
+        return True  # the endpoint hears of it when it is there
 
     def _gave_up(self) -> bool:
         return self.lost

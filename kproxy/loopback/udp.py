@@ -1,8 +1,8 @@
 """Relays UDP: a session for each client socket, with a socket of its own towards the endpoint, so that answers find their way.
 
-Sessions are bounded: beyond `LIMIT` of a listener, and after a time without a datagram (30 s, 120 s once answered: the kernel's own times
-for such flows), the oldest one ends. A session whose endpoint is gone or refuses ends, and the client's next datagram chooses anew. What
-does not fit into a socket's buffer is lost, as UDP is. What must not happen here: a wait.
+Sessions are bounded: beyond `limit` of all listeners together, and after a time without a datagram (30 s, 120 s once answered: the
+kernel's own times for such flows), the oldest one ends. A session whose endpoint is gone or refuses ends, and the client's next datagram
+chooses anew. What does not fit into a socket's buffer is lost, as UDP is. What must not happen here: a wait.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from kproxy.loopback.choice import Choice
 from kproxy.loopback.listeners import End, Listener
 from kproxy.loopback.tcp import is_loopback
 
-LIMIT = 1024
 _UNANSWERED_S, _ANSWERED_S = 30.0, 120.0
 _DRAIN = 64  # datagrams in a row; others have their turn then
 _LARGEST = 65535
@@ -39,7 +38,8 @@ class _Session:
 class UdpRelay:
     """One bound socket and its sessions."""
 
-    def __init__(self, listener: Listener, choice: Choice, counters: Counter[str]) -> None:
+    def __init__(self, listener: Listener, choice: Choice, counters: Counter[str], limit: int) -> None:
+        self._limit = limit  # of all relays together, counted in `counters`
         self.listener, self._choice, self._counters = listener, choice, counters
         self._sessions: OrderedDict[Client, _Session] = OrderedDict()  # the one unused for longest in front
         self._sock: socket.socket | None = None
@@ -107,7 +107,10 @@ class UdpRelay:
         now = time.monotonic()
         found = self._sessions.get(client)
         if found is None:
-            if len(self._sessions) >= LIMIT:
+            if self._counters["udp_sessions"] >= self._limit:
+                if not self._sessions:  # others have them all
+                    self._counters["udp_lost"] += 1
+                    return None
                 self._end(next(iter(self._sessions)))
             found = self._begin(client, now)
             if found is None:

@@ -119,7 +119,7 @@ def file_limit() -> int:
 
 
 async def serve(path: str, limit: int) -> None:
-    """Serves until SIGTERM or SIGINT. limit: TCP connections."""
+    """Serves until SIGTERM or SIGINT. limit: TCP connections, and UDP sessions."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s " + options.name + " %(message)s")
     if why := drop_capabilities(keep=(_CAP_NET_BIND_SERVICE,)):
         log.warning("the capabilities cannot be given up: %s", why)
-    limit = max(16, (file_limit() - _SPARE_FILES) // 2)
+    limit = max(16, (file_limit() - _SPARE_FILES) // 3)  # two descriptors for a connection, one for a session
     with contextlib.suppress(KeyboardInterrupt):
         run(serve(options.channel, limit))
     return 0

@@ -126,6 +126,7 @@ class IptablesBackend:
         self._unusable: dict[Family, str] = {}
         self._seen: set[Family] = set()  # families whose rules could be read once
         self._told_localnet = False
+        self._needs_localnet = False  # of what was compiled last
 
     @property
     def mode(self) -> str:
@@ -161,6 +162,7 @@ class IptablesBackend:
         self._refused = {
             key: port for key, port in self._refused.items() if desired.of(key[0]).service_ports.get(key[1]) is port
         }
+        self._needs_localnet = desired.ipv4.node_port_addresses.loopback
         self._compiled = compile_ruleset(desired, self.settings, self._compiled, self._refused)
         return self._compiled
 
@@ -176,7 +178,7 @@ class IptablesBackend:
         """Carries the plan out. ApplyError: something of the frame was refused, or the kernel is busy; observe and plan anew."""
         if plan.blind:
             plan = self.plan(await self.observe(), plan.wanted)
-        if names.KUBELET_FIREWALL in plan.wanted.ipv4.tables.get("filter", {}):
+        if self._needs_localnet:
             self._allow_localnet()
         batches = rules = chains = 0
         problems: list[Problem] = []
