@@ -43,8 +43,9 @@ from kproxy.conntrack.gauge import Gauge
 from kproxy.conntrack.reconciler import Reconciler
 from kproxy.dns.channel import ZonePublisher
 from kproxy.dns.compile import compile_zone
-from kproxy.dns.configured import channel_path, dns_settings, upstream_resolvers
+from kproxy.dns.configured import channel_path, dns_settings
 from kproxy.dns.node import hold, release
+from kproxy.dns.resolvconf import upstreams_of
 from kproxy.dns.zone import Zone
 from kproxy.errors import ExitCode, KproxyError
 from kproxy.loopback.channel import TablePublisher, Taken
@@ -103,7 +104,7 @@ class Controller:
         self.tally = Tally(run_tool)
         self.backend = IptablesBackend(settings, variant=variant, runner=self.tally.run)
         self.dns = dns_settings(config, os.environ) if config.dns.enabled else None
-        self.upstreams = upstream_resolvers(config)
+        self.upstreams = upstreams_of(config.dns)
         self.publisher = ZonePublisher(Path(channel_path(config, family_name(os.getppid()))))
         self.zone: Zone | None = None
         self.cluster_dns = config.dns.cluster_dns if config.dns.enabled else ()

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_address
 
-from kproxy.config.config import Config, DnsConfig
-from kproxy.dns.resolvconf import Upstreams
+from kproxy.config.config import Config
 from kproxy.dns.settings import DnsSettings, PodRecords
 from kproxy.errors import ConfigError
 
@@ -45,12 +44,6 @@ def _check(address: str) -> None:
         ip_address(address)
     except ValueError:
         raise ConfigError(f"{address!r} is not an IP address", where="environment: NODE_IP") from None
-
-
-def upstream_resolvers(config: Config) -> Upstreams:
-    """Whom this machine asks for names outside of the cluster, as the workers do; with the DNS switched off, what its files say."""
-    dns = config.dns if config.dns.enabled else DnsConfig()
-    return Upstreams(dns.upstreams, dns.resolv_conf or DnsSettings().resolv_conf, frozenset())
 
 
 def channel_path(config: Config, family: str) -> str:
