@@ -6,9 +6,11 @@ field where they are meant to be the same. Times, uptimes and counts of work dif
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import json
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,14 +22,14 @@ import pytest
 
 from kproxy.backends.iptables.variant import Variant
 from kproxy.lab.controlplane import ControlPlane
-from tests.bench.peer.api import SLICES, Api
+from tests.support.cluster_api import SLICES, Api
 from tests.support.one_node import NODE, NODE_NAME, OneNode, endpoint_address
 from tests.support.prefilled import node, prefilled
 from tests.support.proxies import Program, Running, Stage
 
 EVENTS = "/apis/events.k8s.io/v1/namespaces/default/events"
 NODE_PATH = f"/api/v1/nodes/{NODE_NAME}"
-CHECK = 30999
+CHECK, TAKEN = 30999, 30998
 TAINT = {"key": "ToBeDeletedByClusterAutoscaler", "value": "1", "effect": "NoSchedule"}
 
 # What kube-proxy shows and kproxy does not, each with its reason.
@@ -117,6 +119,7 @@ class _Run:
         _until("the health check node port answers", lambda: self._check()[0] == 200)
         for port, path in ((10256, "/healthz"), (10256, "/livez"), (10249, "/healthz"), (10249, "/proxyMode")):
             self.told.answers[f"{port}{path}"] = _get(self.bed, port, path)
+        self._taken()
         self._endpoints()
         self._node()
         self.told.metrics = _get(self.bed, 10249, "/metrics").body
@@ -145,6 +148,19 @@ class _Run:
             _until(f"endpoints: {step}", lambda code=code: self._check()[0] == code)  # type: ignore[misc]
             self.told.checks[step] = self._check()
 
+    def _taken(self) -> None:
+        """A Service whose health check node port belongs to somebody else."""
+        with self.bed.node.entered(), socket.create_server((NODE, TAKEN)):
+            spec = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": TAKEN}
+            ports = [{"name": "a", "port": 80, "protocol": "TCP"}]
+            name = f"taken-{self.running.program.name.lower().replace('_', '-')}"
+            made = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {**spec, "ports": ports}}
+            self.api.create(made)
+            _until(
+                "the Event about the port is there", lambda: any(e["regarding"]["name"] == name for e in self._events())
+            )
+            self.api.remove(name)
+
     def _node(self) -> None:
         self._change_node({"spec": {"taints": [TAINT]}})
         self._both("tainted", 503)
@@ -168,16 +184,67 @@ class _Run:
         self.api.ok("PUT", NODE_PATH, found)
 
 
+def _without_families(answer: Answer) -> tuple[Any, ...]:
+    """kube-proxy syncs the families apart, and here only one has something to write; kproxy writes both together."""
+    *rest, body = answer.shape
+    shown = json.loads(body)
+    assert shown.pop("status").keys() == {"IPv4", "IPv6"}
+    return (*rest, shown)
+
+
+def _stuck(bed: OneNode, plane: ControlPlane, api: Api, program: Program, scratch: Path) -> dict[str, list[Any]]:
+    """Another program holds the xtables lock for longer than two sync periods while a change waits; then it lets go."""
+    soon = {"syncPeriod": "1s", "minSyncPeriod": "1s"}
+    running = Stage(bed, plane, Variant.LEGACY, scratch, {"iptables": soon}).start(program)
+    run = _Run(bed, api, running)
+    found: dict[str, list[Any]] = {}
+
+    def look(step: str, code: int, limit_s: float) -> None:
+        _until(f"{step}: /livez says {code}", lambda: _get(bed, 10256, "/livez").code == code, limit_s)
+        pages = [(page, _without_families(_get(bed, 10256, page))) for page in ("/healthz", "/livez")]
+        found[step] = [*pages, run._check()]
+
+    try:
+        running.wait_synced()
+        _until("the health check node port answers", lambda: run._check()[0] == 200)
+        with Path("/run/xtables.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            api.ok("PUT", f"{SLICES}/inner-s", _slice("inner", False, "elsewhere"))
+            look("stuck", 503, 15.0)
+        look("free again", 200, 15.0)
+    except AssertionError as error:
+        raise AssertionError(f"{program.value}: {error}\n{running.tail()}") from error
+    finally:
+        running.stop()
+        bed.clean(Variant.LEGACY)
+        api.ok("PUT", f"{SLICES}/inner-s", _slice("inner", True, "elsewhere"))
+    return found
+
+
+@dataclass
+class Asked:
+    """What both programs said, in order and when they were stuck."""
+
+    told: dict[Program, Told] = field(default_factory=dict)
+    stuck: dict[Program, dict[str, list[Any]]] = field(default_factory=dict)
+
+
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Program, Told]]:
-    found: dict[Program, Told] = {}
+def told(asked: Asked) -> dict[Program, Told]:
+    return asked.told
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
+    found = Asked()
     with OneNode() as bed, prefilled(bed, tmp_path_factory.mktemp("plane"), [node()]) as plane:
         api = Api.of(bed.node, plane)
         try:
             for made in _objects():
                 api.create(made)
             for program in Program:
-                found[program] = _one(bed, plane, api, program, tmp_path_factory.mktemp("scratch"))
+                found.told[program] = _one(bed, plane, api, program, tmp_path_factory.mktemp("scratch"))
+                found.stuck[program] = _stuck(bed, plane, api, program, tmp_path_factory.mktemp("scratch"))
         finally:
             api.close()
     yield found
@@ -222,6 +289,15 @@ def test_fault_30_z05_health_check_node_port_follows_local_endpoints(told: dict[
         ("0", (503, "0")),
         ("1 again", (200, "2")),
     ]
+
+
+def test_fault_16_z02_z06_a_sync_that_cannot_happen_turns_health_red_until_it_has(asked: Asked) -> None:
+    theirs, ours = asked.stuck[Program.KUBE_PROXY], asked.stuck[Program.KPROXY]
+    assert ours == theirs
+    _, _, check = ours["stuck"]
+    assert check[:2] == (503, "2")
+    assert check[3]["serviceProxyHealthy"] is False
+    assert ours["free again"][2][0] == 200
 
 
 def _families(text: str) -> dict[str, str]:
@@ -276,16 +352,20 @@ def test_programming_latency_is_measured_for_the_same_changes(told: dict[Program
         assert 0 < _value(text, f'{name}_sum{{ip_family="IPv4"}}') < 20
 
 
-def test_the_event_at_the_start_has_the_same_shape(told: dict[Program, Told]) -> None:
-    theirs, ours = (_event(found) for found in _both(told))
+@pytest.mark.parametrize("reason", ["Starting", "FailedToStartServiceHealthcheck"])
+def test_events_have_the_same_shape(told: dict[Program, Told], reason: str) -> None:
+    theirs, ours = (_event(found, reason) for found in _both(told))
     assert ours == theirs | {"reportingController": "kproxy", "reportingInstance": ours["reportingInstance"]}
     assert ours["reportingInstance"].removeprefix("kproxy-") == theirs["reportingInstance"].removeprefix("kube-proxy-")
 
 
-def _event(found: Told) -> dict[str, Any]:
-    (event,) = [event for event in found.events if event["reason"] == "Starting"]
+def _event(found: Told, reason: str) -> dict[str, Any]:
+    event, *_ = [event for event in found.events if event["reason"] == reason]
+    event = json.loads(json.dumps(event).replace("taken-kube-proxy", "taken").replace("taken-kproxy", "taken"))
     event["metadata"] = {"namespace": event["metadata"]["namespace"], "named": event["metadata"]["name"].split(".")[0]}
     event["eventTime"] = bool(event["eventTime"])
+    # Behind the port stand the words of each program's library.
+    event["note"] = event.get("note", "").partition(f" on port {TAKEN}")[0]
     return event
 
 
