@@ -26,7 +26,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from kproxy.backends.iptables.variant import Variant
@@ -36,7 +38,7 @@ from tests.bench.peer.table import Figures, Size, as_markdown, as_text
 from tests.support import prefilled
 from tests.support.cluster_api import Api
 from tests.support.one_node import OneNode
-from tests.support.proxies import Program, Stage
+from tests.support.proxies import Program, Stage, installed
 
 INSIDE = "KPROXY_BENCH_INSIDE"
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -57,6 +59,7 @@ def _turns(given: argparse.Namespace, size: Size, variant: Variant, program: Pro
 
 def measure(given: argparse.Namespace, figures: Figures, scratch: Path) -> None:
     """All sizes, variants and turns."""
+    home = installed(scratch / "installed")
     for size in given.size:
         rows = given.rows or DEFAULT.get(size.services, ROW_GROUPS[:-1])
         with OneNode() as bed, bed.answers():
@@ -67,7 +70,8 @@ def measure(given: argparse.Namespace, figures: Figures, scratch: Path) -> None:
                 with prefilled.prefilled(bed, data, manifests) as plane:
                     api = Api.of(bed.node, plane)
                     for variant in given.variant:
-                        _variant(given, figures, Stage(bed, plane, variant, scratch), api, size, rows)
+                        stage = Stage(bed, plane, variant, scratch, home=home)
+                        _variant(given, figures, stage, api, size, rows)
                     api.close()
             finally:
                 shutil.rmtree(data, ignore_errors=True)
@@ -83,7 +87,7 @@ def _variant(
                 continue
             head = f"{size} {stage.variant.value} {program.value} {turn + 1}"
             say(head)
-            Round(
+            turn_of = Round(
                 stage=stage,
                 api=api,
                 size=size,
@@ -92,11 +96,23 @@ def _variant(
                 say=lambda text, head=head: say(f"{head}: {text}"),
                 changes=given.changes,
                 seed=turn,
-            ).run(others)
+            )
+            _guarded(given, head, partial(turn_of.run, others))
     for program in given.program if "churn" in rows else ():
         head = f"{size} {stage.variant.value} {program.value} churn"
         say(f"{head}: {given.seconds:g} s")
-        churn(stage, api, size, program, figures, given.seconds, lambda text, head=head: say(f"{head}: {text}"))
+        tell = partial(lambda head, text: say(f"{head}: {text}"), head)
+        _guarded(given, head, partial(churn, stage, api, size, program, figures, given.seconds, tell))
+
+
+def _guarded(given: argparse.Namespace, head: str, work: Callable[[], None]) -> None:
+    """One turn that goes wrong does not take the others' figures with it."""
+    try:
+        work()
+    except Exception as error:
+        traceback.print_exc()
+        say(f"{head}: FAILED: {error}")
+        given.failed = True
 
 
 def _size(text: str) -> Size:
@@ -167,7 +183,7 @@ def main() -> int:
         _below_namespaces()
     _inside()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    figures, began, code = Figures(), time.monotonic(), 0
+    figures, began, given.failed, code = Figures(), time.monotonic(), False, 0
     try:
         with tempfile.TemporaryDirectory(dir="/run") as scratch:
             measure(given, figures, Path(scratch))
@@ -177,7 +193,7 @@ def main() -> int:
     write = {"text": as_text, "markdown": as_markdown, "json": Figures.as_json}[given.output]
     print(write(figures))
     say(f"{(time.monotonic() - began) / 60:.1f} minutes, load average {os.getloadavg()[0]:.1f}")
-    return code
+    return code or int(given.failed)
 
 
 if __name__ == "__main__":

@@ -215,6 +215,14 @@ class Stage:
 _OURS = {"apiVersion": "kproxy.dev/v1alpha1", "kind": "KproxyConfiguration"}
 
 
+def installed(folder: Path) -> Path:
+    """A copy of kproxy with its bytecode, as an installation has it: in a work tree without any, each start would compile every module."""
+    shutil.copytree(REPOSITORY / "kproxy", folder / "kproxy", ignore=shutil.ignore_patterns("__pycache__"))
+    words = [sys.executable, "-m", "compileall", "-q", str(folder / "kproxy")]
+    subprocess.run(words, check=True, timeout=120)
+    return folder
+
+
 def configuration(plane: ControlPlane) -> dict[str, object]:
     """A KubeProxyConfiguration with upstream's defaults but for the kernel's conntrack limits, which are left alone."""
     return {

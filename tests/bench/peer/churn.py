@@ -37,7 +37,8 @@ CANARY, CANARY_PORTS = "10.110.3.1", (("http", "TCP", 80, echoing.NAMING),)
 _CANARY_EVERY_S, _MEMORY_EVERY_S = 0.5, 5.0
 _WARM_S = 30.0  # allocators and caches fill; memory counts from here
 _LIMIT_S = 240.0
-_OWN = "kubeproxy_network_programming_duration_seconds_bucket"
+_OWN = "network_programming_duration_seconds_bucket"
+_FINER = f"kproxy_{_OWN}"
 _REPOSITORY = Path(__file__).resolve().parents[3]
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -136,8 +137,9 @@ def cpu_seconds(running: Running) -> float:
 def quantile(before: dict[str, float], after: dict[str, float], share: float) -> float | None:
     """The upper bound of the bucket in which this share of what was observed in between lies; None without such a histogram."""
     counts: dict[float, float] = {}
+    wanted = _FINER if any(name.startswith(_FINER) for name in after) else f"kubeproxy_{_OWN}"
     for name, value in after.items():
-        if name.startswith(_OWN) and "IPv6" not in name:
+        if name.startswith(wanted) and "IPv6" not in name:
             found = re.search(r'le="([^"]+)"', name)
             assert found is not None
             counts[float(found[1])] = value - before.get(name, 0.0)

@@ -129,7 +129,7 @@ ROWS: tuple[Row, ...] = (
     Row("kill.lost", "… UDP datagrams without an answer", "", 1, 0, _always(none_at_all())),
     Row("churn.p50", "100 endpoint changes/s: API write → answered by the new endpoint, p50", "ms", 1e3, 0),
     Row("churn.p99", "… p99", "ms", 1e3, 0, _always(below(1000, "ms", 1e3))),
-    Row("churn.own.p50", "… programming latency by its own histogram, p50", "ms", 1e3, 0),
+    Row("churn.own.p50", "… programming latency by its own histogram (bucket), p50", "ms", 1e3, 0),
     Row("churn.own.p99", "… p99", "ms", 1e3, 0, _always(below(1000, "ms", 1e3))),
     Row("churn.rate", "… changes a second that the API server took", "/s", 1, 0),
     Row("churn.cpu", "… CPU, itself and its tools", "%", 100, 0),
