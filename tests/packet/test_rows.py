@@ -20,7 +20,8 @@ from tests.support.packets import OWN_ROWS, ROWS
 LEFT_OUT = {Need.CONNTRACK: "flows that outlive their rules, with the reconciliation of conntrack: test_conntrack.py"}
 
 
-def _has_sctp() -> bool:
+def has_sctp() -> bool:
+    """Whether this kernel speaks SCTP."""
     try:
         socket.socket(socket.AF_INET, socket.SOCK_STREAM, SCTP).close()
     except OSError:
@@ -32,7 +33,7 @@ def possible(row: Row, mode: str = IPT, left_out: Collection[Need] = LEFT_OUT) -
     """The row with the flows that can be tried here; None when none is left."""
     if row.needs & set(left_out):
         return None
-    sctp = _has_sctp()
+    sctp = has_sctp()
     steps = tuple(
         replace(
             step, flows=tuple(f for f in step.flows if mode in f.modes and (sctp or f.protocol is not Protocol.SCTP))
@@ -62,7 +63,7 @@ def test_only_what_this_kernel_cannot_do_is_left_out() -> None:
     left_out = {row.id.removesuffix("-v6") for row in ROWS} - {row.id.removesuffix("-v6") for row in RUN}
     of_nftables = {"C10", "N03"}  # rows that hold in nftables mode alone
     conntrack = {row.id.removesuffix("-v6") for row in ROWS if Need.CONNTRACK in row.needs}
-    assert left_out == of_nftables | conntrack | (set() if _has_sctp() else _of_sctp_alone())
+    assert left_out == of_nftables | conntrack | (set() if has_sctp() else _of_sctp_alone())
 
 
 def _of_sctp_alone() -> set[str]:

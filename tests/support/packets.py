@@ -71,6 +71,7 @@ NOT_PACKETS: dict[str, str] = {
     "U18": "clean-up removes everything of ours: packet lane",
     "X08": "INVALID packets are dropped: needs a TCP sequence outside the window, packet lane of conntrack",
     "X09": "nf_conntrack_tcp_timeout_close_wait is one hour: a sysctl, conntrack settings",
+    "S02": "HostPort and a Service: rules of the CNI's beside ours, packet lane",
     **{
         f"Z{n:02}": "HTTP, metrics or configuration, no packet: unit tests of health, telemetry and config"
         for n in range(1, 16)
