@@ -66,7 +66,7 @@ from kproxy.telemetry.instance import Instance
 from kproxy.telemetry.logs import configure, fields
 from kproxy.telemetry.monitor import Monitor, Sources
 from kproxy.telemetry.notices import port_taken, table_full
-from kproxy.telemetry.statepage import socket_path
+from kproxy.telemetry.statepage import socket_path, status_bytes
 from kproxy.watch.addresses import watch_addresses
 from kproxy.watch.client import Api, ClientSettings, connect
 from kproxy.watch.reflector import RESOURCES, WatchStats, reflect
@@ -249,6 +249,7 @@ class Controller:
             flows=lambda: self.flows.counters,
             configz=lambda: configz(self.config),
             flagz=lambda: flagz(self.config),
+            page=lambda: status_bytes(self.instance.status()),
         )
 
     def _dns_lines(self) -> dict[str, Any]:

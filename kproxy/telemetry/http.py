@@ -37,6 +37,7 @@ __all__ = ["Health", "Pages", "Routes", "health_routes", "metrics_routes", "serv
 log = logging.getLogger("kproxy.http")
 
 _RETRY_S = 5.0
+_LAST_WORDS_S = 1.0  # for the Event that says why the process ends
 _PLAIN = {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"}
 _JSON = {"Content-Type": "application/json", "X-Content-Type-Options": "nosniff"}
 _STATUSZ = "application/json;g=config.k8s.io;v=v1alpha1;as=Statusz"
@@ -66,6 +67,7 @@ class Pages:
 
     health: Callable[[], Health]
     status: Callable[[], dict[str, Any]]
+    page: Callable[[], bytes]
     metrics: Callable[[], Awaitable[bytes]]
     slis: Callable[[], bytes]
     configz: Callable[[], Mapping[str, Any]]
@@ -170,12 +172,21 @@ def _slis(pages: Pages) -> Handler:
 
 
 def _statusz(pages: Pages, paths: Sequence[str]) -> Handler:
-    """Our state as text or (`?o=json`, `Accept: application/json`) JSON; to who asks for kube-proxy's versioned form, that form."""
+    """Our state, for people; what has a version does not change its fields.
+
+    | asked for | given |
+    | nothing | text |
+    | ?o=json, Accept: application/json | the same lines as one JSON object |
+    | ?o=v1 | the page of `kproxy status`, structured: sync, watches, drift, health (statepage.py) |
+    | Accept: application/json;v=v1alpha1;g=config.k8s.io;as=Statusz | kube-proxy's own |
+    """
 
     async def statusz(request: web.Request) -> web.Response:
         accept = request.headers.get("Accept", "").replace(" ", "")
         if "as=Statusz" in accept and "v=v1alpha1" in accept:
             return web.Response(body=_versioned(pages, paths), headers={"Content-Type": _STATUSZ})
+        if request.query.get("o") == "v1":
+            return web.Response(body=pages.page(), headers=_JSON)
         if "json" in accept or request.query.get("o") == "json":
             return web.Response(body=json.dumps(pages.status()).encode(), headers=_JSON)
         return web.Response(body=_status_text(pages.status()).encode(), headers=_PLAIN)
@@ -240,6 +251,7 @@ async def serve(
                     log.warning("Cannot listen", extra=fields(address=address, error=error, retry_s=_RETRY_S))
                     failed(f"cannot listen on {address}: {why}")
                 if hard_fail:
+                    await asyncio.sleep(_LAST_WORDS_S)
                     raise UnsupportedError(f"cannot listen on {address}: {why} (bindAddressHardFail is set)") from error
                 await asyncio.sleep(_RETRY_S)
         await asyncio.Event().wait()

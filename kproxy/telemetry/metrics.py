@@ -19,6 +19,8 @@ from kproxy.sync.status import SyncStatus
 from kproxy.telemetry import metrics_proxy
 from kproxy.watch.reflector import WatchStats
 
+__all__ = ["Metric", "families", "text_of"]
+
 
 class _Once(Collector):
     """A collector over metrics that are already there."""
@@ -50,11 +52,15 @@ def _watches(watches: Iterable[WatchStats], now: float) -> Iterator[Metric]:
     )
     relists = CounterMetricFamily("kproxy_watch_relists", "complete lists after the first one", labels=["kind"])
     failures = CounterMetricFamily("kproxy_watch_failures", "failed requests and broken streams", labels=["kind"])
+    waits = GaugeMetricFamily(
+        "kproxy_watch_backoff_seconds", "pause before the next attempt of a watch, 0 when all is well", labels=["kind"]
+    )
     for stats in watches:
         age.add_metric([stats.kind.value], now - stats.last_heard_s)
         relists.add_metric([stats.kind.value], stats.relists)
         failures.add_metric([stats.kind.value], stats.errors)
-    yield from (age, relists, failures)
+        waits.add_metric([stats.kind.value], stats.waits_s)
+    yield from (age, relists, failures, waits)
 
 
 def text_of(metrics: Iterable[Metric]) -> bytes:
@@ -64,7 +70,7 @@ def text_of(metrics: Iterable[Metric]) -> bytes:
     return bytes(generate_latest(registry))
 
 
-def exposition(
+def families(
     status: SyncStatus,
     watches: Iterable[WatchStats],
     *,
@@ -72,9 +78,8 @@ def exposition(
     dns_counters: Mapping[str, int],
     dns_workers: int,
     flows: Mapping[Family, Counters],
-    more: Iterable[Metric] = (),
-) -> bytes:
-    """All metrics as text. `now` is on the reflectors' clock (monotonic seconds). more: families made elsewhere."""
+) -> list[Metric]:
+    """What every instance tells. `now` is on the reflectors' clock (monotonic seconds)."""
     build = GaugeMetricFamily("kproxy_build_info", "version of this program", labels=["version"])
     build.add_metric([__version__], 1)
     problems = GaugeMetricFamily("kproxy_problems", "objects or parts of objects that are not served", labels=["kind"])
@@ -83,7 +88,7 @@ def exposition(
         kinds[problem.kind] = kinds.get(problem.kind, 0) + 1
     for kind, count in sorted(kinds.items()):
         problems.add_metric([kind], count)
-    metrics: list[Metric] = [
+    return [
         build,
         problems,
         _gauge("kproxy_sync_last_duration_seconds", "how long the last sync took", status.last_duration_s),
@@ -94,6 +99,4 @@ def exposition(
         *_watches(watches, now),
         *_dns(dns_counters, dns_workers),
         *metrics_proxy.flows(flows),
-        *more,
     ]
-    return text_of(metrics)

@@ -6,6 +6,8 @@ nothing that fails here stops the data plane, but for a port of the pages with `
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import platform
 import time
 from collections import Counter
@@ -30,7 +32,7 @@ from kproxy.telemetry import metrics_program, metrics_proxy, notices
 from kproxy.telemetry.counting import Counting, without_local_endpoints
 from kproxy.telemetry.events import Recorder
 from kproxy.telemetry.http import Health, Pages, health_routes, metrics_only, metrics_routes, serve
-from kproxy.telemetry.metrics import exposition, text_of
+from kproxy.telemetry.metrics import Metric, families, text_of
 from kproxy.telemetry.state import health_of, status_of, watch_text
 from kproxy.watch.client import Api
 from kproxy.watch.reflector import WatchStats
@@ -49,6 +51,7 @@ class Sources:
     flows: Callable[[], Mapping[Family, Counters]]
     configz: Callable[[], Mapping[str, Any]]
     flagz: Callable[[], Mapping[str, str]]
+    page: Callable[[], bytes]  # the StatusPage that `kproxy status` reads, as JSON
 
 
 class Monitor:
@@ -136,30 +139,33 @@ class Monitor:
         )
 
     async def metrics(self) -> bytes:
-        """For `/metrics`."""
+        """For `/metrics`. The text is made in a thread: with counters of Services it has tens of thousands of lines."""
         await self._kernel.refresh()
+        told, services = self._families(), metrics_program.services(self._kernel.services)
+        return await asyncio.to_thread(text_of, itertools.chain(told, services))
+
+    def _families(self) -> list[Metric]:
         api = self._sources.api()
-        return exposition(
-            self._loop.status,
-            self._watches,
-            now=time.monotonic(),
-            dns_counters=self._sources.dns_counters(),
-            dns_workers=self._sources.dns_workers(),
-            flows=self._sources.flows(),
-            more=(
-                *metrics_proxy.syncs(self.counting, self._loop.status),
-                *metrics_proxy.rules(self._tally, self.counting, self._rules()),
-                *metrics_proxy.no_local_endpoints(without_local_endpoints(self._loop.desired)),
-                *metrics_proxy.answers(self._answers),
-                *metrics_proxy.invalid_dropped(self._kernel.dropped),
-                *metrics_program.services(self._kernel.services),
-                *metrics_program.drift(self._healer.status),
-                *metrics_program.events(self.recorder.outcomes),
-                *(metrics_program.requests(api.requests) if api is not None else ()),
-                *metrics_program.build(),
-                *metrics_program.process(),
+        return [
+            *families(
+                self._loop.status,
+                self._watches,
+                now=time.monotonic(),
+                dns_counters=self._sources.dns_counters(),
+                dns_workers=self._sources.dns_workers(),
+                flows=self._sources.flows(),
             ),
-        )
+            *metrics_proxy.syncs(self.counting, self._loop.status),
+            *metrics_proxy.rules(self._tally, self.counting, self._rules()),
+            *metrics_proxy.no_local_endpoints(without_local_endpoints(self._loop.desired)),
+            *metrics_proxy.answers(self._answers),
+            *metrics_proxy.invalid_dropped(self._kernel.dropped),
+            *metrics_program.drift(self._healer.status),
+            *metrics_program.events(self.recorder.outcomes),
+            *(metrics_program.requests(api.requests) if api is not None else ()),
+            *metrics_program.build(),
+            *metrics_program.process(),
+        ]
 
     def _rules(self) -> Mapping[tuple[Family, str], int]:
         wanted = self._backend.wanted
@@ -189,6 +195,7 @@ class Monitor:
         return Pages(
             health=self.health,
             status=self.status,
+            page=self._sources.page,
             metrics=self.metrics,
             slis=self.slis,
             configz=self._sources.configz,

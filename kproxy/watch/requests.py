@@ -6,7 +6,6 @@ A watch counts once, when the server has agreed to it; how long it lives is no l
 from __future__ import annotations
 
 from collections import Counter
-from urllib.parse import urlsplit
 
 from kproxy.telemetry.histogram import REQUEST_S, Histogram
 
@@ -24,7 +23,7 @@ class RequestCounts:
     def answered(self, server: str, method: str, status: int, took_s: float) -> None:
         """Counts a request that was answered, whatever the answer."""
         self._count(server, method, str(status))
-        host = urlsplit(server).netloc
+        host = _host(server)
         if (host, method) in self.seconds or len(self.seconds) < MAX_HOSTS:
             self.seconds.setdefault((host, method), Histogram(REQUEST_S)).observe(took_s)
 
@@ -33,6 +32,11 @@ class RequestCounts:
         self._count(server, method, _NO_ANSWER)
 
     def _count(self, server: str, method: str, code: str) -> None:
-        key = (urlsplit(server).netloc, method, code)
+        key = (_host(server), method, code)
         if key in self.answers or len(self.answers) < 8 * MAX_HOSTS:
             self.answers[key] += 1
+
+
+def _host(server: str) -> str:
+    """`host:port` of a server's URL; no user name, should somebody have written one."""
+    return server.partition("://")[2].partition("/")[0].rpartition("@")[2]

@@ -16,9 +16,10 @@ import pytest
 
 from kproxy.errors import UnsupportedError
 from kproxy.sync.status import SyncStatus
+from kproxy.telemetry import http
 from kproxy.telemetry.health import Health, health_json
 from kproxy.telemetry.http import Pages, Routes, health_routes, metrics_only, metrics_routes, serve
-from kproxy.telemetry.metrics import exposition
+from kproxy.telemetry.metrics import families, text_of
 from kproxy.telemetry.state import status_of
 
 WELL = Health(data_path=True, node_eligible=True, ready=True, last_updated=1.5)
@@ -27,9 +28,8 @@ STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z")
 
 def _pages(health: Health = WELL, **more: Any) -> Pages:
     async def metrics() -> bytes:
-        return exposition(
-            SyncStatus(services=3, syncs=7), (), now=0.0, dns_counters={"queries": 5}, dns_workers=2, flows={}
-        )
+        status = SyncStatus(services=3, syncs=7)
+        return text_of(families(status, (), now=0.0, dns_counters={"queries": 5}, dns_workers=2, flows={}))
 
     return Pages(
         health=lambda: health,
@@ -42,6 +42,7 @@ def _pages(health: Health = WELL, **more: Any) -> Pages:
             watches=("w",),
             dns={},
         ),
+        page=lambda: b'{"format":1}',
         metrics=metrics,
         slis=lambda: b"kubernetes_healthcheck 1\n",
         configz=lambda: {"kubeproxy.config.k8s.io": {"mode": "iptables"}},
@@ -142,6 +143,7 @@ def test_pages_for_people_and_programs() -> None:
             assert "services: 3" in await text("/statusz")
             assert json.loads(await text("/statusz?o=json"))["services"] == 3
             assert json.loads(await text("/statusz", Accept="application/json"))["services"] == 3
+            assert json.loads(await text("/statusz?o=v1")) == {"format": 1}
             versioned = await text("/statusz", Accept="application/json;v=v1alpha1;g=config.k8s.io;as=Statusz")
             assert json.loads(versioned)["kind"] == "Statusz"
             assert json.loads(versioned)["startTime"] == "1970-01-01T00:01:40Z"
@@ -166,7 +168,9 @@ def test_addresses_of_dns_show_metrics_and_nothing_else() -> None:
     asyncio.run(scenario())
 
 
-def test_a_port_that_is_taken_is_told_once_and_kept_trying() -> None:
+def test_a_port_that_is_taken_is_told_once_and_kept_trying(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_LAST_WORDS_S", 0.0)
+
     async def scenario() -> list[str]:
         told: list[str] = []
         with socket.create_server(("127.0.0.1", 0)) as taken:
