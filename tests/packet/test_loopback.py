@@ -432,7 +432,7 @@ async def _write(backend: IptablesBackend, desired: object) -> None:
 
 
 def _reaches(ground: Ground, number: int) -> bool:
-    """Whether the node answers a SYN for 127.0.0.1 at all: what an ordinary neighbour's stack makes of the answer is not the node's merit."""
+    """Whether the node answers a SYN for 127.0.0.1 at all; what the neighbour's own stack makes of the answer is not its merit."""
     with ground.neighbour.entered(), socket.socket() as sock:
         watch = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x800))
         watch.settimeout(0.4)
