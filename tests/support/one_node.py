@@ -22,7 +22,7 @@ NODE, PLANE = "198.18.0.1", "198.18.0.2"
 POD, OUTSIDE = "10.244.1.2", "192.0.2.2"
 POD_NETWORK = "10.244.0.0/16"
 SERVICE_NETWORK = "10.96.0.0/12"
-NOBODY = "10.244.2.1"  # the node's own address towards the backends: as an endpoint it refuses every connection at once
+_GATEWAY = "10.244.2.1"  # the node's own address towards the backends
 ENDPOINTS = 61_000
 
 _ENDPOINT_NETWORKS = ("10.244.16.0/20", "10.244.32.0/19", "10.244.64.0/18", "10.244.128.0/17")
@@ -55,13 +55,13 @@ class OneNode:
         link(self.node, "plane", self.plane, [f"{NODE}/24"], [f"{PLANE}/24"])
         link(self.node, "pods", self.pods, ["10.244.1.1/24"], [f"{POD}/24"])
         link(self.node, "outside", self.outside, ["192.0.2.1/24"], [f"{OUTSIDE}/24"])
-        link(self.node, "backends", self.backends, [f"{NOBODY}/24"], ["10.244.2.2/24"])
+        link(self.node, "backends", self.backends, [f"{_GATEWAY}/24"], ["10.244.2.2/24"])
         ip(self.plane, f"route add default via {NODE}")
         ip(self.pods, "route add default via 10.244.1.1")
         ip(self.outside, "route add default via 192.0.2.1")
         ip(
             self.backends,
-            f"route add default via {NOBODY}",
+            f"route add default via {_GATEWAY}",
             *(f"route add local {n} dev lo" for n in _ENDPOINT_NETWORKS),
         )
         ip(self.node, *(f"route add {n} via 10.244.2.2" for n in _ENDPOINT_NETWORKS))

@@ -11,6 +11,8 @@ import statistics
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from kproxy.backends.iptables.variant import Variant
 from tests.bench.peer.probing import Prober, connect_times, seconds_until_answered, unanswered
@@ -18,7 +20,7 @@ from tests.bench.peer.table import Figures, Size
 from tests.support import echoing
 from tests.support.cluster_api import Api
 from tests.support.netns import run
-from tests.support.one_node import NOBODY, OneNode, endpoint_address, service_address
+from tests.support.one_node import OneNode, endpoint_address, service_address
 from tests.support.prefilled import endpoint_slice, service
 from tests.support.proxies import Program, Running, Stage
 from tests.support.traffic import Traffic
@@ -28,6 +30,7 @@ Say = Callable[[str], None]
 SERVICE = re.compile(r"-d (10\.10\d\.\d+\.\d+)/32 .*--dport 80 .*-j KUBE-SVC-", re.ASCII)
 SYNC_LIMIT_S = 240.0  # kube-proxy over the nft variant takes one and a half minutes for 10,000 Services
 CHANGED, NEW, BUSY = "10.110.0.1", "10.110.1.", "10.110.2.1"  # cluster IPs of the Services made here
+_NAMING = (("http", "TCP", 80, echoing.NAMING),)
 _CONNECTS, _SPREAD, _SPREAD_CONNECTS, _FLOORS = 2000, 50, 60, 5
 _DIRECT = (endpoint_address(0), echoing.QUIET)  # an endpoint's own address, no Service
 _SETTLE_S = 3.0
@@ -101,20 +104,18 @@ class Round:
         """Services that come, and an endpoint that is replaced, on a node that is otherwise idle."""
         assert self.running is not None
         rest = _Rest(self.running, self.seed)
-        self.api.create(service("changed", CHANGED))
-        self.api.create(endpoint_slice("changed", [NOBODY]))
+        self.api.create(service("changed", CHANGED, _NAMING))
+        self.api.create(self._changed(0))
         try:
             for n in range(self.changes):
                 rest()
-                address, made = f"{NEW}{n + 1}", service(f"new-{n}", f"{NEW}{n + 1}")
-                self._timed("new", address, (made, endpoint_slice(f"new-{n}", [endpoint_address(n)])), self.api.create)
-            for n in range(self.changes):
+                address = f"{NEW}{n + 1}"
+                made = [service(f"new-{n}", address), endpoint_slice(f"new-{n}", [endpoint_address(n)])]
+                self._timed("new", address, partial(self._create, made))
+            for n in range(1, self.changes + 1):
                 rest()
-                self._timed(
-                    "change", CHANGED, (endpoint_slice("changed", [endpoint_address(n + 500)]),), self.api.replace
-                )
-                rest()
-                self.api.replace(endpoint_slice("changed", [NOBODY]))
+                made = self._changed(n)
+                self._timed("change", CHANGED, partial(self.api.replace, made), made["endpoints"][0]["addresses"][0])
             self.say(f"new {self._last('new'):.0f} ms, change {self._last('change'):.0f} ms")
         finally:
             for name in ("changed", *(f"new-{n}" for n in range(self.changes))):
@@ -122,6 +123,22 @@ class Round:
         rest()
         self.note("rss.later", self.running.memory().rss)
         self.floor()
+
+    def _changed(self, turn: int) -> dict[str, Any]:
+        return endpoint_slice("changed", [endpoint_address(500 + turn)], [("http", "TCP", echoing.NAMING)])
+
+    def _create(self, manifests: list[dict[str, Any]]) -> None:
+        before = time.perf_counter()
+        for manifest in manifests:
+            self.api.create(manifest)
+        self.note("write", time.perf_counter() - before)
+
+    def _timed(self, key: str, address: str, write: Callable[[], None], expect: str = "") -> None:
+        self.note(key, seconds_until_answered(self.bed.pods, address, 80, write, limit_s=SYNC_LIMIT_S, expect=expect))
+
+    def _last(self, key: str) -> float:
+        median = self.figures.median(self.size, self.stage.variant, self.program, key)
+        return (median or 0.0) * 1e3
 
     def floor(self) -> None:
         """What any change costs that goes through iptables-restore: the least it can do, with all rules present."""
@@ -131,26 +148,6 @@ class Round:
                 before = time.perf_counter()
                 run(self.bed.node, tool, "--noflush", "-w", "5", text=f"*nat\n{line}\nCOMMIT\n")
                 self.note("floor", time.perf_counter() - before)
-
-    def _timed(
-        self,
-        key: str,
-        address: str,
-        manifests: tuple[dict[str, object], ...],
-        write: Callable[[dict[str, object]], None],
-    ) -> None:
-        def work() -> None:
-            before = time.perf_counter()
-            for manifest in manifests:
-                write(manifest)
-            if key == "new":
-                self.note("write", time.perf_counter() - before)
-
-        self.note(key, seconds_until_answered(self.bed.pods, address, 80, work, limit_s=SYNC_LIMIT_S))
-
-    def _last(self, key: str) -> float:
-        median = self.figures.median(self.size, self.stage.variant, self.program, key)
-        return (median or 0.0) * 1e3
 
     def path(self) -> None:
         """How long a connection takes, by where its Service stands in the rules."""
