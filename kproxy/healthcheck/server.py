@@ -68,7 +68,8 @@ class HealthChecks:
         try:
             while True:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), _RETRY_S if self._failing else None)
+                    async with asyncio.timeout(_RETRY_S if self._failing else None):  # wait_for may swallow a cancellation
+                        await self._changed.wait()
                 self._changed.clear()
                 await self._step()
         finally:

@@ -118,8 +118,10 @@ class Recorder:
     async def keep(self) -> None:
         """Writes for ever."""
         while True:
+            # not wait_for: in Python 3.11 it swallows a cancellation that comes together with what it waits for
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._filled.wait(), _SWEEP_S)
+                async with asyncio.timeout(_SWEEP_S):
+                    await self._filled.wait()
             self._filled.clear()
             while self._queue:
                 await self._take(self._queue.popleft())

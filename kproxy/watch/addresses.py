@@ -53,7 +53,8 @@ async def watch_addresses(emit: Callable[[Event], None]) -> None:
                 last = found
                 emit(AddressesChanged(found))
             with suppress(TimeoutError):
-                await asyncio.wait_for(notified.wait(), RESYNC_S)
+                async with asyncio.timeout(RESYNC_S):  # wait_for of Python 3.11 may swallow a cancellation
+                    await notified.wait()
                 await asyncio.sleep(GATHER_S)
 
 
