@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 
 from kproxy.backends.iptables.variant import Variant
 from kproxy.model.external_ips import ExternalIPSettings
+from kproxy.model.names import Protocol
 from tests.packet.executor import PATIENCE_S, Executor
 from tests.support.addressing import CLUSTER_IP, EXTERNAL_IP, NODE_IP, NODE_IP_2, VIP
 from tests.support.bed import Bed
@@ -23,6 +25,7 @@ from tests.support.flows import (
     H,
     P,
     Row,
+    Step,
     X,
     flow,
     keep,
@@ -105,9 +108,21 @@ def _claimed(name: str) -> Row:
     return row(name, "external IPs", _CLAIM, *flows, settings=replace(SETTINGS, external_ips=guard))
 
 
+# xt_recent remembers 100 addresses in each list (its parameter ip_list_tot), and a list is one endpoint's: kube-proxy's bound as well.
+# Twenty endpoints get 50 clients each of a thousand; none gets 100 (p = 1e-9).
+_TWENTY = [f"10.180.4.{n}" for n in range(1, 21)]
+_CLIENTS = [f"10.0.{n // 250 + 2}.{n % 250 + 1}" for n in range(1000)]
+_STICKY_S = 6
+
+
+def _sticky(*addresses: str) -> Step:
+    return step([svc(affinity_s=_STICKY_S), slice_(*map(ep, addresses))], flow(P, CLUSTER_IP, 80, keep()))
+
+
 _ROWS = (
     *(_flip(*flip) for flip in _FLIPS),
     scenario("spread", "spread", _SPREAD),
+    scenario("sticky", "sticky", _sticky(*_TWENTY)),
     _LOCAL_ONLY,
     _AIMED,
     *map(_claimed, _TAKEN),
@@ -122,6 +137,45 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
 
 
 @pytest.mark.parametrize(("before", "after"), _FLIPS)
+def _landed(executor: Executor) -> dict[str, tuple[str, float, float]]:
+    """By client: the endpoint it reached, and when it began and ended asking (monotonic)."""
+    found = {}
+    with executor.bed.clients.entered():
+        for client in _CLIENTS:
+            began = time.monotonic()
+            (result,) = probe(Protocol.TCP, client, (CLUSTER_IP, 80), 1, PATIENCE_S)
+            assert isinstance(result, Answered), f"{client}: {result}"
+            found[client] = (result.by, began, time.monotonic())
+    return found
+
+
+def test_fault_27_a_thousand_clients_stick_and_move_when_they_must(executor: Executor) -> None:
+    """For the timeout, less than two seconds of it; over a start over; until the endpoint is gone, and then at once."""
+    whole = _sticky(*_TWENTY)
+    case = scenario("sticky", "sticky", whole)
+    executor.bed.place(whole)
+    executor.sync(case, whole)
+    first = _landed(executor)
+    executor.applied = Executor(
+        executor.bed, executor.variant
+    ).applied  # another instance, which knows what the kernel tells it
+    executor.sync(case, whole)
+    again = _landed(executor)
+    in_time = [c for c in _CLIENTS if again[c][2] - first[c][1] < _STICKY_S - 2]
+    assert len(in_time) > 500, "this machine is too slow to tell"
+    assert [c for c in in_time if again[c][0] != first[c][0]] == []
+    fewer = _sticky(*_TWENTY[1:])
+    executor.sync(case, fewer)
+    moved = _landed(executor)
+    assert f"{_TWENTY[0]}:80" in {by for by, _, _ in first.values()}
+    assert f"{_TWENTY[0]}:80" not in {by for by, _, _ in moved.values()}
+    time.sleep(_STICKY_S + 2)
+    later = _landed(executor)
+    assert sum(later[c][0] != moved[c][0] for c in _CLIENTS) > 500, (
+        "whoever comes back after the timeout is nobody's client"
+    )
+
+
 def test_fault_28_type_flips_leave_no_stale_rule(executor: Executor, before: str, after: str) -> None:
     """One sync for each flip, and then the tables are, rule for rule, those of a node that knows the new type alone."""
     flipped = _flip(before, after)

@@ -276,7 +276,7 @@ def test_a_held_lock_is_reported_and_gone_with_its_holder() -> None:
 
 
 @pytest.mark.parametrize("variant", list(Variant), ids=lambda variant: variant.value)
-def test_packets_pass_untouched_after_cleanup_and_come_back(variant: Variant) -> None:
+def test_u18_packets_pass_untouched_after_cleanup_and_come_back(variant: Variant) -> None:
     """Rows U18 and U14."""
     row = next(row for row in ROWS if row.id == "C04")
     bed = Bed((row,))

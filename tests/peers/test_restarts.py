@@ -98,7 +98,7 @@ def _controller(running: Running) -> int:
 
 
 @pytest.mark.parametrize("variant", list(Variant), ids=lambda variant: variant.value)
-def test_fault_09_sigkill_and_restart_under_new_connections_and_long_flows(
+def test_fault_09_u12_sigkill_and_restart_under_new_connections_and_long_flows(
     cluster: tuple[OneNode, ControlPlane], variant: Variant, tmp_path: Path, stack: ExitStack
 ) -> None:
     bed, plane = cluster

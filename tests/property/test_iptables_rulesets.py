@@ -218,7 +218,7 @@ def test_taking_over_is_the_same_as_going_on(
 
 
 @given(desired_states(), SETTINGS)
-def test_a_second_plan_is_empty(desired: DesiredState, settings: IptablesSettings) -> None:
+def test_u09_a_second_plan_is_empty(desired: DesiredState, settings: IptablesSettings) -> None:
     wanted = compile_ruleset(desired, settings)
     assert plan(wanted, wanted).batches == ()
     assert plan(wanted, compile_ruleset(desired, settings, wanted)).batches == ()

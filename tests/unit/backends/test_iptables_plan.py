@@ -58,7 +58,7 @@ def test_the_first_plan_of_nobody_knows_what_is_blind() -> None:
     assert not plan(EMPTY, _rules(*ONE)).blind
 
 
-def test_one_endpoint_among_many_services_writes_its_chains_only() -> None:
+def test_u10_one_endpoint_among_many_services_writes_its_chains_only() -> None:
     objects = _many(50)
     before = _rules(*objects)
     objects[21] = slice_(ep("10.180.10.1"), ep("10.180.200.9"), of="svc0010")

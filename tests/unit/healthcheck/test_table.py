@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from kproxy.healthcheck.table import Check, answer, wanted
 from kproxy.model.desired import DesiredState, FamilyState, NodePortAddresses, Route, ServicePort
 from kproxy.model.names import Family, NamespacedName, Protocol, ServicePortName
+from kproxy.model.resolve import resolve
+from tests.support.builders import Member, draining, ep, port, slice_, snapshot, svc, terminated, unready
+from tests.support.flows import SETTINGS
 
 WEB = NamespacedName("shop", "web")
 
@@ -69,3 +74,34 @@ def test_z05_z06_the_answer_is_kube_proxys_to_the_byte(endpoints: int, healthy: 
         '{\n\t"service": {\n\t\t"namespace": "shop",\n\t\t"name": "web"\n\t},\n'
         f'\t"localEndpoints": {endpoints},\n\t"serviceProxyHealthy": {word}\n}}'
     )
+
+
+_A, _B, _C, _D = (f"10.180.0.{n}" for n in range(1, 5))
+
+
+@pytest.mark.parametrize(
+    ("members", "code", "count"),
+    [
+        pytest.param(
+            [
+                ep(_A, local=True, ready=False, serving=True),
+                draining(_B, local=True),
+                draining(_C, local=True),
+                terminated(_D, local=True),
+            ],
+            503,
+            0,
+            id="t10",
+        ),
+        pytest.param(
+            [*(ep(a, local=True) for a in (_A, _B, _C)), unready(_D, local=True), ep("10.180.9.9")], 200, 3, id="t11"
+        ),
+    ],
+)
+def test_t10_t11_ready_endpoints_of_this_node_count(members: list[Member], code: int, count: int) -> None:
+    """Not those that only serve while they end, though connections still go to them; nor another node's."""
+    service = svc(ports=[port(node=3001)], lb=["1.2.3.4"], external_policy="Local", health=30000)
+    (check,) = wanted(resolve(snapshot(service, slice_(*members)), SETTINGS)).values()
+    said, headers, body = answer(check, healthy=True)
+    assert (said, headers["X-Load-Balancing-Endpoint-Weight"]) == (code, str(count))
+    assert json.loads(body)["localEndpoints"] == count

@@ -51,7 +51,7 @@ def test_the_limit_is_upstreams(per_core: int, least: int, cpus: int, entries: i
     assert conntrack_max(ConntrackConfig(max_per_core=per_core, min=least), cpus) == entries
 
 
-def test_defaults_set_what_kube_proxy_sets(root: Path) -> None:
+def test_x09_defaults_set_what_kube_proxy_sets(root: Path) -> None:
     assert apply(wanted(ConntrackConfig(), 8), root) == ()
     assert _held(root) == {
         "nf_conntrack_max": 262144,

@@ -15,7 +15,7 @@ from kproxy.sync.pacer import Pacer
 from tests.support.memory_sync import MemoryBackend, Zones, lists, running, service, slice_of, until
 
 
-def test_nothing_is_written_or_published_before_every_needed_kind_was_listed() -> None:
+def test_u11_nothing_is_written_or_published_before_every_needed_kind_was_listed() -> None:
     async def scenario() -> None:
         backend, zones = MemoryBackend(), Zones()
         async with running(backend, zones) as loop:
