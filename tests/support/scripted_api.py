@@ -93,18 +93,26 @@ def stream(*pieces: bytes, then: str = "stall") -> Answer:
 
 @dataclass(slots=True)
 class ScriptedApi:
-    """The server. `url` is valid inside of the context."""
+    """The server. `url` is valid inside of the context. then: the answer to everything after the script; None: silence."""
 
     script: Sequence[Answer]
     requests: list[web.Request] = field(default_factory=list)
     url: str = ""
+    then: Answer | None = None
+    port: int = 0  # 0: any
     _runner: web.AppRunner | None = None
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
         index = len(self.requests) - 1
-        answer = self.script[index] if index < len(self.script) else stream()
+        answer = self.script[index] if index < len(self.script) else self.then or stream()
         return await answer(request)
+
+    def drop(self) -> None:
+        """Breaks every connection that is open."""
+        for request in self.requests:
+            if request.transport is not None:
+                request.transport.abort()
 
     def asked(self, index: int) -> dict[str, str]:
         """The parameters of a request."""
@@ -115,11 +123,11 @@ class ScriptedApi:
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
         await site.start()
         self.url = "http://{}:{}".format(*self._runner.addresses[0][:2])
         return self
 
     async def __aexit__(self, *_: object) -> None:
         assert self._runner is not None
-        await self._runner.cleanup()
+        await self._runner.cleanup()  # does nothing the second time

@@ -68,7 +68,7 @@ users: [{{name: u, user: {user}}}]
     return str(path)
 
 
-def test_5_lines_are_whole_wherever_the_stream_is_cut() -> None:
+def test_fault_05_lines_are_whole_wherever_the_stream_is_cut() -> None:
     one, two = added(service("a", "1")), added(service("b", "2"))
     raw = one + two
     scripts = [stream(raw[:cut], raw[cut:]) for cut in range(1, len(raw))] + [
@@ -82,7 +82,7 @@ def test_5_lines_are_whole_wherever_the_stream_is_cut() -> None:
     assert with_api(scripts, work) == [[one.strip(), two.strip()]] * len(scripts)
 
 
-def test_5_an_event_of_three_mebibytes_is_one_line() -> None:
+def test_fault_05_an_event_of_three_mebibytes_is_one_line() -> None:
     body = service("a", "1")
     body["metadata"]["annotations"] = {"big": "x" * (3 << 20)}
     big = added(body)
@@ -106,7 +106,7 @@ def test_an_answer_without_end_is_one_too(monkeypatch: pytest.MonkeyPatch) -> No
         with_api([stream(*[b"x" * 65536] * 40)], lambda api, _: api.get("/api/v1/services", {}))
 
 
-def test_a_rotated_token_file_is_used_by_the_next_request(tmp_path: Path) -> None:
+def test_fault_07_a_rotated_token_file_is_used_by_the_next_request(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("one\n")
 

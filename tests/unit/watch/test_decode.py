@@ -485,11 +485,11 @@ def test_watch_lines() -> None:
 @pytest.mark.parametrize(
     "raw", [b"", b"}", b'{"type":"ADDED"', b'{"type":"ODD","object":{}}', b"[]", b'{"type":"BOOKMARK","object":7}']
 )
-def test_6_truncated_or_invalid_lines_are_malformed(raw: bytes) -> None:
+def test_fault_06_truncated_or_invalid_lines_are_malformed(raw: bytes) -> None:
     assert isinstance(decode_line(Kind.SERVICE, raw), Malformed)
 
 
-def test_5_a_three_mebibyte_event_is_read() -> None:
+def test_fault_05_a_three_mebibyte_event_is_read() -> None:
     body = slice_json()
     body["metadata"]["annotations"] = {"big": "x" * (3 << 20)}
     change = decode_line(Kind.ENDPOINT_SLICE, json.dumps({"type": "ADDED", "object": body}).encode())

@@ -141,7 +141,7 @@ def test_before_the_list_is_complete_nothing_is_emitted() -> None:
 
 
 @pytest.mark.parametrize("how", ["event", "status"])
-def test_4_after_410_one_list_replaces_the_kind_and_the_old_state_serves_until_then(how: str) -> None:
+def test_fault_04_after_410_one_list_replaces_the_kind_and_the_old_state_serves_until_then(how: str) -> None:
     expired = stream(GONE, then="close") if how == "event" else status(410, "Expired", "too old resource version")
     script = [
         NOT_OFFERED,
@@ -178,7 +178,7 @@ def test_a_restored_etcd_moves_back_in_time_once_it_says_so() -> None:
     assert server.asked(6) == {"limit": "500"}
 
 
-def test_2_errors_make_one_request_a_step_and_no_list() -> None:
+def test_fault_02_errors_make_one_request_a_step_and_no_list() -> None:
     script = [
         stream(listed("5", A), then="abort"),
         *[status(code) for code in (500, 503, 500, 500, 500, 500, 500, 500, 500, 500)],
@@ -202,14 +202,14 @@ def test_retries_are_seen_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     assert said[3][1] == "Service: watching again"
 
 
-def test_2_retry_after_is_honoured() -> None:
+def test_fault_02_retry_after_is_honoured() -> None:
     seen, _ = play([status(429, retry_after="7"), status(503, retry_after="99999999")], until_requests(3))
     assert seen.sleeps == [7.0, pytest.approx(0.3)]
     seen, _ = play([status(429, retry_after="99999")], until_requests(2))
     assert seen.sleeps == [300.0], "a server cannot send a node to sleep for a day"
 
 
-def test_5_an_event_cut_by_a_broken_connection_is_delivered_by_the_next_stream() -> None:
+def test_fault_05_an_event_cut_by_a_broken_connection_is_delivered_by_the_next_stream() -> None:
     event = added(service("c", "6"))
     script = [stream(listed("5", A), event[:40], then="abort"), stream(event)]
     _, server = play(script, until_words("=a", "+c"))
@@ -218,7 +218,7 @@ def test_5_an_event_cut_by_a_broken_connection_is_delivered_by_the_next_stream()
     play(script, until_words("=a", "+c"))
 
 
-def test_6_an_invalid_line_is_logged_once_and_the_stream_opened_anew(caplog: pytest.LogCaptureFixture) -> None:
+def test_fault_06_an_invalid_line_is_logged_once_and_the_stream_opened_anew(caplog: pytest.LogCaptureFixture) -> None:
     bad = stream(b'{"type":"ADDED","object":{\n', then="stall")
     script = [stream(listed("5", A), b"garbage\n"), bad, bad, stream(listed("9", B))]
     with caplog.at_level(logging.INFO, "kproxy.watch"):
@@ -253,7 +253,7 @@ def test_a_stream_that_lived_is_followed_by_the_next_at_once() -> None:
     assert seen.sleeps == []
 
 
-def test_3_silence_is_not_waited_out_and_no_error_either(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_03_silence_is_not_waited_out_and_no_error_either(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "QUIET_S", 0.2)
 
     def time_passes(seen: Seen, server: ScriptedApi) -> bool:
@@ -287,7 +287,7 @@ def test_streaming_lists_that_never_end_are_not_waited_for_again() -> None:
     assert "did not come to its end" in seen.stats.last_error
 
 
-def test_1_ten_minutes_without_server_are_at_most_forty_attempts_of_all_reflectors() -> None:
+def test_fault_01_ten_minutes_without_server_are_at_most_forty_attempts_of_all_reflectors() -> None:
     async def run() -> tuple[list[WatchStats], float]:
         api = Api(ClientSettings(master="http://127.0.0.1:1"), {"HOME": "/nonexistent"})
         clock = Seen()
