@@ -44,8 +44,7 @@ from kproxy.conntrack.reconciler import Reconciler
 from kproxy.dns.channel import ZonePublisher
 from kproxy.dns.compile import compile_zone
 from kproxy.dns.configured import channel_path, dns_settings
-from kproxy.dns.node import hold, release
-from kproxy.dns.resolvconf import upstreams_of
+from kproxy.dns.node import hold, release, upstreams_of
 from kproxy.dns.zone import Zone
 from kproxy.errors import ExitCode, KproxyError
 from kproxy.loopback.channel import TablePublisher, Taken

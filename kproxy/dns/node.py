@@ -18,6 +18,9 @@ from collections.abc import Callable, Iterable
 
 from pyroute2 import IPRoute, NetlinkError
 
+from kproxy.config.config import DnsConfig
+from kproxy.dns.resolvconf import Upstreams
+from kproxy.dns.settings import DnsSettings
 from kproxy.errors import UnsupportedError
 
 log = logging.getLogger("kproxy.dns.node")
@@ -112,3 +115,9 @@ def _forgiving(request: Callable[..., object], command: str, **options: object) 
 
 def _unprivileged() -> UnsupportedError:
     return UnsupportedError("holding the cluster's DNS addresses on this node needs CAP_NET_ADMIN: run as root")
+
+
+def upstreams_of(config: DnsConfig) -> Upstreams:
+    """Whom this machine asks for names outside of the cluster, as the workers do; with the DNS switched off, what its files say."""
+    dns = config if config.enabled else DnsConfig()
+    return Upstreams(dns.upstreams, dns.resolv_conf or DnsSettings().resolv_conf, frozenset())

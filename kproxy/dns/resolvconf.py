@@ -13,9 +13,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kproxy.config.config import DnsConfig
-from kproxy.dns.settings import DnsSettings
-
 MAX_SERVERS = 8  # glibc reads 3; a few more cost nothing
 MAX_OCTETS = 64 << 10
 _STUBS = frozenset({"127.0.0.53", "127.0.0.54"})  # systemd-resolved's listeners
@@ -111,12 +108,6 @@ class Upstreams:
                 self._stamps = stamps
                 self.servers = choose(self._files, self._own)
         return self.servers
-
-
-def upstreams_of(config: DnsConfig) -> Upstreams:
-    """Whom this machine asks for names outside of the cluster, as the workers do; with the DNS switched off, what its files say."""
-    dns = config if config.enabled else DnsConfig()
-    return Upstreams(dns.upstreams, dns.resolv_conf or DnsSettings().resolv_conf, frozenset())
 
 
 def _stamp(name: str) -> object:
