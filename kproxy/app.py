@@ -52,6 +52,7 @@ from kproxy.loopback.listeners import loopback_path
 from kproxy.loopback.table import listeners
 from kproxy.model.desired import NodeSettings
 from kproxy.model.snapshot import Snapshot
+from kproxy.node.affinity import affinity_notes
 from kproxy.node.sysctls import apply as set_sysctls
 from kproxy.node.sysctls import wanted
 from kproxy.process import END_OF_ALL, family_name, settle
@@ -302,7 +303,7 @@ async def _run(config: Config, config_read: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         running.add_signal_handler(number, stop.set)
     controller = Controller(config)
-    for note in (*config.warnings, *controller.kernel_notes, *controller.backend.notes):
+    for note in (*config.warnings, *controller.kernel_notes, *controller.backend.notes, *affinity_notes()):
         log.info("Note", extra=fields(note=note))
     controller.loop.observers.append(lambda _: _collect_from_now_on())
     running.call_later(_STANDBY_S, _collect_from_now_on)
