@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from tests.support.netns import Namespace, ip, link, sysctl
 
-CLIENT = "10.244.1.2"
+CLIENT, NODE = "10.244.1.2", "10.244.1.1"
 SERVER = "10.99.255.2"
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close at once, without TIME_WAIT
 
@@ -35,10 +35,10 @@ class Ground:
 def ground(networks: tuple[str, ...], port: int) -> Iterator[Ground]:
     """A node between a client and a server, which answers on `port` of every address in `networks`."""
     with Namespace.new() as node, Namespace.new() as client, Namespace.new() as server:
-        link(node, "client", client, ["10.244.1.1/24"], [f"{CLIENT}/24"])
+        link(node, "client", client, [f"{NODE}/24"], [f"{CLIENT}/24"])
         link(node, "server", server, ["10.99.255.1/24"], [f"{SERVER}/24"])
         sysctl(node, ipv4__ip_forward=1)
-        ip(client, "route add default via 10.244.1.1")
+        ip(client, f"route add default via {NODE}")
         ip(server, "route add default via 10.99.255.1", *(f"route add local {network} dev lo" for network in networks))
         ip(node, *(f"route add {network} via {SERVER}" for network in networks))
         pid = _accepting(server, port)
