@@ -50,11 +50,11 @@ ANSWER_S = 30.0  # between two reads of an answer that has an end
 WHOLE_ANSWER_S = 300.0
 # A watch hears a bookmark every 60 to 75 s (kube-apiserver jitters them by a quarter), unless nothing has happened to the kind since the
 # server started. Silence beyond that ends the stream without an error: asking again is cheap, and shows whether anybody is there.
-# A dead *connection* is found sooner, by keep-alives in the kernel: after 15 s + 5 × 5 s of packets that vanish.
+# A dead *connection* is found sooner, by the kernel: it asks after 15 s without a packet, every 5 s, and gives up at 30.
 QUIET_S = 95.0
 KEEPALIVE_IDLE_S = 15
 KEEPALIVE_INTERVAL_S = 5
-KEEPALIVE_PROBES = 5
+DEAD_AFTER_S = 30
 MAX_ANSWER = 256 << 20  # octets of one list page
 MAX_LINE = (
     16 << 20
@@ -330,14 +330,13 @@ def _session(credentials: Credentials) -> aiohttp.ClientSession:
 
 
 def _kept_alive(info: tuple[Any, ...]) -> socket.socket:
-    """A socket whose dead peer the kernel finds within 40 s, whether data is under way (user timeout) or not (keep-alive)."""
+    """A socket whose dead peer the kernel finds after DEAD_AFTER_S, data under way or not (keep-alives obey the same limit)."""
     family, kind, protocol = info[:3]
     found = socket.socket(family, kind, protocol)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
     found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
-    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
-    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_S * 1000)
     return found
 
 

@@ -207,7 +207,6 @@ def test_fault_03_a_watch_that_fell_silent_is_replaced_and_its_age_is_seen(monke
             assert (node.stats[0].relists, node.stats[0].errors) == (0, 0)
 
     asyncio.run(scenario())
-    assert client.KEEPALIVE_IDLE_S + client.KEEPALIVE_PROBES * client.KEEPALIVE_INTERVAL_S <= 60, "the kernel's part"
 
 
 def test_fault_04_after_410_no_rule_of_an_unchanged_object_is_touched_and_no_deletion_is_lost() -> None:
