@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import socket
 import subprocess
@@ -193,6 +194,44 @@ def test_descriptors_suffice_for_tcp_clients_and_forwards() -> None:
     line = next(line for line in limits.splitlines() if line.startswith("Max open files"))
     soft, hard = line.split()[3:5]
     assert int(soft) >= min(16384, int(hard))
+
+
+def test_fault_19_descriptors_run_out_for_new_connections_alone() -> None:
+    """At the limit UDP is answered as ever, open connections go on, new ones wait or are refused; then all is as before."""
+    with Workers(SETTINGS) as workers:
+        workers.publish(zone_of("U", SETTINGS))
+        process = workers.processes[0].pid
+        with workers.connect() as early:
+            early.sendall(framed(QUERY))
+            assert good(read_frame(early))
+            limits = resource.prlimit(process, resource.RLIMIT_NOFILE)
+            used = len(list((Path("/proc") / str(process) / "fd").iterdir()))
+            resource.prlimit(process, resource.RLIMIT_NOFILE, (used + 5, limits[1]))
+            late = [workers.connect() for _ in range(40)]
+            try:
+                for sock in late:
+                    sock.sendall(framed(QUERY))
+                for _ in range(50):
+                    reply = workers.udp(QUERY)
+                    assert reply is not None and good(reply)
+                early.sendall(framed(QUERY))
+                assert good(read_frame(early))
+                assert len(list((Path("/proc") / str(process) / "fd").iterdir())) >= used + 4, "the limit was reached"
+            finally:
+                for sock in late:
+                    sock.close()
+        resource.prlimit(process, resource.RLIMIT_NOFILE, limits)
+        wait_until(lambda: _answered_by_tcp(workers), "no new connection is answered any more")
+        assert workers.processes[0].poll() is None
+
+
+def _answered_by_tcp(workers: Workers) -> bool:
+    try:
+        with workers.connect() as sock:
+            sock.sendall(framed(QUERY))
+            return good(read_frame(sock))
+    except OSError:
+        return False
 
 
 def test_heavy_modules_stay_out_of_the_worker() -> None:
