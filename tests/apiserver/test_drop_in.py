@@ -147,7 +147,9 @@ def start(
     _swap(volume, installed["ConfigMap"]["data"])
     started: list[subprocess.Popen[bytes]] = []
 
-    def run(*command: str, run_directory: str = "size=100%") -> Pod:
+    def run(*command: str, run_directory: str = "size=100%", config: str = "") -> Pod:
+        if config:
+            _swap(volume, {**installed["ConfigMap"]["data"], "config.conf": config})
         log = tmp_path / "log"
         environment = {
             "PATH": os.environ["PATH"],
@@ -231,3 +233,49 @@ def test_fault_18_it_runs_from_a_read_only_root_with_a_full_run_directory(
     assert pod.process.poll() is None
     assert "started, pid" in pod.said()
     assert "starting again" not in pod.said()
+
+
+def _sysctl(name: str) -> Path:
+    return Path("/proc/sys/net/netfilter") / name
+
+
+@pytest.fixture
+def kernel_as_it_was() -> Iterator[None]:
+    """The parameters of connection tracking of this network namespace, put back."""
+    paths = [path for path in Path("/proc/sys/net/netfilter").glob("nf_conntrack_*") if path.stat().st_mode & 0o200]
+    before = {path: path.read_text() for path in paths if path.name != "nf_conntrack_helper"}
+    yield
+    for path, value in before.items():
+        if path.read_text() != value:
+            path.write_text(value)
+
+
+def _family(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(found for child in children for found in _family(int(child)))]
+
+
+def test_x09_z15_what_the_file_says_of_the_kernel_is_set_and_rules_follow_it(
+    installed: dict[str, dict[str, Any]], start: Start, service: str, kernel_as_it_was: None
+) -> None:
+    _sysctl("nf_conntrack_tcp_timeout_close_wait").write_text("60")
+    text = installed["ConfigMap"]["data"]["config.conf"]
+    for old, new in (
+        ("maxPerCore: null", "maxPerCore: 0"), ("tcpBeLiberal: false", "tcpBeLiberal: true"),
+        ("tcpEstablishedTimeout: null", "tcpEstablishedTimeout: 0s"), ("udpTimeout: 0s", "udpTimeout: 45s"),
+        ("oomScoreAdj: null", "oomScoreAdj: 500"),
+    ):  # fmt: skip
+        assert old in text
+        text = text.replace(old, new)
+    established = _sysctl("nf_conntrack_tcp_timeout_established").read_text()
+    pod = start(sys.executable, *AS_KUBE_PROXY, *_daemon_sets_arguments(installed), config=text)
+    pod.until(lambda: f'"{service} -> 10.244.7.7:8080"' in _rules(), "the rules of the Service")
+    assert _sysctl("nf_conntrack_tcp_timeout_close_wait").read_text() == "3600\n"
+    assert _sysctl("nf_conntrack_tcp_timeout_established").read_text() == established
+    assert _sysctl("nf_conntrack_udp_timeout").read_text() == "45\n"
+    assert _sysctl("nf_conntrack_tcp_be_liberal").read_text() == "1\n"
+    assert "--ctstate INVALID" not in _rules()
+    assert "nf_conntrack_max" not in pod.said()
+    processes = _family(pod.process.pid)
+    assert len(processes) >= 2
+    assert {Path(f"/proc/{pid}/oom_score_adj").read_text() for pid in processes} == {"500\n"}
