@@ -28,7 +28,10 @@ def load(path: Path) -> Keys:
     found = json.loads(text)
     if not isinstance(found, dict):
         raise ValueError("not a mapping")
-    keys = {family: frozenset(bytes.fromhex(key) for key in found.get(family.value, [])) for family in Family}
+    try:
+        keys = {family: frozenset(bytes.fromhex(key) for key in found.get(family.value, [])) for family in Family}
+    except TypeError:
+        raise ValueError("not lists of keys") from None
     if any(len(key) not in _LENGTHS for known in keys.values() for key in known):
         raise ValueError("a key of an impossible length")
     return keys

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
-from kproxy.conntrack.stale import Allowed, allowed, flows_concerned
+from kproxy.conntrack.stale import Allowed, allowed, flows_concerned, known
 from kproxy.model.desired import DesiredState, NodeSettings
-from kproxy.model.names import Family
+from kproxy.model.names import Family, Protocol
 from kproxy.model.resolve import resolve
 from tests.support.addressing import CLUSTER_IP, EXTERNAL_IP, NODE_IP, NODE_IP_2, VIP, six, twin
-from tests.support.builders import Built, draining, ep, port, slice_, svc, terminated
+from tests.support.builders import Built, draining, ep, port, slice_, svc, terminated, unready
 from tests.support.flows import LOCAL_ADDRESSES, SETTINGS, Step
 
 _A, _B = "10.180.0.1", "10.180.2.1"
@@ -145,3 +146,40 @@ def test_other_node_port_addresses_call_for_a_pass() -> None:
 def test_families_do_not_mix() -> None:
     desired = _desired(*_FULL)
     assert allowed(desired.of(Family.IPV4), LOCAL_ADDRESSES) and not allowed(desired.of(Family.IPV6), LOCAL_ADDRESSES)
+
+
+_FOLLOWING = replace(SETTINGS, follows_tcp=True)
+_TCP = (svc(ports=[port(80, node=3001)]), slice_(ep(_A), draining(_B), terminated("10.180.3.1"), unready("10.180.4.1")))
+
+
+def _tcp(*objects: Built) -> Allowed:
+    return allowed(_desired(*objects, settings=_FOLLOWING).ipv4, LOCAL_ADDRESSES, Protocol.TCP)
+
+
+@pytest.mark.parametrize("to", [(CLUSTER_IP, 80), (NODE_IP, 3001)])
+def test_tcp_where_asked_for_ends_only_with_an_endpoint_that_no_slice_names(to: tuple[str, int]) -> None:
+    rules = _tcp(*_TCP)
+    for listed in (_A, _B, "10.180.3.1", "10.180.4.1"):
+        assert not _stale(rules, to, (listed, 80))
+    assert _stale(rules, to, ("10.180.9.9", 80)) and _stale(rules, to, (_A, 81))
+    assert not _stale(rules, to, to), "nobody translated it: not ours"
+    assert not _stale(_tcp(_TCP[0]), to, to) and _stale(_tcp(_TCP[0]), to, (_A, 80))
+
+
+def test_tcp_of_a_removed_service_ends() -> None:
+    assert _stale(_tcp().after(_tcp(*_TCP)), (CLUSTER_IP, 80), (_A, 80))
+
+
+def test_tcp_changes_are_told_from_udp_ones() -> None:
+    before, now = (_desired(*o, settings=_FOLLOWING) for o in (_TCP, _TCP[:1]))
+    assert flows_concerned(before, now, Protocol.TCP) and not flows_concerned(before, now)
+
+
+def test_without_being_asked_nobody_follows_tcp() -> None:
+    assert all(not p.serving for p in _desired(*_TCP).ipv4.service_ports.values())
+
+
+def test_keys_are_enough_to_know_a_service_that_is_gone() -> None:
+    rules = _rules().after(known(_rules(svc(ports=_UDP), _to(ep(_A))).keys))
+    assert _stale(rules, (CLUSTER_IP, 80), (_A, 80)) and _stale(rules, (NODE_IP, 3001), (_A, 80))
+    assert not _stale(rules, ("198.51.100.7", 3001), (_A, 80)) and not _stale(rules, (CLUSTER_IP, 80), (CLUSTER_IP, 80))
