@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.peers.differences import DELIBERATE
-from tests.peers.rows import IPTABLES_ROWS, NFTABLES_ROWS, table_id
+from tests.peers.rows import OF_MODE, table_id
 from tests.peers.upstream import Cluster, Mode, UpstreamExecutor, upstream
-from tests.support.flows import IPT, Row
+from tests.support.flows import Row
 
 # The marker proves that Services and slices have arrived; the Node (its zone) comes by a watch of its own, and a change of it forces a
 # full sync, which waits for kube-proxy's minimum pause. A row that goes wrong is therefore looked at again, so many seconds long.
@@ -32,7 +32,7 @@ def executor(
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each mode has its own rows: those with a flow that holds in it."""
     if "row" in metafunc.fixturenames:
-        cases = [(mode, row) for mode in Mode for row in (IPTABLES_ROWS if mode.flows == IPT else NFTABLES_ROWS)]
+        cases = [(mode, row) for mode in Mode for row in OF_MODE[mode.value]]
         metafunc.parametrize(
             ("executor", "row"), cases, indirect=["executor"], ids=[f"{mode.value}-{row.id}" for mode, row in cases]
         )
