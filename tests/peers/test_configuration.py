@@ -22,7 +22,7 @@ from kproxy.config.config import Config
 from kproxy.config.flags import run_options
 from kproxy.config.gates import DEFAULTS, LOCKED
 from kproxy.config.load import load_config
-from kproxy.config.show import kube_proxy_document
+from kproxy.config.show import kube_proxy_document, written
 from kproxy.errors import ConfigError, UnsupportedError
 from kproxy.lab.controlplane import find_program
 
@@ -348,3 +348,13 @@ def _all_options() -> list[str]:
     def run(**flags: object) -> None: ...
 
     return [name for parameter in run.params for name in parameter.opts]
+
+
+def test_z10_what_kproxy_writes_kube_proxy_reads(tmp_path: Path) -> None:
+    """Ours stands below theirs in the file, and kube-proxy reads past it: the way back stays open."""
+    given = tmp_path / "given.conf"
+    given.write_text(HEAD + "clusterCIDR: 10.1.0.0/16\niptables: {minSyncPeriod: 250ms}\nbindAddress: fd00::21\n")
+    config = _load([f"--config={given}"])
+    path = tmp_path / "written.conf"
+    path.write_text(written(config))
+    assert _comparable(_must(_kube_proxy(tmp_path, [f"--config={path}"]))) == _comparable(kube_proxy_document(config))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -112,3 +114,29 @@ def test_the_peers_module_builds_the_version_that_the_control_plane_looks_for() 
     replaced = re.findall(r"^\s+(k8s\.io/\S+) => (\S+) (\S+)$", module, re.MULTILINE)
     assert len(replaced) > 30
     assert [r for r in replaced if r[0] != r[1] or r[2] != staging] == []
+
+
+def test_the_image_has_kproxy_where_kubeadms_daemon_set_looks_for_kube_proxy() -> None:
+    (daemon_set,) = [
+        o
+        for o in yaml.safe_load_all((ROOT / "tests/support/installers/kubeadm.yaml").read_text())
+        if o["kind"] == "DaemonSet"
+    ]
+    program = daemon_set["spec"]["template"]["spec"]["containers"][0]["command"][0]
+    assert f"ln -s /opt/kproxy/bin/kube-proxy {program}\n" in (ROOT / "deploy/image/Containerfile").read_text()
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, function = scripts["kube-proxy"].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_our_rights_hold_kube_proxys_that_are_used() -> None:
+    """system:node-proxier grants Events by create and patch, and no Namespaces and Pods; ours adds those two for DNS."""
+    rules = {
+        (group, kind): set(rule["verbs"])
+        for rule in objects("ClusterRole")[0]["rules"]
+        for group in rule["apiGroups"]
+        for kind in rule["resources"]
+    }
+    assert rules["events.k8s.io", "events"] == {"create", "patch"}
+    assert rules["", "nodes"] >= {"list", "watch"}
+    assert {kind for _, kind in rules} == {"services", "namespaces", "pods", "nodes", "endpointslices", "events"}
