@@ -9,18 +9,23 @@ the slowest behind them, seconds:
     cpu       the same in processor time
     stale     as many as asked for have to go: wall time of the pass
     delete    the deletions of that pass alone
+    lag       the longest that an event loop was late while a pass ran in a thread beside it
+    memory    by how many MiB the process grew over all passes, the first left out
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import os
 import socket
 import statistics
 import struct
 import time
 from collections.abc import Iterator
 from ipaddress import ip_address
+from pathlib import Path
 
 from kproxy.conntrack import apply
 from kproxy.conntrack.netlink import read_answers
@@ -63,7 +68,24 @@ def _once(count: int, stale: int) -> dict[str, float]:
     cpu = time.process_time() - cpu
     bad = apply.reconcile(Family.IPV4, some)
     assert (good.seen, good.deleted, bad.deleted) == (count, 0, stale), (good, bad)
-    return {"good": good.duration_s, "cpu": cpu, "stale": bad.duration_s, "delete": bad.deleting_s}
+    lag = asyncio.run(_lag(everybody))
+    return {"good": good.duration_s, "cpu": cpu, "stale": bad.duration_s, "delete": bad.deleting_s, "lag": lag}
+
+
+async def _lag(rules: Allowed) -> float:
+    """The worst lateness of a timer that is due every millisecond."""
+    passing = asyncio.ensure_future(asyncio.to_thread(apply.reconcile, Family.IPV4, rules))
+    worst = 0.0
+    while not passing.done():
+        due = time.monotonic() + 0.001
+        await asyncio.sleep(0.001)
+        worst = max(worst, time.monotonic() - due)
+    await passing
+    return worst
+
+
+def _resident() -> float:
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def main() -> None:
@@ -77,14 +99,18 @@ def main() -> None:
     if not 0 <= options.stale <= options.flows // 2:
         parser.error("at most half of the flows can be stale: the other half is not a Service's")
     with Namespace.new() as space, space.entered():  # one for all: the end of a full namespace keeps the kernel busy
-        runs = [_once(options.flows, options.stale) for _ in range(options.repeat)]
+        runs = [_once(options.flows, options.stale)]
+        before = _resident()
+        runs += [_once(options.flows, options.stale) for _ in range(options.repeat - 1)]
+        grown = _resident() - before
     figures = {name: sorted(run[name] for run in runs) for name in runs[0]}
     if options.output == "json":
-        print(json.dumps({"flows": options.flows, "stale": options.stale, "seconds": figures}))
+        print(json.dumps({"flows": options.flows, "stale": options.stale, "seconds": figures, "grown_mib": grown}))
         return
     print(f"{options.flows} flows, {options.stale} of them stale")
     for name, values in figures.items():
         print(f"  {name:8} {statistics.median(values):.3f} s ({values[0]:.3f} .. {values[-1]:.3f})")
+    print(f"  memory   {grown:+.1f} MiB, {_resident():.0f} MiB in all")
 
 
 if __name__ == "__main__":
