@@ -107,7 +107,7 @@ ROWS: tuple[Row, ...] = (
     Row("new", "new Service and its first slice → answered", "ms", 1e3, 0, _change),
     Row("write", "… of that the API server's writes", "ms", 1e3, 0),
     Row("change", "its one endpoint replaced → answered", "ms", 1e3, 0, _change),
-    Row("floor", "… one pass of the kernel's nat table: a chain made, or deleted, by iptables-restore alone", "ms", 1e3, 0),
+    Row("floor", "… the floor: iptables-restore alone, one chain with one rule", "ms", 1e3, 0),
     Row("path.none", "connect, direct, no rules, p50", "us", 1e6, 0),
     Row("path.direct", "connect, direct, rules present, p50", "us", 1e6, 0, _always(compared(1.3, "path.none", "no rules"))),
     Row("path.first", "connect, first Service in the rules, p50", "us", 1e6, 0),
