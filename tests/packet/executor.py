@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.ruleset import Ruleset
+from kproxy.backends.iptables.settings import IptablesSettings
 from kproxy.backends.iptables.variant import Variant
 from kproxy.model.resolve import resolve
 from tests.support.bed import Bed
@@ -28,11 +29,11 @@ class Executor:
 
     mode = IPT  # of the flows that are tried
 
-    def __init__(self, bed: Bed, variant: Variant) -> None:
+    def __init__(self, bed: Bed, variant: Variant, settings: IptablesSettings | None = None) -> None:
         self.bed = bed
         self.variant = variant
         with bed.node.entered():
-            self.backend = IptablesBackend(variant=variant)
+            self.backend = IptablesBackend(settings, variant=variant)
             self.applied: Ruleset = asyncio.run(self.backend.observe())
 
     def run_row(self, row: Row) -> list[str]:
