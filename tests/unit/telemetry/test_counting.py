@@ -142,6 +142,24 @@ def test_a_slice_that_is_removed_before_its_sync_is_not_measured() -> None:
     assert node.latencies() == (0, 0.0)
 
 
+def test_a_removed_slice_that_comes_back_is_measured_from_its_return() -> None:
+    node = _Node()
+    node.hear(10.0, changed=_stamp(9.0))
+    node.counting.emit(Removed(key_of(_slice(80, ""))))
+    node.hear(12.0, changed=_stamp(11.9))
+    node.sync(12.4)
+    assert node.latencies() == (1, 0.5)
+
+
+def test_a_slice_that_the_sync_did_not_know_yet_waits() -> None:
+    node = _Node()
+    node.hear(10.0, changed=_stamp(9.0))
+    node.sync(10.2, snapshot=Snapshot())
+    assert node.latencies() == (0, 0.0)
+    node.sync(11.0)
+    assert node.latencies() == (1, 2.0)
+
+
 def test_a_list_is_measured_where_it_brings_news() -> None:
     node = _Node()
     node.hear(10.0, changed=_stamp(9.0), port=1)

@@ -155,12 +155,13 @@ def test_a_server_that_does_not_answer_is_tried_a_few_times() -> None:
     assert recorder.outcomes == {"dropped": 1}
 
 
-def test_a_missing_namespace_costs_its_event_only() -> None:
+def test_a_missing_namespace_costs_its_event_only(caplog: pytest.LogCaptureFixture) -> None:
     server = _Server()
     server.fail = lambda _: SourceError("no namespace", status=404)
     recorder = server.recorder()
     _write(recorder, _note("a"), _note("b"))
     assert (len(server.seen), server.slept) == (2, [])
+    assert len(caplog.records) == 1
 
 
 def test_switched_off_it_takes_nothing() -> None:

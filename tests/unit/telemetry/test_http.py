@@ -170,6 +170,7 @@ def test_addresses_of_dns_show_metrics_and_nothing_else() -> None:
 
 def test_a_port_that_is_taken_is_told_once_and_kept_trying(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "_LAST_WORDS_S", 0.0)
+    monkeypatch.setattr(http, "_RETRY_S", 0.01)
 
     async def scenario() -> list[str]:
         told: list[str] = []
@@ -179,6 +180,7 @@ def test_a_port_that_is_taken_is_told_once_and_kept_trying(monkeypatch: pytest.M
             async with asyncio.timeout(10):
                 while not told:
                     await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)  # several tries
             assert not serving.done()
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
