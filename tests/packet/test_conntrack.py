@@ -154,7 +154,7 @@ def _opened(executor: Lasters, objects: list[Built], *flows: Flow) -> tuple[Row,
 _NODE_PORT, _CLUSTER = flow(X, NODE_IP, 3001, PASS, "UDP", **_CLIENT), flow(P, CLUSTER_IP, 80, PASS, "UDP", **_CLIENT)
 
 
-def test_a_restart_keeps_good_flows_and_finds_bad_ones(executor: Lasters) -> None:
+def test_fault_10_a_restart_keeps_good_udp_flows_and_finds_bad_ones(executor: Lasters) -> None:
     try:
         row, first = _opened(executor, [_UDP, _to(_A)], _NODE_PORT, _CLUSTER)
         before = executor.flows()

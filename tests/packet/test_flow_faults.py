@@ -19,11 +19,14 @@ import pytest
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.settings import IptablesSettings
 from kproxy.backends.iptables.variant import Variant
+from kproxy.config.config import ConntrackConfig
 from kproxy.conntrack.gauge import Gauge, look
 from kproxy.conntrack.reconciler import Reconciler
 from kproxy.model.events import AddressesChanged
 from kproxy.model.names import Family, Protocol
 from kproxy.model.resolve import resolve
+from kproxy.node.sysctls import apply as set_sysctls
+from kproxy.node.sysctls import wanted
 from kproxy.sync.loop import SyncLoop
 from kproxy.sync.pacer import Pacer
 from tests.packet.lasting import Lasters
@@ -374,6 +377,43 @@ def _segment(family: Family, to: Sequence[Any], sequence: int, acknowledged: int
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return bare[:16] + struct.pack("!H", ~total & 0xFFFF) + bare[18:]
+
+
+# X09
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_x09_a_half_closed_connection_is_known_for_an_hour(executor: Lasters, family: Family) -> None:
+    """The endpoint has said all; the kernel by itself would forget the connection after a minute, kube-proxy's sysctls say an hour."""
+    objects = (svc(), slice_(ep(_A), ports=[("p80", _NUMBER, "TCP")]))
+    desired = resolve(step(twin(objects) if family is Family.IPV6 else objects).snapshot(), SETTINGS)
+    close_wait = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait")
+    with executor.bed.node.entered():
+        default = close_wait.read_text(encoding="ascii")
+        assert set_sysctls(wanted(ConntrackConfig(max_per_core=0, min=0), 1)) == ()
+        asyncio.run(_write(IptablesBackend(variant=executor.variant), desired))
+    with executor.bed.other.entered():
+        ear = _bound(family, socket.SOCK_STREAM, _A, _NUMBER)
+        ear.listen()
+    with executor.bed.clients.entered():
+        client = _bound(family, socket.SOCK_STREAM, POD)
+    try:
+        with ear, client:
+            client.settimeout(3)
+            client.connect((_of(family, CLUSTER_IP), 80))
+            server, _ = ear.accept()
+            with server:
+                server.settimeout(3)
+                server.shutdown(socket.SHUT_WR)
+                assert client.recv(1) == b""
+                known = ("-f", family.value.lower(), "-p", "tcp", "--sport", str(client.getsockname()[1]))
+                line = run(executor.bed.node, "conntrack", "-L", *known)
+                left = re.search(r"tcp +6 (\d+) CLOSE_WAIT", line)
+                assert left is not None and 3500 < int(left[1]) <= 3600, line
+                client.sendall(b"the rest")
+                assert server.recv(16) == b"the rest"
+    finally:
+        sysctl(executor.bed.node, netfilter__nf_conntrack_tcp_timeout_close_wait=default.strip())
 
 
 # Fault 20
