@@ -303,8 +303,10 @@ async def _run(config: Config, config_read: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         running.add_signal_handler(number, stop.set)
     controller = Controller(config)
-    for note in (*config.warnings, *controller.kernel_notes, *controller.backend.notes, *affinity_notes()):
+    for note in (*config.warnings, *controller.backend.notes, *affinity_notes()):
         log.info("Note", extra=fields(note=note))
+    for note in controller.kernel_notes:
+        log.warning("A parameter of the kernel is not this container's to set", extra=fields(note=note))
     controller.loop.observers.append(lambda _: _collect_from_now_on())
     running.call_later(_STANDBY_S, _collect_from_now_on)
     await controller.run(stop, config_read)

@@ -26,7 +26,7 @@ from kproxy.dns.configured import channel_path, dns_settings
 from kproxy.errors import ConfigError
 from kproxy.loopback.listeners import loopback_path
 from kproxy.node.oom import set_oom_score
-from kproxy.node.sysctls import apply, wanted
+from kproxy.node.sysctls import apply, wanted_at_init
 from kproxy.process import family_name
 from kproxy.supervisor import command_line
 
@@ -73,7 +73,8 @@ def start(flags: Mapping[str, object]) -> None:
 
         cleanup.main(args=[], standalone_mode=False)
     elif given.get("init_only"):
-        for note in apply(wanted(config.conntrack, os.cpu_count() or 1)):
+        by_rules = config.iptables.localhost_node_ports and not config.iptables.localhost_listener
+        for note in apply(wanted_at_init(config.conntrack, os.cpu_count() or 1, route_localnet=by_rules)):
             click.echo(f"kproxy: {note}", err=True)
     else:
         complaint = set_oom_score(config.oom_score_adj)

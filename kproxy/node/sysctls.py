@@ -65,6 +65,15 @@ def wanted(settings: ConntrackConfig, cpus: int) -> tuple[Wanted, ...]:
     return tuple(found)
 
 
+def wanted_at_init(settings: ConntrackConfig, cpus: int, *, route_localnet: bool) -> tuple[Wanted, ...]:
+    """What a privileged container sets for one without the right to. route_localnet: node ports on 127.0.0.1 are served by rules.
+
+    The daemon itself sets that one only behind the rule that guards it; the kubelet writes the same rule.
+    """
+    local = Wanted(path="proc/sys/net/ipv4/conf/all/route_localnet", value=1)
+    return (*wanted(settings, cpus), *((local,) if route_localnet else ()))
+
+
 def apply(values: tuple[Wanted, ...], root: Path = Path("/")) -> tuple[str, ...]:
     """Writes what differs. Returns what is not ours to set; raises UnsupportedError for what should have worked."""
     notes = [note for item in values if (note := _set(item, root / item.path))]

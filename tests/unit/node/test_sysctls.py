@@ -9,7 +9,7 @@ import pytest
 from kproxy.config.config import ConntrackConfig
 from kproxy.errors import ExitCode, UnsupportedError
 from kproxy.node.oom import set_oom_score
-from kproxy.node.sysctls import Wanted, apply, conntrack_max, wanted
+from kproxy.node.sysctls import Wanted, apply, conntrack_max, wanted, wanted_at_init
 
 PRESENT = {
     "proc/sys/net/netfilter/nf_conntrack_max": 65536,
@@ -70,6 +70,12 @@ def test_z15_max_per_core_0_and_timeouts_0_touch_nothing(root: Path) -> None:
     assert wanted(settings, 8) == ()
     assert apply(wanted(settings, 8), root) == ()
     assert {name: (root / name).stat().st_mtime_ns for name in PRESENT} == before
+
+
+def test_for_a_container_without_the_right_route_localnet_is_set_before_where_rules_serve_loopback() -> None:
+    assert wanted_at_init(ConntrackConfig(), 1, route_localnet=False) == wanted(ConntrackConfig(), 1)
+    (last,) = set(wanted_at_init(ConntrackConfig(), 1, route_localnet=True)) - set(wanted(ConntrackConfig(), 1))
+    assert (last.path, last.value) == ("proc/sys/net/ipv4/conf/all/route_localnet", 1)
 
 
 def test_everything_that_can_be_set(root: Path) -> None:
