@@ -104,7 +104,7 @@ def number_of_node_port(protocol: Protocol, port: int) -> int:
 def grow(entries: Sequence[tuple[int, Rule]], space: Space, limit: int) -> Tree:
     """The tree of `entries`, sorted by their numbers. limit: how many entries may stand in a leaf, or in the root without a tree."""
     grower = _Grower(space, limit, [number for number, _ in entries], [rule for _, rule in entries])
-    root = grower.node(0, len(entries), 0) if entries else ()
+    root = tuple(grower.rules) if len(entries) <= limit else grower.fork(0, len(entries), 0)
     return Tree(root, grower.branches)
 
 
@@ -124,13 +124,10 @@ class _Grower:
     def _is_leaf(self, start: int, end: int, depth: int) -> bool:
         return end - start <= self.limit or self.numbers[start] == self.numbers[end - 1] or depth == _DEEPEST
 
-    def node(self, start: int, end: int, depth: int) -> Chain:
-        """What the chain for these entries holds."""
-        if self._is_leaf(start, end, depth):
-            return tuple(self.rules[start:end])
-        length = min(
-            self._level(start, end) + _STRIDE, self.space.width
-        )  # of the parts, which begin at the same bits in all trees
+    def fork(self, start: int, end: int, depth: int) -> Chain:
+        """What the chain for these entries holds, when they are too many for a leaf."""
+        # Of the parts, which begin at the same bits in all trees: so most parts stay what they are when the set changes.
+        length = min(self._level(start, end) + _STRIDE, self.space.width)
         found: list[Rule] = []
         while start < end:
             following = bisect_left(self.numbers, self._beyond(start, length), start, end)
@@ -147,11 +144,12 @@ class _Grower:
         """What leads to all entries of one part: a jump to their branch, or themselves when they are few."""
         if end - start <= min(_IN_PARENT, self.limit):
             return self.rules[start:end]
-        if not self._is_leaf(start, end, depth):
+        is_leaf = self._is_leaf(start, end, depth)
+        if not is_leaf:
             length = self._level(start, end)  # a chain with a single jump in it is left out
         free = self.space.width - length
         chain, jump = self.space.jump(self.numbers[start] >> free << free, length)
         if chain in self.branches:  # two networks with one hash
             return self.rules[start:end]
-        self.branches[chain] = self.node(start, end, depth)
+        self.branches[chain] = tuple(self.rules[start:end]) if is_leaf else self.fork(start, end, depth)
         return (jump,)
