@@ -35,6 +35,7 @@ SYNC_TIME = "kubeproxy_sync_proxy_rules_last_timestamp_seconds"
 METRICS_PORT = 10249
 _END_LIMIT_S = 20.0
 _MIB = 1 / 1024
+_TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Program(Enum):
@@ -107,6 +108,15 @@ class Running:
                     elif line.startswith("Pss:"):
                         pss += int(line.split()[1]) * _MIB
         return Memory(rss, pss)
+
+    def cpu_seconds(self) -> float:
+        """User and system time of all its processes, and of the tools that they have waited for."""
+        total = 0.0
+        for pid in self.pids():
+            with suppress(OSError):
+                words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                total += sum(int(word) for word in words[11:15]) / _TICK
+        return total
 
     def wait_synced(self, limit_s: float = 60.0, step_s: float = 0.02) -> float:
         """Waits for the end of its first sync; seconds from its start to there, by its own metric."""

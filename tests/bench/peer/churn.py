@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import re
 import subprocess
@@ -19,7 +18,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -40,7 +38,6 @@ _LIMIT_S = 240.0
 _OWN = "network_programming_duration_seconds_bucket"
 _FINER = f"kproxy_{_OWN}"
 _REPOSITORY = Path(__file__).resolve().parents[3]
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
 def trigger() -> dict[str, str]:
@@ -71,7 +68,7 @@ def _measure(
     def note(key: str, *values: float) -> None:
         figures.add(size, stage.variant, running.program, f"churn.{key}", *values)
 
-    before, cpu, began = metrics(stage.bed), cpu_seconds(running), time.monotonic()
+    before, cpu, began = metrics(stage.bed), running.cpu_seconds(), time.monotonic()
     memory = _Memory(running)
     with _Writers(stage, size, seconds) as writers:
         waits = _canary(stage, api, began + seconds, memory)
@@ -81,7 +78,7 @@ def _measure(
     note("p99", waits[int(len(waits) * 0.99)])
     took = time.monotonic() - began
     note("rate", written / took + 1 / _CANARY_EVERY_S)
-    note("cpu", (cpu_seconds(running) - cpu) / took)
+    note("cpu", (running.cpu_seconds() - cpu) / took)
     after = metrics(stage.bed)
     for key, share in (("own.p50", 0.5), ("own.p99", 0.99)):
         if (found := quantile(before, after, share)) is not None:
@@ -122,16 +119,6 @@ class _Memory:
         if not self.samples or now - self.samples[-1][0] >= _MEMORY_EVERY_S:
             self.running.demand()
             self.samples.append((now, self.running.memory().rss))
-
-
-def cpu_seconds(running: Running) -> float:
-    """User and system time of all its processes and of the tools they have waited for."""
-    total = 0.0
-    for pid in running.pids():
-        with suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            total += sum(int(field) for field in fields[11:15]) / _TICK
-    return total
 
 
 def quantile(before: dict[str, float], after: dict[str, float], share: float) -> float | None:

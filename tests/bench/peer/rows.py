@@ -92,6 +92,7 @@ class Round:
         assert prober.when is not None, f"no connection in {SYNC_LIMIT_S:g} s: {running.tail()}"
         self.note("cold.first", prober.when - running.started)
         self.note("cold.synced", running.wait_synced(SYNC_LIMIT_S))
+        self.note("cold.cpu", running.cpu_seconds())
         self.say(f"cold start {prober.when - running.started:.2f} s")
         silent = unanswered(self.bed.pods, map(service_address, range(self.size.services)), 80)
         assert not silent, (
@@ -182,6 +183,7 @@ class Round:
         self.running.stop()
         self.running = self.stage.start(self.program)
         self.note("restart", self.running.wait_synced(SYNC_LIMIT_S))
+        self.note("restart.cpu", self.running.cpu_seconds())
         self.say(f"restart {self._last('restart') / 1e3:.2f} s")
 
     def kill(self) -> None:

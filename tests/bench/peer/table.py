@@ -103,7 +103,9 @@ def _always(goal: Goal) -> Callable[[Variant, Size], Goal]:
 ROWS: tuple[Row, ...] = (
     Row("cold.first", "cold start → a connection through the last Service", "s", goal=_cold),
     Row("cold.synced", "cold start → end of the first sync", "s", goal=_cold),
+    Row("cold.cpu", "… CPU until then, itself and its tools", "s"),
     Row("restart", "restart over its own rules → end of the first sync", "s", goal=_always(at_most(0.3))),
+    Row("restart.cpu", "… CPU until then, itself and its tools", "s"),
     Row("new", "new Service and its first slice → answered", "ms", 1e3, 0, _change),
     Row("write", "… of that the API server's writes", "ms", 1e3, 0),
     Row("change", "its one endpoint replaced → answered", "ms", 1e3, 0, _change),
