@@ -47,11 +47,12 @@ Write = Callable[[str, str, bytes, str], Awaitable[bytes]]  # method, path, body
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """The object of an Event, of apiVersion v1. namespace: "" for a Node."""
+    """The object of an Event, of apiVersion v1. namespace: "" for a Node. uid: "" where it is not known."""
 
     kind: str
     name: str
     namespace: str = ""
+    uid: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +167,8 @@ class Recorder:
         regarding = {"kind": note.about.kind, "name": note.about.name, "apiVersion": "v1"}
         if note.about.namespace:
             regarding["namespace"] = note.about.namespace
+        if note.about.uid:
+            regarding["uid"] = note.about.uid
         body = {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",

@@ -28,8 +28,8 @@ _NAMED = 3
 
 
 def of_node(node: str) -> About:
-    """The Node as an Event names it."""
-    return About(kind="Node", name=node)
+    """The Node as the kubelet's Events name it: `kubectl describe node` looks for its name as UID, and shows no Event without."""
+    return About(kind="Node", name=node, uid=node)
 
 
 def starting(node: str) -> Note:

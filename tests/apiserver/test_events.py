@@ -52,6 +52,9 @@ def _about(kubectl: Kubectl, namespace: str, name: str) -> list[dict[str, Any]]:
 
 def test_every_event_of_ours_is_accepted(kubectl: Kubectl, admin_kubeconfig: Path, fresh_namespace: str) -> None:
     service = NamespacedName(fresh_namespace, "web")
+    kubectl.succeed(
+        "apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})
+    )
     notes = [
         notices.starting(NODE),
         notices.pages_failed(NODE, "FailedToStartProxierHealthcheck", "cannot listen on 0.0.0.0:10256"),
@@ -67,6 +70,8 @@ def test_every_event_of_ours_is_accepted(kubectl: Kubectl, admin_kubeconfig: Pat
     shown = {event["reason"]: event for event in _about(kubectl, "default", NODE)}
     assert shown.keys() == {note.reason for note in notes if note.about.kind == "Node"}
     assert shown["Starting"]["type"] == "Normal"
+    described = kubectl.succeed("describe", "node", NODE)
+    assert all(reason in described for reason in shown), described
     (check,) = _about(kubectl, fresh_namespace, "web")
     assert (
         check["message"]

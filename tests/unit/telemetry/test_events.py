@@ -70,7 +70,7 @@ def _note(name: str = "web", text: str = "no") -> Note:
     return Note(about=About(kind="Service", name=name, namespace="shop"), reason="Why", action="Try", text=text)
 
 
-def test_an_event_has_kube_proxys_shape() -> None:
+def test_an_event_has_kube_proxys_shape_and_the_kubelets_name_of_the_node() -> None:
     server = _Server()
     _write(server.recorder(), notices.starting("node-1"))
     ((method, path, body),) = server.seen
@@ -84,7 +84,7 @@ def test_an_event_has_kube_proxys_shape() -> None:
         "reportingInstance": "kproxy-host",
         "action": "StartKubeProxy",
         "reason": "Starting",
-        "regarding": {"kind": "Node", "name": "node-1", "apiVersion": "v1"},
+        "regarding": {"kind": "Node", "name": "node-1", "apiVersion": "v1", "uid": "node-1"},
         "note": "",
         "type": "Normal",
     }
