@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import struct
 import time
@@ -407,7 +408,11 @@ def test_x09_a_half_closed_connection_is_known_for_an_hour(executor: Lasters, fa
                 server.shutdown(socket.SHUT_WR)
                 assert client.recv(1) == b""
                 known = ("-f", family.value.lower(), "-p", "tcp", "--sport", str(client.getsockname()[1]))
-                line = run(executor.bed.node, "conntrack", "-L", *known)
+                line, deadline = "", time.monotonic() + 3
+                while (
+                    "CLOSE_WAIT" not in line and time.monotonic() < deadline
+                ):  # the FIN's acknowledgement takes its time
+                    line = run(executor.bed.node, "conntrack", "-L", *known)
                 left = re.search(r"tcp +6 (\d+) CLOSE_WAIT", line)
                 assert left is not None and 3500 < int(left[1]) <= 3600, line
                 client.sendall(b"the rest")
