@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from kproxy.backends.iptables import names
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.ruleset import Ruleset
 from kproxy.backends.iptables.tool_runs import Done
@@ -117,6 +118,41 @@ def test_a_lost_race_is_run_again_at_once(backend: IptablesBackend, machine: Fak
     machine.of[Family.IPV4].weather = race
     assert _nothing_left(backend, _apply(backend, *_services("a")))
     assert raced[0] == raced[1]
+
+
+def test_an_entry_that_the_kernel_refuses_is_found_in_its_leaf_and_the_others_work(
+    backend: IptablesBackend, machine: FakeMachine
+) -> None:
+    """The chains of `s3` are taken, what leads to them is not."""
+    refused = Done(2, "", "iptables-restore: Bad argument\nError occurred at line: 3")
+    machine.of[Family.IPV4].weather = lambda text: refused if "-d 172.30.0.3/32 -p tcp -m comment" in text and (
+        "-A KUBE-SERVICES -d 172.30.0.3/32" in text or "/27 -d 172.30.0.3/32" in text
+    ) else None  # fmt: skip
+    desired = _desired(*_services(*(f"s{n}" for n in range(1, 60))))
+    wanted = backend.compile(desired)
+    report = asyncio.run(backend.apply(backend.plan(Ruleset(), wanted)))
+    assert [problem.name for problem in report.problems] == ["ns1/s3:p80"]
+    chains = machine.of[Family.IPV4].tables["nat"]
+    entries = [rule for name, rules in chains.items() if names.is_dispatch("nat", name) for rule in rules]
+    assert sum("cluster IP" in entry for entry in entries) == 58
+    again = backend.compile(desired)
+    seen = asyncio.run(backend.observe())
+    assert asyncio.run(backend.apply(backend.plan(seen, again))).problems == ()
+    assert _nothing_left(backend, again)
+
+
+def test_entries_of_a_refused_service_port_are_left_out_of_every_leaf(
+    backend: IptablesBackend, machine: FakeMachine
+) -> None:
+    """Its chains are not there, so that nothing may jump to them."""
+    poison = Done(1, "", "iptables-restore: line 2 failed")
+    machine.of[Family.IPV4].weather = lambda text: poison if "--to-destination 10.180.0.3:80" in text else None
+    services = _services(*(f"s{n}" for n in range(1, 60)))
+    wanted = backend.compile(_desired(*services))
+    report = asyncio.run(backend.apply(backend.plan(Ruleset(), wanted)))
+    assert [problem.name for problem in report.problems] == ["ns1/s3:p80"]
+    assert "172.30.0.3/32" not in machine.of[Family.IPV4].save()
+    assert "172.30.0.4/32" in machine.of[Family.IPV4].save()
 
 
 def test_a_refused_frame_is_an_error(backend: IptablesBackend, machine: FakeMachine) -> None:

@@ -55,6 +55,26 @@ def test_hashed_names_fit_for_any_service(service: str, port: str, protocol: Pro
     assert all(names.is_hashed(chain) for chain in hashed)
 
 
+@pytest.mark.parametrize(
+    "chain",
+    [
+        names.network_chain("255.255.255.255/32"),
+        names.network_chain("10.96.0.0/21"),
+        names.network_chain("fd00:10:96::/120"),
+        names.port_range_chain("sctp", 32768, 65535),
+        names.port_range_chain("tcp", 30000, 30000),
+    ],
+)
+def test_branches_fit_are_swept_by_kube_proxy_and_told_from_chains_of_service_ports(chain: str) -> None:
+    swept = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-")  # kube-proxy v1.36, stale chains
+    assert len(chain) <= names.CHAIN_NAME_LIMIT
+    assert chain.startswith(swept)
+    assert names.is_branch(chain)
+    assert names.is_removable("nat", chain)
+    assert not any(names.is_branch(prefix + "XPGD46QRK7WJZT7O") for prefix in swept)
+    assert not any(names.is_branch(fixed) for chains in names.FIXED_CHAINS.values() for fixed in chains)
+
+
 def test_only_our_chains_may_be_removed() -> None:
     assert names.is_removable("nat", "KUBE-SEP-SXIVWICOYRO3J4NJ")
     assert names.is_removable("filter", "KUBE-SERVICES")
