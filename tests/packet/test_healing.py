@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -124,20 +125,59 @@ def test_whoever_deletes_without_end_is_given_way_to(node: Node) -> None:
         living.until(living.whole, 10)
 
 
-@pytest.mark.parametrize("variant", list(Variant), ids=lambda variant: variant.value)
-def test_u14_u15_packets_arrive_again_after_a_flush_and_after_a_lost_jump(variant: Variant) -> None:
-    """With the pace that is set by default."""
+ALL_VARIANTS = pytest.mark.parametrize("variant", list(Variant), ids=lambda variant: variant.value)
+
+
+@ALL_VARIANTS
+def test_u14_packets_arrive_again_after_a_flush(variant: Variant) -> None:
+    """With the pace that is set by default, as the next one."""
+    _lost_and_found(variant, "-F")
+
+
+@ALL_VARIANTS
+def test_u15_packets_arrive_again_after_a_lost_jump(variant: Variant) -> None:
+    _lost_and_found(variant, "-D", "PREROUTING", "1")
+
+
+@ALL_VARIANTS
+def test_u12_connections_go_on_while_one_instance_ends_and_the_next_starts(variant: Variant) -> None:
+    """Whole programs, killed, with long flows and a thousand new connections a second: tests/peers/test_restarts.py."""
+    row = next(row for row in ROWS if row.id == "C04")
+    bed, stop, seen = Bed((row,)), threading.Event(), Counter[object]()
+    bed.place(row.steps[0])
+
+    def connecting() -> None:
+        while not stop.is_set():
+            seen.update(_probe(bed))
+
+    thread = threading.Thread(target=connecting)
+    try:
+        with Living(bed.node, variant, settings=row.settings) as living:
+            living.hear(*row.steps[0].objects)
+        thread.start()
+        for _ in range(3):
+            with Living(bed.node, variant, settings=row.settings) as living:
+                living.hear(*row.steps[0].objects)
+                assert living.outcomes[-1].report.rules_written == 0, "what is there is recognised"
+    finally:
+        stop.set()
+        thread.join(20)
+        bed.close()
+    assert set(seen) == {Answered("10.180.0.1:80", P.address)}, seen
+    assert seen.total() > 50
+
+
+def _lost_and_found(variant: Variant, *damage: str) -> None:
     row = next(row for row in ROWS if row.id == "C04")
     bed = Bed((row,))
     bed.place(row.steps[0])
     try:
         with Living(bed.node, variant, settings=row.settings, patience=Patience()) as living:
             living.hear(*row.steps[0].objects)
-            for damage in (("-F",), ("-D", "PREROUTING", "1")):
-                assert set(_probe(bed)) == {Answered("10.180.0.1:80", P.address)}
-                run(bed.node, f"iptables-{variant.value}", "-w", "5", "-t", "nat", *damage)
-                assert set(_probe(bed)) == {Answered("172.30.0.41:80", P.address)}, "nobody translates"
-                living.until(lambda: set(_probe(bed)) == {Answered("10.180.0.1:80", P.address)})
+            assert set(_probe(bed)) == {Answered("10.180.0.1:80", P.address)}
+            run(bed.node, f"iptables-{variant.value}", "-w", "5", "-t", "nat", *damage)
+            assert set(_probe(bed)) == {Answered("172.30.0.41:80", P.address)}, "nobody translates"
+            living.until(lambda: set(_probe(bed)) == {Answered("10.180.0.1:80", P.address)})
     finally:
         bed.close()
 
