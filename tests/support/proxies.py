@@ -118,8 +118,11 @@ class Running:
                 total += sum(int(word) for word in words[11:15]) / _TICK
         return total
 
-    def wait_synced(self, limit_s: float = 60.0, step_s: float = 0.02) -> float:
-        """Waits for the end of its first sync; seconds from its start to there, by its own metric."""
+    def wait_synced(self, limit_s: float = 60.0, step_s: float = 0.2) -> float:
+        """Waits for the end of its first sync; seconds from its start to there, by its own metric.
+
+        It is asked seldom: pages of metrics cost it time that it should have for the sync, and the metric is exact whenever it is read.
+        """
         deadline = time.monotonic() + limit_s
         while True:
             ended = value_of(metrics(self.bed), SYNC_TIME)
