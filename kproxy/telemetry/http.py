@@ -15,9 +15,11 @@ for it. What must not happen here: changing anything. A port that is taken is to
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import platform
+import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -37,6 +39,7 @@ __all__ = ["Health", "Pages", "Routes", "health_routes", "metrics_routes", "serv
 log = logging.getLogger("kproxy.http")
 
 _RETRY_S = 5.0
+_ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 _LAST_WORDS_S = 1.0  # for the Event that says why the process ends
 _PLAIN = {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"}
 _JSON = {"Content-Type": "application/json", "X-Content-Type-Options": "nosniff"}
@@ -224,6 +227,38 @@ def _nothing(_: str) -> None:
     return None
 
 
+def _bound(host: str, port: int) -> socket.socket:
+    """A bound socket. Raises OSError. The unspecified address of either family means both, as in Go: load balancers probe over IPv6, too.
+
+    SO_REUSEPORT: during an upgrade two instances answer on the same port, each for itself.
+    """
+    everywhere = host in ("0.0.0.0", "::", "")
+    families = [socket.AF_INET6 if everywhere or ":" in host else socket.AF_INET]
+    if everywhere and host != "::":
+        families.append(socket.AF_INET)  # a kernel without IPv6
+    problem: OSError | None = None
+    for family in families:
+        try:
+            made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            problem = error
+            continue
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not everywhere)
+            made.bind((_ANY[family] if everywhere else host, port))
+            return made
+        except OSError as error:
+            made.close()
+            problem = error
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                break
+    assert problem is not None
+    raise problem
+
+
 async def serve(
     routes: Routes, address: str, *, hard_fail: bool = False, failed: Callable[[str], None] = _nothing
 ) -> None:
@@ -242,7 +277,7 @@ async def serve(
     try:
         while True:
             try:
-                await web.TCPSite(runner, host.strip("[]"), int(port), reuse_address=True, reuse_port=True).start()
+                await web.SockSite(runner, _bound(host.strip("[]"), int(port))).start()
                 break
             except OSError as error:
                 why = error.strerror or str(error)

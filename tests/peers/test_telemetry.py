@@ -119,6 +119,7 @@ class _Run:
         _until("the health check node port answers", lambda: self._check()[0] == 200)
         for port, path in ((10256, "/healthz"), (10256, "/livez"), (10249, "/healthz"), (10249, "/proxyMode")):
             self.told.answers[f"{port}{path}"] = _get(self.bed, port, path)
+        self.told.answers["10256/livez over IPv6"] = _get(self.bed, 10256, "/livez", "::1")
         self._taken()
         self._endpoints()
         self._node()
@@ -265,7 +266,9 @@ def _both(told: dict[Program, Told]) -> tuple[Told, Told]:
     return told[Program.KUBE_PROXY], told[Program.KPROXY]
 
 
-@pytest.mark.parametrize("page", ["10256/healthz", "10256/livez", "10249/healthz", "10249/proxyMode"])
+@pytest.mark.parametrize(
+    "page", ["10256/healthz", "10256/livez", "10256/livez over IPv6", "10249/healthz", "10249/proxyMode"]
+)
 def test_z01_z07_pages_are_the_same_but_for_their_times(told: dict[Program, Told], page: str) -> None:
     theirs, ours = _both(told)
     assert ours.answers[page].shape == theirs.answers[page].shape
