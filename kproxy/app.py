@@ -44,7 +44,8 @@ from kproxy.conntrack.reconciler import Reconciler
 from kproxy.dns.channel import ZonePublisher
 from kproxy.dns.compile import compile_zone
 from kproxy.dns.configured import channel_path, dns_settings
-from kproxy.dns.node import hold, release, upstreams_of
+from kproxy.dns.node import upstreams_of
+from kproxy.dns.presence import Presence
 from kproxy.dns.zone import Zone
 from kproxy.errors import ExitCode, KproxyError
 from kproxy.loopback.channel import TablePublisher, Taken
@@ -61,9 +62,11 @@ from kproxy.sync.healing import Healer
 from kproxy.sync.loop import RULES_NEED, SyncLoop, SyncOutcome
 from kproxy.sync.pacer import Pacer
 from kproxy.sync.writer import acquire, somebody_waits
+from kproxy.telemetry import metrics_flows
 from kproxy.telemetry.inspect import serve_state
 from kproxy.telemetry.instance import Instance
 from kproxy.telemetry.logs import configure, fields
+from kproxy.telemetry.metrics import Metric
 from kproxy.telemetry.monitor import Monitor, Sources
 from kproxy.telemetry.notices import port_taken, table_full
 from kproxy.telemetry.statepage import socket_path, status_bytes
@@ -78,8 +81,6 @@ _LONGEST_RETRY_S = 3.0  # a lock that is free again, a tool that works again: no
 _STANDBY_S = (
     60.0  # who has not synced by now stands by, or waits for an API server that is away: its garbage is collected too
 )
-_PRESENCE_S = 0.1  # how soon after the first zone and worker the DNS address is taken
-_PRESENCE_CHECK_S = 1.0  # how soon it is taken again when somebody (an older instance on its way out) removed it
 
 
 def _kernel_is_liberal() -> bool:
@@ -108,6 +109,7 @@ class Controller:
         self.publisher = ZonePublisher(Path(channel_path(config, family_name(os.getppid()))))
         self.zone: Zone | None = None
         self.cluster_dns = config.dns.cluster_dns if config.dns.enabled else ()
+        self.presence = Presence(self.cluster_dns)
         self.api: Api | None = None
         # Only what is needed: kube-proxy's ClusterRole, system:node-proxier, knows neither Namespaces nor Pods.
         self.resources = [r for r in RESOURCES(config.node_name) if config.dns.enabled or r.kind in RULES_NEED]
@@ -153,6 +155,12 @@ class Controller:
         if self.loopback is not None and outcome.error is None:
             self.loopback.publish(listeners(outcome.after, self.loopback.table))
 
+    def _further_metrics(self) -> Iterator[Metric]:
+        yield from metrics_flows.flow_table(self.gauge.fullness)
+        yield from metrics_flows.ended_flows(self.ended.counters)
+        if (loopback := self.loopback) is not None:
+            yield from metrics_flows.loopback(loopback.counts, listeners=len(loopback.table), taken=len(loopback.taken))
+
     def _port_taken(self, port: Taken) -> None:
         _, protocol, number = port.key
         log.warning("A node port is taken on loopback", extra=fields(service=port.name, port=number, error=port.error))
@@ -188,14 +196,9 @@ class Controller:
             resolvers=tuple(server.address for server in self.upstreams.refresh(time.monotonic())),
         )
 
-    async def be_present(self) -> None:
-        """Takes the cluster DNS addresses once there is a zone and somebody who answers, and again when they are lost; runs for ever."""
-        while True:
-            ready = self.loop.status.writer and self.loop.status.dns_published and self.publisher.answering()
-            if ready and not set(self.cluster_dns) <= self.loop.snapshot.local_addresses:
-                held = await hold(self.cluster_dns)
-                log.info("Cluster DNS is answered on this node", extra=fields(addresses=", ".join(held)))
-            await asyncio.sleep(_PRESENCE_CHECK_S if ready else _PRESENCE_S)
+    def may_be_present(self) -> bool:
+        """Whether there is a zone, somebody who answers, and the right to write."""
+        return self.loop.status.writer and self.loop.status.dns_published and self.publisher.answering() > 0
 
     async def leave(self) -> None:
         """Hands queries to other nodes' servers: tracked again, then the address given back. Service rules stay as they are.
@@ -211,8 +214,7 @@ class Controller:
         ):
             return
         self.loop.use(lambda _: self._settings(()))
-        await self.loop.sync()
-        await release(self.cluster_dns)
+        await self.presence.leave(self.loop.sync)
 
     async def follow_config(self, read: str, stop: asyncio.Event) -> None:
         """Ends the controller in good order when its configuration file is not the one that was `read` any more."""
@@ -247,6 +249,7 @@ class Controller:
             dns_counters=self.publisher.counters,
             dns_workers=lambda: len(self.publisher.workers()),
             flows=lambda: self.flows.counters,
+            further=self._further_metrics,
             configz=lambda: configz(self.config),
             flagz=lambda: flagz(self.config),
             page=lambda: status_bytes(self.instance.status()),
@@ -290,7 +293,7 @@ class Controller:
         yield watch_addresses(self.loop.emit)
         yield from self._reflectors(api)
         if self.dns is not None:
-            yield self.be_present()
+            yield self.presence.keep(self.may_be_present, lambda: self.loop.snapshot.local_addresses)
 
     def _pages(self) -> Iterator[Coroutine[Any, Any, None]]:
         yield from self.monitor.tasks(self.dns.own_addresses if self.dns is not None else ())

@@ -11,7 +11,7 @@ import itertools
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,7 @@ class Sources:
     dns_counters: Callable[[], Mapping[str, int]]
     dns_workers: Callable[[], int]
     flows: Callable[[], Mapping[Family, Counters]]
+    further: Callable[[], Iterable[Metric]]  # families of parts that are not there on every node
     configz: Callable[[], Mapping[str, Any]]
     flagz: Callable[[], Mapping[str, str]]
     page: Callable[[], bytes]  # the StatusPage that `kproxy status` reads, as JSON
@@ -161,6 +162,7 @@ class Monitor:
             *metrics_proxy.answers(self._answers),
             *metrics_proxy.invalid_dropped(self._kernel.dropped),
             *metrics_program.drift(self._healer.status),
+            *self._sources.further(),
             *metrics_program.events(self.recorder.outcomes),
             *(metrics_program.requests(api.requests) if api is not None else ()),
             *metrics_program.build(),
