@@ -20,8 +20,10 @@ Manifest = dict[str, Any]
 KINDS = {
     "/api/v1/services": ("v1", "Service"),
     "/api/v1/namespaces": ("v1", "Namespace"),
+    "/api/v1/nodes": ("v1", "Node"),
     "/api/v1/pods": ("v1", "Pod"),
     "/apis/discovery.k8s.io/v1/endpointslices": ("discovery.k8s.io/v1", "EndpointSlice"),
+    "/apis/networking.k8s.io/v1/servicecidrs": ("networking.k8s.io/v1", "ServiceCIDR"),
 }
 
 

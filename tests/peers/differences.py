@@ -17,6 +17,7 @@ DELIBERATE: dict[str, str] = {
     "O03": "an external IP that is a node's own address is refused: it would take the node's traffic (CVE-2020-8554)",
     "O04": "an external IP that is another Service's cluster IP is refused, on ports that this Service does not have, too",
     "O06": "external IPs can be limited to an allow-list, which kube-proxy does not have",
+    "C25": "an endpoint may be no loopback or link-local address: kube-proxy sends pods to the node's own 127.0.0.1 (CVE-2021-25737)",
     "X10": "a UDP flow to a deleted Service ends; kube-proxy looks at Services that exist, so it goes on to the old endpoint",
     "O05": "an endpoint may be no multicast or broadcast address: the API server lets them through, and nothing answers there",
 }

@@ -173,10 +173,14 @@ class UpstreamExecutor(Executor):
         node = step.node.api
         self._cluster.marker += 1
         objects = (*step.objects, *self._cluster.beside)
-        self._cluster.api.become([node, *(built.api for built in objects), *_marker(self._cluster.marker)])
+        self._cluster.api.become([node, *(built.api for built in objects), *marker(self._cluster.marker)])
         if self._running != (row.settings, node):
-            self._start(row.settings)  # its configuration is read at start, and so are its own addresses
+            self.start(row.settings)  # its configuration is read at start, and so are its own addresses
             self._running = (row.settings, node)
+        self.wait()
+
+    def wait(self) -> None:
+        """Returns when the rules of the marker are there."""
         deadline = time.monotonic() + SYNC_S
         while not self._in_force():
             assert self._proxy is not None
@@ -228,10 +232,11 @@ class UpstreamExecutor(Executor):
             for tool, address in (("iptables", "10.255.255.254"), ("ip6tables", "[fd00:10:ffff::1]"))
         )
 
-    def _start(self, settings: NodeSettings) -> None:
+    def start(self, settings: NodeSettings) -> None:
+        """A new process with these settings."""
         self.close()
         config = self._scratch / "kube-proxy.yaml"
-        config.write_text(json.dumps(_configuration(settings, self.kind, self._cluster.plane)))
+        config.write_text(json.dumps(_configuration(settings, self.kind, self._kubeconfig())))
         program = find_program("kube-proxy", os.environ)
         with (self._scratch / "kube-proxy.log").open("wb") as log, self.bed.node.entered():
             self._proxy = subprocess.Popen(
@@ -250,18 +255,21 @@ class UpstreamExecutor(Executor):
                 env={**os.environ, "PATH": f"{self._tools}:{os.environ['PATH']}"},
             )
 
+    def _kubeconfig(self) -> Path:
+        return self._cluster.plane.kubeconfig
+
     def _log(self) -> str:
         return "\n".join((self._scratch / "kube-proxy.log").read_text(errors="replace").splitlines()[-15:])
 
 
-def _configuration(settings: NodeSettings, mode: Mode, plane: ControlPlane) -> Manifest:
+def _configuration(settings: NodeSettings, mode: Mode, kubeconfig: Path) -> Manifest:
     pause = {"minSyncPeriod": "10ms"}  # its default of 1 s would pass between every two steps
     return {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
         "mode": "nftables" if mode is Mode.NFTABLES else "iptables",
         "featureGates": {"AllowServiceExternalIPs": settings.external_ips.enabled},
-        "clientConnection": {"kubeconfig": str(plane.kubeconfig)},
+        "clientConnection": {"kubeconfig": str(kubeconfig)},
         "clusterCIDR": ",".join(settings.cluster_cidrs),
         "detectLocalMode": settings.detect_mode.value,
         "detectLocal": {"bridgeInterface": settings.bridge_interface, "interfaceNamePrefix": settings.interface_prefix},
@@ -278,7 +286,7 @@ def _configuration(settings: NodeSettings, mode: Mode, plane: ControlPlane) -> M
     }
 
 
-def _marker(number: int) -> list[Manifest]:
+def marker(number: int) -> list[Manifest]:
     """A Service in both families whose endpoints have a port of this number only."""
     meta = {"name": f"marker-{number}", "namespace": MARKER_NAMESPACE}
     service = {
