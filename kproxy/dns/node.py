@@ -31,12 +31,12 @@ LABEL = "lo:kproxy"  # IFA_LABEL must begin with the link's name; ifconfig shows
 _GONE = {errno.EADDRNOTAVAIL, errno.ENODEV, errno.ESRCH, errno.ENOENT}
 
 
-async def hold(addresses: Iterable[str]) -> tuple[str, ...]:
+async def hold(addresses: Iterable[str], told: set[str] | None = None) -> tuple[str, ...]:
     """Puts the addresses on this node and returns those it now holds; one that is refused is logged and left out.
 
-    Raises UnsupportedError without the privilege to.
+    told: what was logged by earlier calls, and need not be again. Raises UnsupportedError without the privilege to.
     """
-    return await asyncio.to_thread(_hold, tuple(dict.fromkeys(addresses)))
+    return await asyncio.to_thread(_hold, tuple(dict.fromkeys(addresses)), told if told is not None else set())
 
 
 async def release(addresses: Iterable[str] = ()) -> None:
@@ -44,7 +44,7 @@ async def release(addresses: Iterable[str] = ()) -> None:
     await asyncio.to_thread(_release, frozenset(addresses))
 
 
-def _hold(addresses: tuple[str, ...]) -> tuple[str, ...]:
+def _hold(addresses: tuple[str, ...], told: set[str]) -> tuple[str, ...]:
     held = []
     with IPRoute() as route:
         index, name = _link(route)
@@ -57,7 +57,10 @@ def _hold(addresses: tuple[str, ...]) -> tuple[str, ...]:
                 if error.code == errno.EPERM:
                     raise _unprivileged() from error
                 if error.code != errno.EEXIST:
-                    log.warning("this node cannot hold the DNS address %s on %s: %s", address, name, error)
+                    words = f"this node cannot hold the DNS address {address} on {name}: {error}"
+                    if words not in told:
+                        told.add(words)
+                        log.warning("%s", words)
                     continue
             held.append(address)
     return tuple(held)
