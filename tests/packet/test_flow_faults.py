@@ -428,7 +428,7 @@ def test_x09_a_half_closed_connection_is_known_for_an_hour(executor: Lasters, fa
 def test_fault_20_a_full_table_is_noticed_and_the_loop_goes_on(executor: Lasters) -> None:
     """New connections are dropped then; syncs and reconciliation are not touched, and what they free is used."""
     limit = int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text(encoding="ascii"))
-    stale, told = ((CLUSTER_IP, 80), (_B, _NUMBER)), []
+    stale, foreign, told = ((CLUSTER_IP, 80), (_B, _NUMBER)), ("198.51.100.7", 53), []
     flows = ((f"10.{20 + (n >> 16)}.{n >> 8 & 255}.{n & 255}", 20000) for n in range(limit + 1))
 
     async def scene() -> None:
@@ -437,9 +437,7 @@ def test_fault_20_a_full_table_is_noticed_and_the_loop_goes_on(executor: Lasters
             controller.now(_UDP, _to(_B))
             await controller.synced()
             await _until(lambda: controller.passes >= 2)  # no look is due any more
-            assert not track(
-                (client, *(stale if n < 1000 else ((client[0], 53),) * 2)) for n, client in enumerate(flows)
-            )
+            assert not track((client, *(stale if n < 1000 else (foreign, foreign))) for n, client in enumerate(flows))
             keeping = asyncio.ensure_future(gauge.keep())
             await _until(lambda: gauge.fullness is not None)
             assert [f.is_full for f in told] == [True] and told[0].entries >= limit

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from functools import cache
 from ipaddress import ip_address
+from socket import AF_INET6, inet_aton, inet_pton
 
 End = tuple[str, int]
 UDP, TCP = 17, 6
@@ -67,10 +69,30 @@ def creations(flows: Iterable[tuple[End, End, End]], *, protocol: int = UDP, at_
         yield _sealed(parts)
 
 
-def _creation(client: End, to: End, by: End, protocol: int) -> bytes:
+_SOMEBODY = {4: ("10.254.253.252", 54321), 16: ("fd00:254::fdfc", 54321)}
+
+
+@cache
+def _mould(to: End, by: End, protocol: int) -> list[bytes]:
+    """The message for a client yet to be named, cut where its address and port stand."""
+    client = _SOMEBODY[16 if ":" in to[0] else 4]
     body = tuple_(1, client, to, protocol) + tuple_(2, by, client, protocol)
     body += attribute(3, struct.pack(">I", _LASTING)) + attribute(7, struct.pack(">I", 600))
-    return message(NEW, REQUEST | CREATE, 8, body, 10 if ":" in to[0] else 2)
+    whole = message(NEW, REQUEST | CREATE, 8, body, 10 if ":" in to[0] else 2)
+    address, port = ip_address(client[0]).packed, struct.pack(">H", client[1])
+    parts = [piece for part in whole.split(address) for piece in part.split(port)]
+    assert len(parts) == 5, "address and port of the client, twice each"
+    return parts
+
+
+def _creation(client: End, to: End, by: End, protocol: int) -> bytes:
+    """Most of a message is the same for all clients of one Service: a quarter of a million are made in a second."""
+    address = (
+        (inet_pton(AF_INET6, client[0]) if ":" in client[0] else inet_aton(client[0])),
+        struct.pack(">H", client[1]),
+    )
+    head, after_address, between, after_port, tail = _mould(to, by, protocol)
+    return b"".join((head, address[0], after_address, address[1], between, address[0], after_port, address[1], tail))
 
 
 def _sealed(parts: list[bytes]) -> bytes:
