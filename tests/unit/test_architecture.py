@@ -204,7 +204,11 @@ def test_the_model_imports_the_standard_library_and_itself() -> None:
         (("kproxy.*",), ("kproxy.lab.*",), ("kproxy.cli.lab*", "kproxy.lab.*")),
         (("kproxy.backends.*",), ("kproxy.dns.*",), ()),
         (("kproxy.dns.*",), ("kproxy.backends.*",), ()),
-        (("kproxy.loopback.*",), ("kproxy.backends.*", "kproxy.dns.*", "kproxy.sync.*", "kproxy.watch.*", "kproxy.conntrack.*"), ()),
+        (
+            ("kproxy.loopback.*",),
+            ("kproxy.backends.*", "kproxy.dns.*", "kproxy.sync.*", "kproxy.watch.*", "kproxy.conntrack.*"),
+            (),
+        ),
         (("kproxy.conntrack.*",), ("kproxy.backends.*", "kproxy.dns.*", "kproxy.sync.*", "kproxy.watch.*"), ()),
         (("kproxy.watch.*",), ("kproxy.backends.*", "kproxy.dns.*", "kproxy.sync.*"), ()),
         (("kproxy.config.*",), ("kproxy.backends.*.apply", "kproxy.sync.*", "kproxy.watch.reflector"), ()),
