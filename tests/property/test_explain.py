@@ -119,11 +119,14 @@ def _verify(each: Explained, seen: EndpointSeen, name: str) -> None:
     changed: dict[tuple[str, int], SliceEndpoint | None]
     match use.reason:
         case Reason.NOT_READY:
+            assert not seen.member.ready
             changed = {key: _bare(replace(m, ready=True) if key in mine else m) for key, m in everyone.items()}
         case Reason.TERMINATING:
+            assert (seen.member.terminating, seen.member.serving, seen.member.ready) == (True, True, False)
             changed = {key: m for key, m in everyone.items() if key in mine}
             changed |= {key: None for key, m in everyone.items() if key not in mine}
         case Reason.OTHER_NODE:
+            assert seen.member.node_name != NODE
             changed = {key: replace(everyone[key], node_name=NODE, ready=True) for key in mine}
         case Reason.OTHER_ZONE | Reason.OTHER_HINTED_NODE:
             changed = {key: _bare(everyone[key]) for key in mine}
@@ -193,6 +196,8 @@ def test_the_rules_listed_are_the_rules_there_are(happened: list[Event], node: N
                 assert any(rule.part is Part.WAY and rule.chain == "PREROUTING" for rule in listed)
         owned = {c for fragment in rules.fragments.values() for c in fragment.chains}
         reached = {rule.jump for c, chain in rules.tables["nat"].items() if c not in owned for rule in chain} & owned
+        while further := {rule.jump for c in reached for rule in rules.tables["nat"][c]} & owned - reached:
+            reached |= further
         assert {m for m in written if m[0] == "nat" and m[1] in reached} <= told, (
             "every chain that a packet can enter is told"
         )
