@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
+import time
+
+import pytest
 
 from kproxy.errors import UnsupportedError
 from kproxy.model.desired import NodeSettings
@@ -226,5 +230,33 @@ def test_the_kernel_is_looked_at_while_the_api_is_listed() -> None:
                 loop.emit(event)
             await until(lambda: backend.kernel == {("ns/svc1", "10.244.0.5:8080")})
             assert backend.observations == 1
+
+    asyncio.run(scenario())
+
+
+def test_fault_17_a_clock_that_jumps_by_an_hour_delays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unix time is for people and Prometheus alone; pauses, retries and health follow the clock that nobody sets."""
+    jumps = itertools.cycle([3600.0, -3600.0, 0.0])
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
+
+    async def scenario() -> None:
+        backend = MemoryBackend(weather=0.5)
+        async with running(backend, Zones()) as loop:
+            for event in lists(service(1)):
+                loop.emit(event)
+            for number in range(2, 40):
+                loop.emit(Applied(slice_of(1, f"10.244.0.{number}")))
+                await asyncio.sleep(0.001)
+            await until(lambda: backend.kernel == {("ns/svc1", "10.244.0.39:8080")})
+            await until(lambda: loop.status.queued_since is None)
+            assert loop.status.failures > 0 and loop.status.healthy(time.monotonic(), 60.0)
+            backend.weather = 1.0
+            loop.emit(Applied(slice_of(1, "10.244.0.99")))
+            await until(lambda: loop.status.queued_since is not None and loop.status.failures > 3)
+            since = loop.status.queued_since
+            assert since is not None and 0.0 <= time.monotonic() - since < 10.0
+            backend.weather = 0.0
+            await until(lambda: backend.kernel == {("ns/svc1", "10.244.0.99:8080")})
 
     asyncio.run(scenario())
