@@ -52,6 +52,7 @@ from kproxy.loopback.channel import TablePublisher, Taken
 from kproxy.loopback.listeners import loopback_path
 from kproxy.loopback.table import listeners
 from kproxy.model.desired import NodeSettings
+from kproxy.model.resolve import resolve
 from kproxy.model.snapshot import Snapshot
 from kproxy.node.affinity import affinity_notes
 from kproxy.node.sysctls import apply as set_sysctls
@@ -155,6 +156,12 @@ class Controller:
         if self.loopback is not None and outcome.error is None:
             self.loopback.publish(listeners(outcome.after, self.loopback.table))
 
+    def _listen_on_standby(self, snapshot: Snapshot) -> None:
+        """Beside the instance that writes, and on the same ports, so that nothing is refused when it ends."""
+        if self.loopback is not None and not self.loop.status.writer and self.loop.heard_enough:
+            wanted_state = resolve(snapshot, self.settings_for(snapshot))
+            self.loopback.publish(listeners(wanted_state, self.loopback.table))
+
     def _further_metrics(self) -> Iterator[Metric]:
         yield from metrics_flows.flow_table(self.gauge.fullness)
         yield from metrics_flows.ended_flows(self.ended.counters)
@@ -173,6 +180,7 @@ class Controller:
 
     async def publish(self, snapshot: Snapshot) -> None:
         """Compiles the zone of `snapshot` and sends what is new to the workers."""
+        self._listen_on_standby(snapshot)
         if self.dns is None:
             return
         # The serial grows with every change, also with several in one second (RFC 1982 arithmetic has room).
