@@ -28,6 +28,7 @@ RULE_TEXT: dict[str, str] = {
         "above 32 entries KUBE-SERVICES and KUBE-NODEPORTS branch by address and port: a packet passes tens of rules, not thousands; "
         "the entries are the same, word for word, and kube-proxy takes them over"
     ),
+    "empty firewall": "kube-proxy makes the kubelet's chain KUBE-FIREWALL where it has no rule for it, too (IPv6); kproxy does not",
     "nfacct": (
         "kube-proxy counts dropped INVALID packets and loopback node ports in accounting objects of their own; "
         "the rule's own counter tells the former, and nothing outlives a clean-up"

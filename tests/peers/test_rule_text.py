@@ -124,9 +124,14 @@ def _flat(ruleset: FamilyRuleset) -> dict[tuple[str, str], list[str]]:
             if names.is_dispatch(table, chain):
                 if not (table == "nat" and names.is_branch(chain)):
                     found[table, chain] = sorted(comparable(rule.text) for rule in _below(chains, chain))
-            else:
-                found[table, chain] = [comparable(rule.text) for rule in rules]
+            elif rules or chain != names.KUBELET_FIREWALL:
+                found[table, chain] = [comparable(rule.text) for rule in rules if not _leads_nowhere(chains, rule)]
     return found
+
+
+def _leads_nowhere(chains: Mapping[str, Chain], rule: Rule) -> bool:
+    """ "empty firewall": a jump to the kubelet's chain while nothing stands in it."""
+    return rule.jump == names.KUBELET_FIREWALL and not chains.get(rule.jump)
 
 
 def _below(chains: Mapping[str, Chain], chain: str) -> Iterator[Rule]:
