@@ -20,9 +20,10 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 import uvloop
@@ -224,9 +225,10 @@ class Controller:
         self.loop.use(lambda _: self._settings(()))
         await self.presence.leave(self.loop.sync)
 
-    async def follow_config(self, read: str, stop: asyncio.Event) -> None:
-        """Ends the controller in good order when its configuration file is not the one that was `read` any more."""
-        self.config_change = await wait_for_change(self.config.config_file, read, asyncio.sleep)
+    async def follow_config(self, flags: Mapping[str, Any], stop: asyncio.Event) -> None:
+        """Ends the controller in good order when its configuration file is not the one that was read any more."""
+        path, read = self.config.config_file, str(flags["config_read"])
+        self.config_change = await wait_for_change(path, read, asyncio.sleep, lambda: self._refuses(flags))
         stop.set()
 
     async def write_rules(self) -> None:
@@ -267,18 +269,27 @@ class Controller:
         held = self.settings_for(self.loop.snapshot).dns_addresses
         return {"dns addresses held": ", ".join(held), "dns workers": len(self.publisher.workers())}
 
-    async def run(self, stop: asyncio.Event, config_read: str = "") -> None:
+    def _refuses(self, flags: Mapping[str, Any]) -> bool:
+        """Whether the file's new content is one that the next start would refuse; says so."""
+        try:
+            load_config(self.config.config_file, flags)
+        except KproxyError as error:
+            log.error("The configuration file changed and is wrong: going on with the old", extra=fields(err=error))
+            return True
+        return False
+
+    async def run(self, stop: asyncio.Event, flags: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Runs every task until `stop` is set or the configuration file changed, then hands DNS over and ends. Rules stay.
 
-        config_read: the fingerprint of the file that is in force, "" to follow none. Raises ConfigChangedError.
+        flags: those of `kproxy run`; `config_read` among them is the fingerprint of the file in force. Raises ConfigChangedError.
         """
         try:
             if self.dns is not None:
                 await self.publisher.start()
             async with connect(self._client()) as self.api, asyncio.TaskGroup() as group:
                 tasks = [group.create_task(work) for work in (*self._work(self.api), *self._pages())]
-                if config_read:
-                    tasks.append(group.create_task(self.follow_config(config_read, stop)))
+                if flags.get("config_read"):
+                    tasks.append(group.create_task(self.follow_config(flags, stop)))
                 await stop.wait()
                 for task in tasks:
                     task.cancel()
@@ -308,7 +319,7 @@ class Controller:
         yield serve_state(self.instance.pages(), socket_path(self.config.run_dir, family_name(os.getppid())))
 
 
-async def _run(config: Config, config_read: str) -> None:
+async def _run(config: Config, flags: Mapping[str, Any]) -> None:
     stop = asyncio.Event()
     running = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -320,7 +331,7 @@ async def _run(config: Config, config_read: str) -> None:
         log.warning("A parameter of the kernel is not this container's to set", extra=fields(note=note))
     controller.loop.observers.append(lambda _: _collect_from_now_on())
     running.call_later(_STANDBY_S, _collect_from_now_on)
-    await controller.run(stop, config_read)
+    await controller.run(stop, flags)
 
 
 def _collect_from_now_on() -> None:
@@ -342,7 +353,7 @@ def main(argv: list[str]) -> int:
         settle("kproxy-control", parent_pid=os.getppid())
         config = load_config(flags.get("config"), flags)
         configure(config.log_format, config.verbosity)
-        uvloop.run(_run(config, str(flags.get("config_read", ""))))
+        uvloop.run(_run(config, flags))
     except ConfigChangedError as error:
         _end(error)
         return END_OF_ALL

@@ -205,6 +205,11 @@ def test_z11_a_new_version_of_the_config_map_ends_it_and_the_rules_stay(
     pod = start(sys.executable, *AS_KUBE_PROXY, *_daemon_sets_arguments(installed))
     pod.until(lambda: f'"{service} -> 10.244.7.7:8080"' in _rules(), "the rules of the Service")
     data = installed["ConfigMap"]["data"]
+    _swap(pod.volume, {**data, "config.conf": data["config.conf"].replace("masqueradeBit: null", "masqueradeBit: 32")})
+    pod.until(
+        lambda: "The configuration file changed and is wrong: going on with the old" in pod.said(),
+        "the refusal is told",
+    )
     _swap(pod.volume, {**data, "config.conf": data["config.conf"].replace("masqueradeBit: null", "masqueradeBit: 15")})
     assert pod.process.wait(timeout=30) == 1
     assert "the configuration file /var/lib/kube-proxy/config.conf has changed: starting anew" in pod.said()

@@ -37,6 +37,7 @@ DIFFERENCES = {
     'clusterCIDR: "10.0.0.0/8, fd00::/8"\n': (True, "a blank after the comma is what people write"),
     'healthzBindAddress: "[::]"\n': (True, "the port is appended to an IPv6 address in brackets as well"),
     'showHiddenMetricsForVersion: "1.34"\n': (True, "no metrics are hidden, whatever the version"),
+    "featureGates: {APIServerIdentity: false}\n": (True, "what gates of other programs need of one another is not kproxy's matter"),
     'hostnameOverride: "  "\n': (False, "kube-proxy refuses it as well, but only at its start"),
     "clusterCIDR: 10.0.0.0/8\n---\na: b\n": (False, "kube-proxy reads past everything but the first document"),
     "iptables: {localhostNodePorts: true}\nmode: nftables\n": (False, "mode nftables is not there yet"),

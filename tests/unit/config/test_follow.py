@@ -89,3 +89,21 @@ def test_a_change_between_reading_and_following_is_noticed(config: Path) -> None
     read = fingerprint(str(config))
     config.write_text("a: 2\n")
     assert "changed" in asyncio.run(wait_for_change(str(config), read, _Clock().sleep))
+
+
+def test_a_content_that_cannot_be_used_is_told_once_and_waited_over(config: Path) -> None:
+    asked: list[str] = []
+
+    def refuse() -> bool:
+        asked.append(config.read_text())
+        return "bad" in asked[-1]
+
+    clock = _Clock(
+        lambda: config.write_text("bad: 1\n"),
+        config.touch,
+        lambda: config.write_text("a: 1\n"),
+        lambda: config.write_text("a: 2\n"),
+    )
+    said = asyncio.run(wait_for_change(str(config), fingerprint(str(config)), clock.sleep, refuse))
+    assert said == f"the configuration file {config} has changed"
+    assert asked == ["bad: 1\n", "a: 2\n"]
