@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import http.client
 import json
+import os
 import re
 import socket
 import time
@@ -23,6 +24,7 @@ import pytest
 from kproxy.backends.iptables.variant import Variant
 from kproxy.lab.controlplane import ControlPlane
 from tests.support.cluster_api import SLICES, Api
+from tests.support.netns import run
 from tests.support.one_node import NODE, NODE_NAME, OneNode, endpoint_address
 from tests.support.prefilled import node, prefilled
 from tests.support.proxies import Program, Running, Stage
@@ -123,6 +125,8 @@ class _Run:
         self._taken()
         self._endpoints()
         self._node()
+        if self.running.program is Program.KPROXY:
+            self._drift()
         self.told.metrics = _get(self.bed, 10249, "/metrics").body
         self.told.answers["configz"] = _get(self.bed, 10249, "/configz")
         _until("the Event is there", lambda: bool(self._events()))
@@ -162,6 +166,11 @@ class _Run:
             )
             self.api.remove(name)
 
+    def _drift(self) -> None:
+        """Somebody else empties a chain."""
+        run(self.bed.node, "iptables-nft", "-t", "nat", "-F", "KUBE-SERVICES")
+        _until("the Event about it", lambda: any(event["reason"] == "RulesRestored" for event in self._events()))
+
     def _node(self) -> None:
         self._change_node({"spec": {"taints": [TAINT]}})
         self._both("tainted", 503)
@@ -197,22 +206,25 @@ def _stuck(bed: OneNode, plane: ControlPlane, api: Api, program: Program, scratc
     """Another program holds the xtables lock for longer than two sync periods while a change waits; then it lets go."""
     soon = {"syncPeriod": "1s", "minSyncPeriod": "1s"}
     running = Stage(bed, plane, Variant.LEGACY, scratch, {"iptables": soon}).start(program)
-    run = _Run(bed, api, running)
+    steps = _Run(bed, api, running)
     found: dict[str, list[Any]] = {}
 
     def look(step: str, code: int, limit_s: float) -> None:
         _until(f"{step}: /livez says {code}", lambda: _get(bed, 10256, "/livez").code == code, limit_s)
         pages = [(page, _without_families(_get(bed, 10256, page))) for page in ("/healthz", "/livez")]
-        found[step] = [*pages, run._check()]
+        found[step] = [*pages, steps._check()]
 
     try:
         running.wait_synced()
-        _until("the health check node port answers", lambda: run._check()[0] == 200)
+        _until("the health check node port answers", lambda: steps._check()[0] == 200)
         with Path("/run/xtables.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             api.ok("PUT", f"{SLICES}/inner-s", _slice("inner", False, "elsewhere"))
             look("stuck", 503, 15.0)
         look("free again", 200, 15.0)
+        if program is Program.KPROXY:
+            _until("the Event about the lock", lambda: any(e["reason"] == "SyncFailed" for e in steps._events()))
+            found["events"] = [event["note"] for event in steps._events() if event["reason"] == "SyncFailed"]
     except AssertionError as error:
         raise AssertionError(f"{program.value}: {error}\n{running.tail()}") from error
     finally:
@@ -296,6 +308,9 @@ def test_fault_30_z05_health_check_node_port_follows_local_endpoints(told: dict[
 
 def test_fault_16_z02_z06_a_sync_that_cannot_happen_turns_health_red_until_it_has(asked: Asked) -> None:
     theirs, ours = asked.stuck[Program.KUBE_PROXY], asked.stuck[Program.KPROXY]
+    note, *_ = ours.pop("events")
+    assert "xtables.lock" in note
+    assert f"process {os.getpid()} " in note  # who holds it
     assert ours == theirs
     _, _, check = ours["stuck"]
     assert check[:2] == (503, "2")
@@ -372,6 +387,14 @@ def _event(found: Told, reason: str) -> dict[str, Any]:
     # Behind the port stand the words of each program's library.
     event["note"] = event.get("note", "").partition(f" on port {TAKEN}")[0]
     return event
+
+
+def test_rules_that_somebody_else_changed_are_told_by_an_event_and_metrics(told: dict[Program, Told]) -> None:
+    ours = told[Program.KPROXY]
+    (event,) = [event for event in ours.events if event["reason"] == "RulesRestored"]
+    assert "KUBE-SERVICES" in event["note"]
+    assert _value(ours.metrics, "kproxy_drift_found_total") == 1
+    assert _value(ours.metrics, "kproxy_drift_mended_total") == 1
 
 
 def test_configz_has_kube_proxys_group_and_kind(told: dict[Program, Told]) -> None:
