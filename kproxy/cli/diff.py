@@ -15,7 +15,7 @@ import click
 
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.difference import ChainDifference, differences
-from kproxy.backends.iptables.ruleset import Ruleset, parse
+from kproxy.backends.iptables.ruleset import FamilyRuleset, Ruleset, parse
 from kproxy.backends.iptables.variant import Variant
 from kproxy.cli.daemon import Daemon, find, run_dir_option
 from kproxy.cli.options import output_option
@@ -54,8 +54,15 @@ def command(run_dir: str, output: str) -> None:
 
 
 async def _both(daemon: Daemon, variant: Variant) -> tuple[Ruleset, Ruleset]:
-    observed = await IptablesBackend(variant=variant).observe()
-    wanted = {family: parse(daemon.wanted(family.value), family) for family in Family}
+    backend = IptablesBackend(variant=variant)
+    observed = await backend.observe()
+    wanted = {
+        # A family that this machine cannot do is not written, so nothing of it can be missing.
+        family: FamilyRuleset(family=family)
+        if family in backend.unserved
+        else parse(daemon.wanted(family.value), family)
+        for family in Family
+    }
     return Ruleset(ipv4=wanted[Family.IPV4], ipv6=wanted[Family.IPV6]), observed
 
 

@@ -123,7 +123,7 @@ def _facts(page: StatusPage) -> Iterator[tuple[str, str]]:
     elif drift.found:
         yield (
             "drift",
-            f"found {drift.found} times, mended {drift.mended}; last {lasting(drift.age_s)} ago: {drift.last}",
+            f"found {drift.found}, mended {drift.mended}; the last one {lasting(drift.age_s)} ago: {drift.last}",
         )
     else:
         yield "drift", "none found"

@@ -27,7 +27,7 @@ from kproxy.model.resolve import resolve
 from kproxy.model.snapshot import Snapshot, fold
 from kproxy.model.topology import Place as Standpoint
 from tests.support.addressing import NODE
-from tests.support.strategies import clusters, histories, settings
+from tests.support.strategies import clusters, events, settings
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _routes(each: Explained) -> Iterator[tuple[str, Route]]:
         yield "short_circuit", each.port.short_circuit
 
 
-@given(histories, settings)
+@given(st.one_of(clusters(), events), settings)
 def test_an_endpoint_is_said_to_be_used_exactly_when_it_is(happened: list[Event], node: NodeSettings) -> None:
     for each in _explained(fold(Snapshot(), happened), node):
         members = sum(

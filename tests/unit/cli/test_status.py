@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +18,9 @@ from kproxy.model.objects import Kind, Problem
 from kproxy.sync.drift import DriftStatus
 from kproxy.sync.status import SyncStatus
 from kproxy.telemetry.http import Health
-from kproxy.telemetry.inspect import StatePages, serve_state
-from kproxy.telemetry.statepage import StatusPage, drift_page, health_page, socket_path, sync_page, watch_page
+from kproxy.telemetry.statepage import StatusPage, drift_page, health_page, sync_page, watch_page
 from kproxy.watch.reflector import WatchStats
+from tests.support.state_pages import serving
 
 NOW = 1000.0
 WELL = Health(data_path=True, node_eligible=True, ready=True)
@@ -55,39 +51,6 @@ def _page(health: Health = WELL, *, writer: bool = True, drift: DriftStatus | No
     )  # fmt: skip
 
 
-@contextmanager
-def _daemon(directory: Path, pages: list[StatusPage]) -> Iterator[None]:
-    """Serves one page after the other, the last one for ever, from a thread of its own."""
-    started, stop = threading.Event(), threading.Event()
-
-    def serve() -> None:
-        async def run() -> None:
-            left = list(pages)
-            made = StatePages(
-                status=lambda: left.pop(0) if len(left) > 1 else left[0], snapshot=lambda: (), wanted=lambda: None
-            )
-            task = asyncio.ensure_future(serve_state(made, socket_path(directory, "1-1")))
-            while not socket_path(directory, "1-1").exists():
-                await asyncio.sleep(0.005)
-            await asyncio.sleep(0.02)
-            started.set()
-            while not stop.is_set():
-                await asyncio.sleep(0.01)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-        asyncio.run(run())
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        assert started.wait(10)
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
 def _run(directory: Path, *words: str) -> Result:
     return CliRunner().invoke(command, ["--run-dir", str(directory), *words])
 
@@ -102,7 +65,7 @@ def _run(directory: Path, *words: str) -> Result:
     ids=["well", "not ready", "late"],
 )
 def test_exit_codes_follow_health(tmp_path: Path, health: Health, code: int, word: str) -> None:
-    with _daemon(tmp_path, [_page(health)]):
+    with serving(tmp_path, [_page(health)]):
         result = _run(tmp_path)
     assert (result.exit_code, word in result.output) == (code, True), result.output
 
@@ -111,7 +74,7 @@ def test_the_page_for_people(tmp_path: Path) -> None:
     drift = DriftStatus(
         watched=True, found=2, mended=1, last=("IPv4 nat KUBE-SERVICES: 1 missing",), last_found=NOW - 30
     )
-    with _daemon(tmp_path, [_page(drift=drift)]):
+    with serving(tmp_path, [_page(drift=drift)]):
         text = _run(tmp_path).output
     for wanted in (
         "kproxy 1.2 on node-1: ready and healthy, process 42, writes the rules",
@@ -119,7 +82,7 @@ def test_the_page_for_people(tmp_path: Path) -> None:
         "last sync      61 s ago, took 250 ms; 3 went well, 1 failed",
         "2 Services, 3 EndpointSlices: 4 Service ports, 91 rules",
         "2 workers; 10.96.0.10",
-        "found 2 times, mended 1; last 30 s ago: IPv4 nat KUBE-SERVICES: 1 missing",
+        "found 2, mended 1; the last one 30 s ago: IPv4 nat KUBE-SERVICES: 1 missing",
         "trying again, 7.5 s between attempts",
         "1 problems",
     ):
@@ -129,12 +92,12 @@ def test_the_page_for_people(tmp_path: Path) -> None:
 
 
 def test_one_that_stands_by_says_so(tmp_path: Path) -> None:
-    with _daemon(tmp_path, [_page(writer=False)]):
+    with serving(tmp_path, [_page(writer=False)]):
         assert "stands by: another kproxy writes the rules" in _run(tmp_path).output
 
 
 def test_fault_47_no_hostile_text_moves_the_cursor(tmp_path: Path) -> None:
-    with _daemon(tmp_path, [_page()]):
+    with serving(tmp_path, [_page()]):
         text, told = _run(tmp_path).output, _run(tmp_path, "-o", "json").stdout
     assert all(line.isprintable() for line in text.split("\n"))
     assert "\\x1b[31m\\nfake line\\u202e" in text
@@ -144,7 +107,7 @@ def test_fault_47_no_hostile_text_moves_the_cursor(tmp_path: Path) -> None:
 
 def test_the_shape_of_the_json(tmp_path: Path) -> None:
     """Programs rely on these names; a field may be added here, never renamed."""
-    with _daemon(tmp_path, [_page()]):
+    with serving(tmp_path, [_page()]):
         told: dict[str, Any] = json.loads(_run(tmp_path, "-o", "json").stdout)
     assert list(told) == [
         "version", "pid", "node", "mode", "variant", "evidence", "writer", "apiServer", "uptimeSeconds", "health", "sync", "watches",
@@ -166,7 +129,7 @@ def test_the_shape_of_the_json(tmp_path: Path) -> None:
 
 
 def test_waiting_ends_when_it_is_ready_and_tells_what_it_waits_for(tmp_path: Path) -> None:
-    with _daemon(tmp_path, [_page(WAITING), _page(WAITING), _page(LATE), _page()]):
+    with serving(tmp_path, [_page(WAITING), _page(WAITING), _page(LATE), _page()]):
         result = _run(tmp_path, "--wait", "30")
     assert result.exit_code == 0
     waits = [line for line in result.stderr.splitlines() if "waiting for" in line]
@@ -177,7 +140,7 @@ def test_waiting_ends_when_it_is_ready_and_tells_what_it_waits_for(tmp_path: Pat
 
 
 def test_waiting_ends_when_time_is_up(tmp_path: Path) -> None:
-    with _daemon(tmp_path, [_page(WAITING)]):
+    with serving(tmp_path, [_page(WAITING)]):
         assert _run(tmp_path, "--wait", "0.3").exit_code == 1
     before = time.monotonic()
     result = _run(tmp_path, "--wait", "0.3")
@@ -187,5 +150,5 @@ def test_waiting_ends_when_time_is_up(tmp_path: Path) -> None:
 
 
 def test_waiting_without_a_number_is_for_a_minute(tmp_path: Path) -> None:
-    with _daemon(tmp_path, [_page()]):
+    with serving(tmp_path, [_page()]):
         assert _run(tmp_path, "--wait").exit_code == 0

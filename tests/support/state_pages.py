@@ -1,0 +1,43 @@
+"""A state socket with pages of a test's choice, served from a thread as a controller serves its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from kproxy.backends.iptables.ruleset import Ruleset
+from kproxy.telemetry.inspect import StatePages, serve_state
+from kproxy.telemetry.statepage import StatusPage, socket_path
+
+
+@contextmanager
+def serving(directory: Path, pages: Sequence[StatusPage], wanted: Ruleset | None = None) -> Iterator[None]:
+    """Serves one status page after the other, the last one for ever."""
+    started, stop = threading.Event(), threading.Event()
+    path, left = socket_path(directory, "1-1"), list(pages)
+    made = StatePages(
+        status=lambda: left.pop(0) if len(left) > 1 else left[0], snapshot=lambda: (), wanted=lambda: wanted
+    )
+
+    async def run() -> None:
+        task = asyncio.ensure_future(serve_state(made, path))
+        while not path.exists():
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.02)
+        started.set()
+        while not stop.is_set():
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    try:
+        assert started.wait(10)
+        yield
+    finally:
+        stop.set()
+        thread.join()
