@@ -169,6 +169,8 @@ class _Run:
     def _drift(self) -> None:
         """Somebody else empties a chain."""
         run(self.bed.node, "iptables-nft", "-t", "nat", "-F", "KUBE-SERVICES")
+        mended = "kproxy_drift_mended_total 1.0"
+        _until("it is put right", lambda: mended in _get(self.bed, 10249, "/metrics").body)
         _until("the Event about it", lambda: any(event["reason"] == "RulesRestored" for event in self._events()))
 
     def _node(self) -> None:
