@@ -56,6 +56,9 @@ class Guard(Protocol[R]):
     def disagreeing(self, applied: R) -> tuple[str, ...]:
         """Which parts do not hold as much as `applied`; blocks, called in a thread."""
 
+    async def unchanged(self, applied: R) -> bool:
+        """Whether every rule is as it was written. False is no proof: `differences` tells. Raises KproxyError."""
+
     def differences(self, applied: R, observed: R) -> Sequence[str]:
         """What would have to be written to lead from `observed` to `applied`, in words; empty when nothing would."""
 
@@ -173,16 +176,17 @@ class Healer:
         """Reads every rule. off: the chains whose counts are the reason."""
         started = self._now()
         try:
-            observed = await self._undisturbed(self._backend.observe)
+            same = await self._undisturbed(lambda: self._guard.unchanged(applied))
+            observed = None if same in (True, None) else await self._undisturbed(self._backend.observe)
         except KproxyError as error:
             self._patience = self._patience.compared(started, self._now())
             self._unreadable(error, suspicious=bool(off))
             return
         self._patience = self._patience.compared(started, self._now())
-        if observed is None:
+        if same is None or (not same and observed is None):  # a sync came in between
             return
         self.status = replace(self.status, comparisons=self.status.comparisons + 1)
-        if differences := self._guard.differences(applied, observed):
+        if not same and (differences := self._guard.differences(applied, observed)):
             self._found(differences, observed)
             return
         # Counts that disagree although every rule is in its place: somebody's own rules jump to our chains.

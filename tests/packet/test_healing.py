@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import Counter
@@ -65,6 +66,7 @@ def test_fault_14_whatever_is_lost_is_noticed_and_mended(node: Node, living: Liv
     healer = living.healer
     assert healer is not None
     whole = [sorted(node.save(tool)) for tool in ("iptables", "ip6tables")]
+    assert _unchanged(living), "the rules are printed as they are written: comparing them is cheap"
     for number, (tool, *damage) in enumerate(DAMAGES, 1):
         node.tool(tool, "-w", "5", *damage)
         living.until(lambda number=number: healer.status.mended == number)  # type: ignore[misc]
@@ -72,6 +74,23 @@ def test_fault_14_whatever_is_lost_is_noticed_and_mended(node: Node, living: Liv
         healer._patience = replace(healer._patience, streak=0)  # each of these is another person's accident
     assert healer.status.found == len(DAMAGES)
     assert any("KUBE-SEP-SXIVWICOYRO3J4NJ" in told for found in living.found for told in found.shown)
+
+
+def _unchanged(living: Living) -> bool:
+    with living.space.entered():
+        return asyncio.run(living.guard.unchanged(living.loop.applied))
+
+
+def test_a_comparison_sees_each_of_them(node: Node) -> None:
+    with Living(node.space, node.variant, settings=WITH_DNS, patience=None) as living:
+        living.hear(*OBJECTS)
+        for tool, *damage in DAMAGES:
+            node.tool(tool, "-w", "5", *damage)
+            assert not _unchanged(living), damage
+            with node.space.entered():
+                made = living.backend.plan(asyncio.run(living.backend.observe()), living.loop.applied)
+                asyncio.run(living.backend.apply(made))
+            assert _unchanged(living), damage
 
 
 def test_a_rule_replaced_by_another_is_found_by_comparison(node: Node) -> None:

@@ -106,6 +106,7 @@ class MemoryGuard:
     surplus: int = 0  # what counting finds too much although all is well
     dumb: OSError | None = None
     counts: int = 0
+    reads: int = 0
 
     def glance(self, applied: Contents) -> MemoryLook:
         if self.dumb is not None:
@@ -117,6 +118,14 @@ class MemoryGuard:
         self.counts += 1
         more = len(self.backend.kernel) - len(applied) + self.surplus
         return (f"memory {more:+d}",) if more else ()
+
+    async def unchanged(self, applied: Contents) -> bool:
+        self.reads += 1
+        if self.backend.trouble is not None:
+            raise self.backend.trouble
+        if self.backend.while_observing is not None:
+            await self.backend.while_observing()
+        return self.backend.kernel == applied
 
     def differences(self, applied: Contents, observed: Contents) -> list[str]:
         return [f"missing: {pair}" for pair in sorted(applied - observed)] + [

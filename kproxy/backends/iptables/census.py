@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.ruleset import BUILT_IN, FamilyRuleset, Ruleset
@@ -94,6 +94,80 @@ def _disagreement(table: str, chain: str, wanted: int | None, found: int | None)
         return " missing"
     more = found - wanted
     return None if more == 0 or (more > 0 and name == names.KUBELET_FIREWALL) else f" {more:+d}"
+
+
+# The rules themselves, as `iptables-save` prints them
+
+
+def is_saved(wanted: FamilyRuleset, text: str) -> bool:
+    """Whether `text` holds `wanted`, rule for rule, in the spelling that rules are compiled in.
+
+    True is certain; False asks for a proper comparison, which knows other spellings. Keeps one number for each chain and no rule: a
+    comparison that reads 80,000 rules into values costs 60 MiB, and most find nothing.
+    """
+    left = {
+        (table, chain): _digest(table, chain, (rule.text for rule in rules))
+        for table, chains in wanted.tables.items()
+        for chain, rules in chains.items()
+        if rules
+    }
+    chains = {(table, chain) for table, chains in wanted.tables.items() for chain in chains if chain not in BUILT_IN}
+    for table, chain, rules in _saved_chains(text, wanted):
+        if rules is None:
+            if (table, chain) in chains:
+                chains.discard((table, chain))
+            elif names.is_removable(table, chain):
+                return False
+        elif left.pop((table, chain), None) != _digest(table, chain, rules):
+            return False
+    return not left and not chains
+
+
+def _digest(table: str, chain: str, rules: Iterable[str]) -> int:
+    if chain in BUILT_IN or names.is_dispatch(table, chain):
+        return sum(map(hash, rules))  # their order has no meaning
+    return hash(tuple(rules))
+
+
+def _saved_chains(text: str, wanted: FamilyRuleset) -> Iterator[tuple[str, str, list[str] | None]]:
+    """Every own chain's declaration (None), and the rules of every chain that has some of ours; the rest is other people's."""
+    table, chain, rules = "", "", list[str]()
+    for line in _lines(text):
+        if line.startswith("-A "):
+            _, name, rule = line.split(" ", 2)
+            if name != chain:
+                if rules:
+                    yield table, chain, rules
+                chain, rules = name, []
+            if _counts(table, chain, rule, wanted):
+                rules.append(rule)
+            continue
+        if rules:
+            yield table, chain, rules
+        chain, rules = "", []
+        if line.startswith("*"):
+            table = line[1:].strip()
+        elif line.startswith(":") and (name := line[1:].split(" ", 1)[0]) not in BUILT_IN:
+            yield table, name, None
+
+
+def _lines(text: str) -> Iterator[str]:
+    """One after the other: a list of all of them would cost more than the text."""
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+
+
+def _counts(table: str, chain: str, rule: str, wanted: FamilyRuleset) -> bool:
+    if chain in BUILT_IN:
+        jump = _target(rule)
+        return names.is_entered(table, jump) and (jump != names.KUBELET_FIREWALL or _has(wanted, table, chain, rule))
+    return names.is_removable(table, chain) or _has(wanted, table, chain, rule)
+
+
+def _has(wanted: FamilyRuleset, table: str, chain: str, text: str) -> bool:
+    return any(rule.text == text for rule in wanted.chain(table, chain) or ())
 
 
 # Legacy: the table as one block of entries

@@ -6,6 +6,7 @@ In: what was written last (`applied`) and, for comparisons, what was observed. W
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.difference import ChainDifference, differences
 from kproxy.backends.iptables.glance import Glance, disagreeing, glance
 from kproxy.backends.iptables.ruleset import FamilyRuleset, Ruleset
+from kproxy.backends.iptables.tool_runs import run_tool, save
 from kproxy.model.names import Family
 
 
@@ -34,6 +36,17 @@ class IptablesGuard:
     def disagreeing(self, applied: Ruleset) -> tuple[str, ...]:
         """Chains that do not hold as many rules as `applied`. Blocks for up to 0.3 s. Raises OSError or ValueError."""
         return disagreeing(self._backend.tools.variant, self._served(applied))
+
+    async def unchanged(self, applied: Ruleset) -> bool:
+        """Whether every rule of `applied` is there as it was written; False asks for `differences`. Raises ApplyError, UnsupportedError."""
+        served = self._served(applied)
+        for family in (Family.IPV4, Family.IPV6):
+            if family in self._backend.unserved:
+                continue
+            text = await save(self._backend.tools, run_tool, family)
+            if not await asyncio.to_thread(census.is_saved, served.of(family), text):
+                return False
+        return True
 
     def differences(self, applied: Ruleset, observed: Ruleset) -> Sequence[str]:
         """What is missing and what is too much, chain by chain, for people; empty when a plan would have nothing to do."""

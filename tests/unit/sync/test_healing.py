@@ -55,7 +55,7 @@ def with_rig(scenario: Callable[[Rig], Awaitable[None]]) -> None:
             assert rig.healer.status.looks == 0, "nothing is written yet, so nothing can be missing"
             await loop.sync()
             await rig.look()
-            backend.observations = 0
+            rig.guard.reads = 0
             await scenario(rig)
             folding.cancel()
 
@@ -67,7 +67,7 @@ def test_a_quiet_node_costs_glances_only() -> None:
         for _ in range(20):
             await rig.look()
         assert rig.guard.counts == 1, "the very first look counts"
-        assert rig.backend.observations == 0
+        assert rig.guard.reads == 0
 
     with_rig(scenario)
 
@@ -81,7 +81,7 @@ def test_a_loss_is_mended_by_the_look_that_finds_it() -> None:
         status = rig.healer.status
         assert (status.found, status.mended, status.last, status.last_found) == (1, 1, (f"missing: {TWO}",), rig.clock)
         await rig.look()
-        assert rig.backend.observations == 1, "mended, and not looked at again"
+        assert rig.guard.reads == 1, "mended, and not looked at again"
 
     with_rig(scenario)
 
@@ -91,7 +91,7 @@ def test_what_others_write_is_counted_and_not_compared() -> None:
         rig.guard.foreign = 7
         await rig.look()
         await rig.look()
-        assert (rig.guard.counts, rig.backend.observations, rig.found) == (2, 0, [])
+        assert (rig.guard.counts, rig.guard.reads, rig.found) == (2, 0, [])
 
     with_rig(scenario)
 
@@ -109,10 +109,10 @@ def test_a_loss_is_found_while_others_write() -> None:
 def test_a_rule_replaced_by_another_one_is_found_by_the_rare_comparison() -> None:
     async def scenario(rig: Rig) -> None:
         await rig.look(60.0)
-        assert rig.backend.observations == 1
+        assert rig.guard.reads == 1
         rig.backend.kernel = frozenset({ONE, ("ns/other", "10.9.9.9:1")})
         await rig.look()
-        assert rig.backend.observations == 1, "counts cannot see it"
+        assert rig.guard.reads == 1, "counts cannot see it"
         await rig.look(60.0)
         assert rig.backend.kernel == WHOLE
 
@@ -125,7 +125,7 @@ def test_what_the_loop_wrote_itself_is_no_reason_to_count() -> None:
         await until(lambda: rig.loop.status.queued_since is not None)
         await rig.loop.sync()
         await rig.look()
-        assert (len(rig.backend.kernel), rig.guard.counts, rig.backend.observations) == (3, 1, 0)
+        assert (len(rig.backend.kernel), rig.guard.counts, rig.guard.reads) == (3, 1, 0)
 
     with_rig(scenario)
 
@@ -138,7 +138,7 @@ def test_counts_that_others_explain_are_compared_once() -> None:
         for _ in range(5):
             rig.guard.foreign += 1
             await rig.look()
-        assert (rig.backend.observations, rig.found) == (1, [])
+        assert (rig.guard.reads, rig.found) == (1, [])
         rig.backend.kernel = frozenset({ONE})
         rig.guard.foreign += 5
         await rig.look()
@@ -151,7 +151,7 @@ def test_a_kernel_that_does_not_answer_is_compared_with() -> None:
     async def scenario(rig: Rig) -> None:
         rig.guard.dumb = OSError(1, "not permitted")
         await rig.look()
-        assert (rig.backend.observations, rig.healer.status.failures) == (1, 1)
+        assert (rig.guard.reads, rig.healer.status.failures) == (1, 1)
         rig.backend.kernel = frozenset()
         await rig.look()
         assert rig.backend.kernel == WHOLE
