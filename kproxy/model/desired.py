@@ -211,6 +211,7 @@ class ResolveMemo:
     slices_of: Mapping[NamespacedName, tuple[EndpointSlice, ...]]
     resolved: Mapping[NamespacedName, ServiceMemo]
     guard: Guard
+    guard_sources: tuple[object, ...]  # while these are the very same, so is the guard
     claimants: frozenset[
         NamespacedName
     ]  # Services that name external IPs: they are judged again when the guard changes

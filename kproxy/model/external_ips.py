@@ -101,6 +101,11 @@ def claimants(services: Mapping[NamespacedName, Service]) -> frozenset[Namespace
     return frozenset(name for name, service in services.items() if service.external_ips)
 
 
+def guard_sources(snapshot: Snapshot) -> tuple[object, ...]:
+    """The parts of the snapshot that a guard is made of: when all of them are the very same, so is the guard."""
+    return snapshot.services, snapshot.nodes, snapshot.local_addresses, snapshot.slices_of.get(_API)
+
+
 def guard_of(
     snapshot: Snapshot, settings: ExternalIPSettings, own: Iterable[str], claiming: Iterable[NamespacedName]
 ) -> Guard:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from operator import is_
 
 from kproxy.model.addresses import contains, of_family, special_class
 from kproxy.model.conflicts import conflicts
@@ -44,7 +45,7 @@ from kproxy.model.desired import (
     VirtualIPKind,
 )
 from kproxy.model.endpoints import Candidates, candidates_of
-from kproxy.model.external_ips import Guard, claimants, guard_of
+from kproxy.model.external_ips import Guard, claimants, guard_of, guard_sources
 from kproxy.model.names import Family, NamespacedName, Protocol, ServicePortName
 from kproxy.model.node import local_detector, node_facts, node_ip, node_port_addresses, untracked_dns
 from kproxy.model.objects import EndpointSlice, PortSpec, Problem, Service, TrafficPolicy
@@ -94,7 +95,16 @@ def _remember(snapshot: Snapshot, settings: NodeSettings, old: ResolveMemo | Non
         claiming = old.claimants
     else:
         claiming = claimants(snapshot.services)
-    guard = guard_of(snapshot, settings.external_ips, settings.node_ips, claiming)
+    sources = guard_sources(snapshot)
+    if (
+        old is not None
+        and old.facts == facts
+        and old.guard.settings == settings.external_ips
+        and all(map(is_, old.guard_sources, sources))
+    ):
+        guard = old.guard
+    else:
+        guard = guard_of(snapshot, settings.external_ips, settings.node_ips, claiming)
     names: Iterable[NamespacedName]
     if old is None or old.facts != facts:
         names = before.keys() | snapshot.services.keys()
@@ -115,7 +125,7 @@ def _remember(snapshot: Snapshot, settings: NodeSettings, old: ResolveMemo | Non
     problems = old.problems if old is not None else ()
     if any(known.problems for pair in turned for known in pair if known is not None):
         problems = tuple(sorted({problem for known in resolved.values() for problem in known.problems}))
-    memo = ResolveMemo(facts, snapshot.services, snapshot.slices_of, resolved, guard, claiming, problems)
+    memo = ResolveMemo(facts, snapshot.services, snapshot.slices_of, resolved, guard, sources, claiming, problems)
     return memo, turned
 
 
