@@ -180,7 +180,8 @@ def parse(text: str, family: Family) -> FamilyRuleset:
     tables: dict[str, dict[str, list[Rule]]] = {}
     chains: dict[str, list[Rule]] | None = None
     for number, line in enumerate(text.splitlines(), 1):
-        if chains is not None and line.startswith("-A "):  # nearly all lines of 80,000: no expression, a third of the time
+        # Nearly all lines of 80,000 are this: a partition takes a third of the time of an expression.
+        if chains is not None and line.startswith("-A "):
             name, _, rest = line[3:].partition(" ")
             if name in chains:
                 chains[name].append(Rule(rest))
