@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 
 from kproxy.cli.options import output_option
+from kproxy.cli.terminal import plain
 from kproxy.dns import names
 from kproxy.dns.answer import Forward, respond
 from kproxy.dns.compile import compile_zone
@@ -82,7 +83,7 @@ def command(name: str, rest: Sequence[str], namespace: str, zone: str, ttl: int,
     except ValueError as error:
         raise ConfigError(str(error), where="NAME") from error
     for problem in (*loaded.problems, *(f"Service {k}: {v}" for k, v in _problems(compiled))):
-        click.echo(f"kproxy: {problem}", err=True)
+        click.echo(f"kproxy: {plain(problem)}", err=True)
     if remark := describe(loaded):
         click.echo(f"kproxy: {remark}", err=True)
     number = type_number(qtype)
@@ -93,7 +94,7 @@ def command(name: str, rest: Sequence[str], namespace: str, zone: str, ttl: int,
         told = {"name": name, "type": qtype, "namespace": namespace, "resolved": found}
         click.echo(json.dumps(told | {"attempts": [asdict(a) for a in attempts]}, indent=2))
     else:
-        click.echo("\n".join(_lines(attempts, qtype)))
+        click.echo("\n".join(map(plain, _lines(attempts, qtype))))
         if not namespace and not found and "." not in qname.rstrip("."):
             click.echo("kproxy: NAME is taken as whole; --namespace NS asks as a pod of NS would", err=True)
     sys.exit(ExitCode.OK if found else ExitCode.FINDINGS)
