@@ -299,7 +299,9 @@ def test_an_authority_inside_of_the_kubeconfig(control_plane: ControlPlane, tmp_
     assert b"gitVersion" in asyncio.run(run())
 
 
-def test_fault_07_a_token_rotated_on_disk_is_used_within_the_next_request(control_plane: ControlPlane, tmp_path: Path) -> None:
+def test_fault_07_a_token_rotated_on_disk_is_used_within_the_next_request(
+    control_plane: ControlPlane, tmp_path: Path
+) -> None:
     token = tmp_path / "token"
     token.write_text(control_plane.users[ADMIN].token + "\n")
     kubeconfig = tmp_path / "config"

@@ -51,7 +51,7 @@ class VirtualTime:
             while self._sleepers and self._sleepers[0][2].done():  # cancelled
                 heapq.heappop(self._sleepers)
             idle = 0 if self._sleepers else idle + 1
-            if 0 < idle and (also is not None or idle < _IDLE_STEPS):
+            if idle > 0 and (also is not None or idle < _IDLE_STEPS):
                 continue
             if not self._sleepers or self._sleepers[0][0] > then:
                 self._now = max(self._now, then)

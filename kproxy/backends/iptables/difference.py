@@ -1,8 +1,9 @@
 """What differs between the rules that are wanted and those that the kernel holds, for people: missing, extra, changed, in other order.
 
 In: an observed ruleset (`plan.ours` of a save) and the wanted one. Out: one `ChainDifference` for each chain that is not as it should
-be, none when all is well. It is read off the very plan that would mend it, so it says "nothing" exactly when the next sync would write nothing:
-spellings of other versions, the order of dispatch entries and other people's rules are no difference here because they are none there.
+be, none when all is well. It is read off the very plan that would mend it, so it says "nothing" exactly when the next sync would write
+nothing: spellings of other versions, the order of dispatch entries and other people's rules are no difference here because they are
+none there.
 """
 
 from __future__ import annotations
