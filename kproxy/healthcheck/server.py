@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from kproxy.healthcheck.table import Check, Key, answer, wanted
+from kproxy.healthcheck.table import Check, Key, answer, concerned, wanted
 from kproxy.model.names import Family, NamespacedName
 from kproxy.sync.loop import SyncOutcome
 from kproxy.telemetry.logs import fields
@@ -55,8 +55,11 @@ class HealthChecks:
         """Takes what a sync wrote; counts hold at once, listeners follow."""
         if outcome.error is not None:
             return
-        self._checks = wanted(outcome.after)
-        self._changed.set()
+        if concerned(outcome.before, outcome.after):
+            self._checks = wanted(outcome.after)
+            self._changed.set()
+        elif self._failing:
+            self._changed.set()
 
     @property
     def listening(self) -> int:
@@ -68,7 +71,9 @@ class HealthChecks:
         try:
             while True:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_RETRY_S if self._failing else None):  # wait_for may swallow a cancellation
+                    async with asyncio.timeout(
+                        _RETRY_S if self._failing else None
+                    ):  # wait_for may swallow a cancellation
                         await self._changed.wait()
                 self._changed.clear()
                 await self._step()

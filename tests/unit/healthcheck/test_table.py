@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from kproxy.healthcheck.table import Check, answer, wanted
+from kproxy.healthcheck.table import Check, answer, concerned, wanted
 from kproxy.model.desired import DesiredState, FamilyState, NodePortAddresses, Route, ServicePort
 from kproxy.model.names import Family, NamespacedName, Protocol, ServicePortName
 from kproxy.model.resolve import resolve
@@ -60,6 +60,18 @@ def test_only_where_node_ports_answer() -> None:
     chosen = NodePortAddresses(everywhere=False, addresses=("192.0.2.1", "192.0.2.2"))
     (check,) = wanted(_state(_port("a", 30999, 1), addresses=chosen)).values()
     assert check.addresses == ("192.0.2.1", "192.0.2.2")
+
+
+def test_only_what_bears_on_the_table_makes_it_anew() -> None:
+    plain, checked = _port("a", None, 0), _port("b", 30999, 1)
+    before = _state(plain, checked)
+    assert concerned(DesiredState(), before)
+    assert not concerned(before, _state(plain, checked))
+    assert not concerned(before, _state(checked))
+    assert concerned(before, _state(plain))
+    assert concerned(before, _state(plain, _port("b", 30999, 2)))
+    assert concerned(before, _state(plain, _port("b", None, 0)))
+    assert concerned(before, _state(plain, checked, addresses=NodePortAddresses(everywhere=False)))
 
 
 @pytest.mark.parametrize(
