@@ -136,7 +136,6 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
     bed.close()
 
 
-@pytest.mark.parametrize(("before", "after"), _FLIPS)
 def _landed(executor: Executor) -> dict[str, tuple[str, float, float]]:
     """By client: the endpoint it reached, and when it began and ended asking (monotonic)."""
     found = {}
@@ -176,6 +175,7 @@ def test_fault_27_a_thousand_clients_stick_and_move_when_they_must(executor: Exe
     )
 
 
+@pytest.mark.parametrize(("before", "after"), _FLIPS)
 def test_fault_28_type_flips_leave_no_stale_rule(executor: Executor, before: str, after: str) -> None:
     """One sync for each flip, and then the tables are, rule for rule, those of a node that knows the new type alone."""
     flipped = _flip(before, after)
