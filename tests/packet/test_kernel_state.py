@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from kproxy.backends.iptables.apply import IptablesBackend, ask_library
 from kproxy.backends.iptables.libiptc import Capabilities
 from kproxy.backends.iptables.variant import Variant
-from kproxy.errors import ApplyError
 from kproxy.model.desired import DesiredState, Endpoint
 from kproxy.model.names import Family, Protocol
 from kproxy.model.resolve import resolve
-from tests.packet.node import FULL, ONE, Node, desired
+from tests.packet.node import ONE, Node, desired
 from tests.support.bed import Bed
 from tests.support.builders import ep, slice_, svc
 from tests.support.flows import P
@@ -159,65 +155,12 @@ def _foreign() -> str:
     return "\n".join([*lines, "*mangle", ":KUBE-KUBELET-CANARY - [0:0]", ":KUBE-IPTABLES-HINT - [0:0]", "COMMIT", ""])
 
 
-def test_a_thousand_foreign_rules_stay_byte_for_byte(node: Node) -> None:
-    for tool in ("iptables-restore",):
-        node.tool(tool, "--noflush", text=_foreign())
-    before = [line for line in node.save() if "KUBE-FIREWALL" not in line]
-    for n in range(10):
-        objects = [
-            item
-            for i in range(n + 1)
-            for item in (svc(f"172.30.1.{i + 1}", name=f"s{i}"), slice_(ep(f"10.180.1.{i + n + 1}"), of=f"s{i}"))
-        ]
-        node.sync(desired(*objects, *FULL), node.observe())
-        ours = [line for line in node.save() if line not in before]
-        assert all("KUBE-" in line or line in ("COMMIT",) for line in ours)
-        assert [line for line in node.save() if line in before] == before
-    node.cleanup()
-    after = node.save()
-    assert [line for line in after if "KUBE-FIREWALL" not in line] == before
-    assert "-A KUBE-FIREWALL -m mark --mark 0x8000/0x8000 -j DROP" in after
-
-
 def test_the_variant_is_found_by_the_kubelets_chain(node: Node) -> None:
     node.tool("iptables-restore", "--noflush", text=_foreign())
     with node.space.entered():
         choice = IptablesBackend().tools.choice
     assert choice.variant is node.variant
     assert "the kubelet's chain KUBE-" in choice.evidence
-
-
-def test_rules_of_both_variants_are_warned_of(node: Node) -> None:
-    node.sync(desired(*ONE))
-    with node.space.entered():
-        choice = IptablesBackend(variant=node.variant.other).tools.choice
-    assert f"iptables-{node.variant.value} holds Service rules" in choice.warnings[0]
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        ("-t", "nat", "-F"),
-        ("-t", "nat", "-D", "PREROUTING", "1"),
-        ("-t", "nat", "-F", "KUBE-SERVICES"),
-        ("-t", "nat", "-D", "KUBE-SVC-XPGD46QRK7WJZT7O", "2"),
-        ("-t", "filter", "-D", "FORWARD", "2"),
-        ("-t", "filter", "-F", "KUBE-FORWARD"),
-        ("-t", "mangle", "-X", "KUBE-PROXY-CANARY"),
-        ("-t", "nat", "-I", "KUBE-SERVICES", "-j", "RETURN"),
-        ("-t", "nat", "-A", "KUBE-MARK-MASQ", "-j", "RETURN"),
-    ],
-    ids=" ".join,
-)
-def test_damage_is_seen_and_mended(node: Node, damage: tuple[str, ...]) -> None:
-    wanted = desired(*FULL)
-    node.sync(wanted)
-    whole = sorted(node.save())
-    node.tool("iptables", "-w", "5", *damage)
-    assert node.left_to_do(wanted) >= 1
-    node.sync(wanted)
-    assert node.left_to_do(wanted) == 0
-    assert sorted(node.save()) == whole
 
 
 def _poisoned(good: DesiredState) -> DesiredState:
@@ -246,33 +189,6 @@ def test_a_refused_service_port_does_not_stop_the_others(node: Node) -> None:
     assert node.sync(good).problems == ()
     assert node.backend.refused == ()
     assert node.left_to_do(good) == 0
-
-
-def test_a_held_lock_is_reported_and_gone_with_its_holder() -> None:
-    node = Node(Variant.LEGACY)
-    node.backend.tools = replace(node.backend.tools, lock_wait_s=1)
-    holder = subprocess.Popen(["flock", "/run/xtables.lock", "sleep", "30"])
-    try:
-        for _ in range(100):
-            if subprocess.run(["flock", "-n", "/run/xtables.lock", "true"], check=False).returncode:
-                break
-            time.sleep(0.02)
-        started = time.monotonic()
-        with pytest.raises(ApplyError) as caught:
-            node.sync(desired(*ONE))
-        assert caught.value.retryable
-        assert "xtables lock" in caught.value.detail
-        assert "; it is held by " in str(caught.value)
-        assert 0.9 < time.monotonic() - started < 15
-    finally:
-        children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().split()
-        holder.kill()
-        holder.wait()
-        for child in children:
-            subprocess.run(["kill", child], check=False)
-    assert node.sync(desired(*ONE)).problems == ()
-    assert node.left_to_do(desired(*ONE)) == 0
-    node.space.close()
 
 
 @pytest.mark.parametrize("variant", list(Variant), ids=lambda variant: variant.value)

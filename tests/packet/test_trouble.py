@@ -184,6 +184,12 @@ def _foreign() -> str:
         if table == "nat":
             lines += [":KUBE-MARK-MASQ - [0:0]", "-A FOREIGN-1 -j KUBE-MARK-MASQ"]
             lines += ["-A POSTROUTING -s 198.51.100.1/32 -j KUBE-MARK-MASQ"]
+        if table == "nat":
+            lines += [":KUBE-HOSTPORTS - [0:0]", "-A KUBE-HOSTPORTS -p tcp -m tcp --dport 8080 -j RETURN"]
+        if table == "filter":  # the kubelet's rule in the chain that it shares with proxies
+            lines += [":KUBE-FIREWALL - [0:0]", "-A KUBE-FIREWALL -m mark --mark 0x8000/0x8000 -j DROP"]
+        if table == "mangle":
+            lines += [":KUBE-KUBELET-CANARY - [0:0]", ":KUBE-IPTABLES-HINT - [0:0]"]
         lines.append("COMMIT")
     return "\n".join([*lines, ""])
 
@@ -195,12 +201,19 @@ def _six(text: str) -> str:
     return text
 
 
+_NOT_OURS = (
+    "FOREIGN",
+    "198.51.100.1/32",
+    "2001:db8::1/128",
+    "KUBE-HOSTPORTS",
+    "KUBE-KUBELET",
+    "KUBE-IPTABLES",
+    "0x8000/0x8000",
+)
+
+
 def _theirs(lines: list[str]) -> list[str]:
-    return [
-        line
-        for line in lines
-        if "KUBE-" not in line or "FOREIGN" in line or "198.51.100.1/32" in line or "2001:db8::1/128" in line
-    ]
+    return [line for line in lines if "KUBE-" not in line or any(word in line for word in _NOT_OURS)]
 
 
 def test_fault_13_foreign_rules_stay_byte_for_byte(node: Node) -> None:
