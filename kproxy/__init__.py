@@ -15,13 +15,17 @@ One pipeline, and state flows one way through it:
 
     model/        what Services mean: names objects events snapshot topology resolve desired diff        pure
     watch/        client reflector decode (API), addresses (netlink), manifests (files)
-    sync/         pacer (pure: when may the next sync run), loop (fold → resolve → compile → plan → apply), writer (whose turn it is)
+    sync/         pacer (pure: when may the next sync run), loop (fold → resolve → compile → plan → apply), writer (whose turn it is),
+                  healing (finds drift and has it mended)
     backends/     base.py: what a data plane offers; iptables/: names ruleset compile plan (pure) apply
-    dns/          names zone compile answer wire cache (pure), forward server worker channel node
-    conntrack/    after a sync: open UDP flows the wanted state disagrees with; stale netlink (pure) apply
-    explain/      walks a ruleset like the kernel would and says why (pure)
+    dns/          names zone compile answer wire cache (pure), forward server worker channel node presence
+    conntrack/    after a sync: open flows the wanted state disagrees with; stale netlink (pure) reconciler ended
+    loopback/     node ports on 127.0.0.0/8 and ::1 by a worker of its own, where configured
+    healthcheck/  healthCheckNodePort: table (pure) server
+    node/         what is set on the machine besides rules: conntrack sysctls, oom_score_adj
+    explain/      why an endpoint is used, what each rule is for, where a packet goes (pure)
     config/       KproxyConfiguration, KubeProxyConfiguration v1alpha1, flags
-    telemetry/    logs, status pages, metrics
+    telemetry/    logs, Events, pages, metrics, the state socket that cli/{status,explain,diff} read
     lab/          three nodes in network namespaces, an embedded API server, pods that answer
     cli/          one file per command; exit codes 0 ok, 1 findings, 2 usage, 3 not supported here
     app.py        the only wiring: builds everything, owns the task group
