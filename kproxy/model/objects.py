@@ -21,6 +21,8 @@ from kproxy.model.names import Family, NamespacedName, Protocol
 class Kind(Enum):
     """The kinds that are watched; the value is the API's kind."""
 
+    __hash__ = object.__hash__
+
     SERVICE = "Service"
     ENDPOINT_SLICE = "EndpointSlice"
     NODE = "Node"

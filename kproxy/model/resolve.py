@@ -49,6 +49,7 @@ from kproxy.model.external_ips import Guard, claimants, guard_of, guard_sources
 from kproxy.model.names import Family, NamespacedName, Protocol, ServicePortName
 from kproxy.model.node import local_detector, node_facts, node_ip, node_port_addresses, untracked_dns
 from kproxy.model.objects import EndpointSlice, PortSpec, Problem, Service, TrafficPolicy
+from kproxy.model.ordering import in_order, in_order_again
 from kproxy.model.snapshot import Snapshot, differing
 from kproxy.model.topology import Candidate, Place, Usable, usable
 
@@ -154,7 +155,7 @@ def _family_state(
     before = previous.of(family) if previous is not None else None
     if before is None:
         every = [p for known in memo.resolved.values() for p in known.service_ports if p.family is family]
-        ports: Mapping[ServicePortName, ServicePort] = _in_order({p.name: p for p in every})
+        ports: Mapping[ServicePortName, ServicePort] = in_order({p.name: p for p in every})
     else:
         ports = _renewed(before.service_ports, turned, family)
     state = FamilyState(
@@ -168,10 +169,6 @@ def _family_state(
     if before is not None and before.service_ports is ports and before == state:
         return before
     return state
-
-
-def _in_order(ports: Mapping[ServicePortName, ServicePort]) -> Mapping[ServicePortName, ServicePort]:
-    return dict(sorted(ports.items(), key=lambda item: item[0].sort_key))
 
 
 def _renewed(
@@ -190,9 +187,9 @@ def _renewed(
     ports = dict(before)
     for name in gone:
         ports.pop(name, None)
-    needs_order = any(name not in ports for name in new)
+    kept = len(ports)
     ports.update(new)
-    return _in_order(ports) if needs_order else ports
+    return in_order_again(ports, len(ports) - kept)
 
 
 # One Service

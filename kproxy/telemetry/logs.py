@@ -16,7 +16,7 @@ import json
 import logging
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 DEBUG_FROM = 4  # verbosity
 _LETTERS = {logging.DEBUG: "I", logging.INFO: "I", logging.WARNING: "W", logging.ERROR: "E", logging.CRITICAL: "F"}
@@ -51,8 +51,8 @@ def _text(value: object) -> str:
         return f"{value:.3f}"
     if value is None:
         return "null"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(_text(item) for item in value) + "]"
+    if type(value) in (list, tuple):  # not a name of an object, which is a tuple as well and has a spelling
+        return "[" + ",".join(_text(item) for item in cast("list[object]", value)) + "]"
     return quoted(str(value))
 
 
@@ -94,7 +94,9 @@ def _caller(record: logging.LogRecord) -> str:
 def _plain(value: object) -> object:
     if value is None or isinstance(value, bool | int | float):
         return value
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else str(value)
+    if type(value) in (list, tuple):
+        return [_plain(item) for item in cast("list[object]", value)]
+    return str(value)
 
 
 def configure(form: str, verbosity: int) -> None:

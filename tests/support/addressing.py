@@ -81,6 +81,8 @@ def twin(value: Any) -> Any:
         return replace(value, **{f.name: twin(getattr(value, f.name)) for f in fields(value)})
     if isinstance(value, dict):
         return {twin(k): twin(v) for k, v in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a name
+        return type(value)(*(twin(item) for item in value))
     if isinstance(value, tuple | list | frozenset):
         return type(value)(twin(item) for item in value)
     return value

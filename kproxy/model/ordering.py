@@ -1,0 +1,36 @@
+"""Maps that iterate in the order of their ServicePortNames, so that every node writes and tells the same things in the same order.
+
+In: maps in any order, or in order but for what came last. Out: the same in order. Pure.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Mapping
+from operator import attrgetter
+from typing import TypeVar
+
+from kproxy.model.names import ServicePortName
+
+T = TypeVar("T")
+
+_FEW = 16  # put into their places one by one; asking 10,000 names for their keys costs as much as inserting thousands
+_sort_key = attrgetter("sort_key")
+
+
+def in_order(ports: Mapping[ServicePortName, T]) -> dict[ServicePortName, T]:
+    """`ports` in the order of the names."""
+    return dict(sorted(ports.items(), key=lambda item: item[0].sort_key))
+
+
+def in_order_again(ports: Mapping[ServicePortName, T], came: int) -> Mapping[ServicePortName, T]:
+    """`ports` in order; all but the last `came` are already."""
+    if not came:
+        return ports
+    if came > _FEW:
+        return in_order(ports)
+    names = list(ports)
+    ordered = names[:-came]
+    for name in names[-came:]:
+        insort(ordered, name, key=_sort_key)
+    return {name: ports[name] for name in ordered}
