@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from operator import is_
 
-from kproxy.model.addresses import contains, of_family, special_class
+from kproxy.model.addresses import contains, family_of, of_family, special_class
 from kproxy.model.conflicts import conflicts
 from kproxy.model.desired import (
     ClientIPAffinity,
@@ -205,8 +205,11 @@ def _resolve_service(
     problems: list[Problem] = []
     ports: list[ServicePort] = []
     if not unserved(service):
+        addresses = (*service.cluster_ips, *service.external_ips, *service.load_balancer_ips)
+        here = {family_of(address) for address in addresses}  # mostly one
         for family in _FAMILIES:
-            ports += _ports_of_family(service, slices, family, facts, guard, problems)
+            if family in here:
+                ports += _ports_of_family(service, slices, family, facts, guard, problems)
     old = {(p.family, p.name): p for p in before.service_ports} if before is not None else {}
     kept = tuple(was if (was := old.get((p.family, p.name))) == p and was is not None else p for p in ports)
     return ServiceMemo(service, slices, kept, tuple(problems))
@@ -339,6 +342,10 @@ def _health_check_node_port(service: Service) -> int | None:
 def _virtual_ips(service: Service, family: Family, guard: Guard, problems: list[Problem]) -> tuple[VirtualIP, ...]:
     """The addresses of `family`, cluster IP first. Those of the other family are passed over without a word, as they are normal."""
     found: list[VirtualIP] = []
+    if not service.external_ips and not service.load_balancer_ips and len(service.cluster_ips) == 1:
+        address = service.cluster_ips[0]
+        if family_of(address) is family and not special_class(address, link_local=False):
+            return (VirtualIP(address=address, kind=VirtualIPKind.CLUSTER),)
     for kind, path, addresses in (
         (VirtualIPKind.CLUSTER, "spec.clusterIPs", of_family(service.cluster_ips, family)[:1]),
         (VirtualIPKind.EXTERNAL, "spec.externalIPs", sorted(set(of_family(service.external_ips, family)))),
