@@ -290,7 +290,8 @@ async def _rules(rig: Rig, line: Line, node: str, address: str, pods: list[Raw])
         rules = [rule for rule in said.out.splitlines() if "default/my-modes:http" in rule]
         found += "\n".join(rules) + "\n"
         used |= {variant} if rules else set()
-    jumps = re.findall(rf"-A KUBE-SERVICES -d {re.escape(address)}/32 .*-j (KUBE-SVC-\w+)", found)
+    # In KUBE-SERVICES itself or, with more than 32 entries there, in a branch of its.
+    jumps = re.findall(rf"-A KUBE-(?:SERVICES|SVC-\S+) -d {re.escape(address)}/32 .*-j (KUBE-SVC-\w+)", found)
     targets = set(re.findall(r"--to-destination (\S+):80", found))
     right = used == {rig.variant} if rig.variant != "auto" else len(used) == 1
     passed = right and len(jumps) == 1 and targets == {address_of(pod) for pod in pods}
