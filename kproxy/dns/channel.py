@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import struct
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ import msgspec
 
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.zone import ServiceRecords, Zone, ZoneDelta, difference
+from kproxy.framing import framed, receive_frame
 
 MAX_FRAME = 16 << 20
 PART = 1000  # Services and endpoints together: a few milliseconds of a worker's time; queries are answered between two parts
@@ -89,26 +89,17 @@ _from_controller: msgspec.msgpack.Decoder[FromController] = msgspec.msgpack.Deco
 
 def frame(message: FromWorker | FromController) -> bytes:
     """A message with its length in front."""
-    body = _encoder.encode(message)
-    return struct.pack("!I", len(body)) + body
-
-
-async def _receive(reader: asyncio.StreamReader) -> bytes:
-    """The next frame's body. Raises EOFError at the end, ValueError for a length beyond all bounds."""
-    size = struct.unpack("!I", await reader.readexactly(4))[0]
-    if size > MAX_FRAME:
-        raise ValueError(f"a frame of {size} octets")
-    return await reader.readexactly(size)
+    return framed(_encoder.encode(message))
 
 
 async def receive_from_worker(reader: asyncio.StreamReader) -> FromWorker:
     """The worker's next message. Raises EOFError (the end), ValueError (nonsense)."""
-    return _from_worker.decode(await _receive(reader))
+    return _from_worker.decode(await receive_frame(reader, MAX_FRAME))
 
 
 async def receive_from_controller(reader: asyncio.StreamReader) -> FromController:
     """The controller's next message. Raises EOFError (the end), ValueError (nonsense)."""
-    return _from_controller.decode(await _receive(reader))
+    return _from_controller.decode(await receive_frame(reader, MAX_FRAME))
 
 
 @dataclass(frozen=True, slots=True)

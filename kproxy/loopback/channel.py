@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
+from kproxy.framing import framed, receive_frame
 from kproxy.loopback.listeners import Key, Listener
 
 MAX_FRAME = 16 << 20
@@ -76,20 +76,12 @@ _from_controller: msgspec.msgpack.Decoder[FromController] = msgspec.msgpack.Deco
 
 def frame(message: FromWorker | FromController) -> bytes:
     """A message with its length in front."""
-    body = _encoder.encode(message)
-    return struct.pack("!I", len(body)) + body
-
-
-async def _receive(reader: asyncio.StreamReader) -> bytes:
-    size = struct.unpack("!I", await reader.readexactly(4))[0]
-    if size > MAX_FRAME:
-        raise ValueError(f"a frame of {size} octets")
-    return await reader.readexactly(size)
+    return framed(_encoder.encode(message))
 
 
 async def receive_from_controller(reader: asyncio.StreamReader) -> FromController:
     """The controller's next message. Raises EOFError (the end), ValueError (nonsense)."""
-    return _from_controller.decode(await _receive(reader))
+    return _from_controller.decode(await receive_frame(reader, MAX_FRAME))
 
 
 def updates(before: dict[Key, Listener] | None, now: dict[Key, Listener]) -> list[bytes]:
@@ -173,7 +165,7 @@ class TablePublisher:
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         while True:
-            match _from_worker.decode(await _receive(reader)):
+            match _from_worker.decode(await receive_frame(reader, MAX_FRAME)):
                 case Hello():
                     self.taken.clear()
                 case Taken(key=key, name=name, error=error) as message:
