@@ -20,9 +20,10 @@ from kproxy.cli.options import output_option
 from kproxy.cli.terminal import plain
 from kproxy.dns import names
 from kproxy.dns.answer import Forward, respond
+from kproxy.dns.blocks import PodRecords
 from kproxy.dns.compile import compile_zone
 from kproxy.dns.lookup import find_apex, locate
-from kproxy.dns.settings import DnsSettings, PodRecords
+from kproxy.dns.settings import DnsSettings
 from kproxy.dns.text import show, type_number
 from kproxy.dns.wire import Transport
 from kproxy.dns.zone import Zone

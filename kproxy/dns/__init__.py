@@ -1,6 +1,6 @@
 """The cluster's DNS: a second compiler on the snapshot, and the processes that answer from what it makes.
 
-Pure: settings configured names zone compile lookup wire answer cache upstream text. Effects: resolvconf forward channel server worker node.
+Pure: blocks settings configured names zone compile lookup wire answer cache upstream text. Effects: resolvconf forward channel server worker node.
 
     Snapshot ─▶ compile_zone ─▶ Zone ─▶ ZonePublisher ══Unix socket══▶ worker: Zone ─▶ answer() ─▶ cache ─▶ reply
                                                                                          └▶ Forward ─▶ forward.py ─▶ reply

@@ -7,7 +7,8 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 from kproxy.config.config import Config
-from kproxy.dns.settings import DnsSettings, PodRecords
+from kproxy.dns.blocks import PodRecords
+from kproxy.dns.settings import DnsSettings
 from kproxy.errors import ConfigError
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from kproxy.dns import names
-from kproxy.dns.settings import PodRecords
+from kproxy.dns.blocks import PodRecords
 from kproxy.dns.zone import Apex, Group, Port, RecordKind, ServiceRecords, Tree, Zone
 
 

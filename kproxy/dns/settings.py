@@ -7,14 +7,8 @@ still knows which names it must not forward. Nothing here is read from the machi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
-
-class PodRecords(Enum):
-    """Which names below `pod.<zone>` exist; the value is CoreDNS's word."""
-
-    DISABLED = "disabled"
-    INSECURE = "insecure"  # any well-formed dashed address in an existing namespace: kubeadm's default
+from kproxy.dns.blocks import Pages, PodRecords, ServerBlock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +31,9 @@ class DnsSettings:
     )
     service: str = "kube-system/kube-dns"  # the Service in front of the cluster's DNS servers, for NS and its glue
     own_addresses: tuple[str, ...] = ()  # ns.dns.<zone>, and how the Service is recognised; empty: `listen`
+
+    blocks: tuple[ServerBlock, ...] = ()  # a Corefile's; empty: one block that says what these fields say
+    pages: Pages = Pages()
 
     listen: tuple[str, ...] = ("127.0.0.1",)
     port: int = 53

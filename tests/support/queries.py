@@ -27,7 +27,8 @@ import dns.rdatatype
 import dns.rrset
 
 from kproxy.dns.compile import NEEDED, compile_zone
-from kproxy.dns.settings import DnsSettings, PodRecords
+from kproxy.dns.blocks import PodRecords
+from kproxy.dns.settings import DnsSettings
 from kproxy.dns.zone import Zone, empty_zone
 from kproxy.model.events import Event, Replaced
 from kproxy.model.objects import Kind

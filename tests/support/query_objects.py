@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kproxy.dns.settings import PodRecords
+from kproxy.dns.blocks import PodRecords
 
 Manifest = dict[str, Any]
 
