@@ -1,7 +1,7 @@
 """What a Corefile says, as frozen values: server blocks and the directives inside them, with CoreDNS's meaning and defaults.
 
-In: nothing but values; `corefile` makes them from text, `default_blocks` from the plain configuration. Out: what controller and workers share,
-inside DnsSettings, as JSON. What must not happen here: reading text, files or the environment.
+In: nothing but values; `corefile` makes them from text. Out: what controller and workers share, inside DnsSettings, as JSON. What must not
+happen here: reading text, files or the environment.
 
 Zones and names are kept as text, without trailing dot but for the root, which is `.`; whoever matches compiles them once. `fallthrough` is
 None where it is off and names where it is on: `.` alone means every name. Times are seconds. Defaults are those of CoreDNS v1.14.7.
@@ -282,10 +282,13 @@ class Pages:
     reload_jitter_s: float = 15.0
 
 
+NO_PAGES = Pages()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corefile:
     """A whole Corefile that was understood. warnings: what was read and has no effect here, with its place."""
 
     blocks: tuple[ServerBlock, ...]
-    pages: Pages = Pages()
+    pages: Pages = NO_PAGES
     warnings: tuple[str, ...] = ()

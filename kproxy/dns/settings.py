@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kproxy.dns.blocks import Pages, PodRecords, ServerBlock
+from kproxy.dns.blocks import NO_PAGES, Pages, PodRecords, ServerBlock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class DnsSettings:
     own_addresses: tuple[str, ...] = ()  # ns.dns.<zone>, and how the Service is recognised; empty: `listen`
 
     blocks: tuple[ServerBlock, ...] = ()  # a Corefile's; empty: one block that says what these fields say
-    pages: Pages = Pages()
+    pages: Pages = NO_PAGES
 
     listen: tuple[str, ...] = ("127.0.0.1",)
     port: int = 53

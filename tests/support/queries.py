@@ -26,8 +26,8 @@ import dns.rcode
 import dns.rdatatype
 import dns.rrset
 
-from kproxy.dns.compile import NEEDED, compile_zone
 from kproxy.dns.blocks import PodRecords
+from kproxy.dns.compile import NEEDED, compile_zone
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.zone import Zone, empty_zone
 from kproxy.model.events import Event, Replaced

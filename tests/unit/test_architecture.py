@@ -34,6 +34,8 @@ PURE = (
     "kproxy.backends.*.difference",
     "kproxy.backends.*.census",
     "kproxy.dns.names",
+    "kproxy.dns.blocks",
+    "kproxy.dns.corefile*",
     "kproxy.dns.settings",
     "kproxy.dns.configured",
     "kproxy.dns.zone",
