@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,8 @@ def _swap(volume: Path, data: dict[str, str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def installed(control_plane: ControlPlane, kubectl: Kubectl) -> dict[str, dict[str, Any]]:
-    """kubeadm's objects in the API, by kind; besides, a Node and a Service with an endpoint."""
+def installed(control_plane: ControlPlane, kubectl: Kubectl) -> Iterator[dict[str, dict[str, Any]]]:
+    """kubeadm's objects in the API, by kind, and a Node; after the tests neither the Node nor a chain of this network namespace is left."""
     text = (ROOT / "tests/support/installers/kubeadm.yaml").read_text()
     kubectl.succeed("apply", "-f", "-", stdin=text.replace("https://192.168.200.1:6443", control_plane.server))
     kubectl.succeed(
@@ -108,7 +109,11 @@ def installed(control_plane: ControlPlane, kubectl: Kubectl) -> dict[str, dict[s
     found = {}
     for kind in ("ConfigMap", "DaemonSet"):
         found[kind] = json.loads(kubectl.succeed("get", kind, "kube-proxy", "-n", "kube-system", "-o", "json"))
-    return found
+    yield found
+    kubectl.succeed("delete", "node", NODE)
+    for variant, table, option in product(("legacy", "nft"), ("nat", "filter", "mangle"), ("-F", "-X")):
+        # KUBE-FIREWALL is the kubelet's as well, so cleanup leaves it; here is no kubelet
+        subprocess.run([f"iptables-{variant}", "-w", "-t", table, option], check=True, timeout=20)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,19 @@ def _about(kubectl: Kubectl, namespace: str, name: str) -> list[dict[str, Any]]:
     return items
 
 
-def test_every_event_of_ours_is_accepted(kubectl: Kubectl, admin_kubeconfig: Path, fresh_namespace: str) -> None:
-    service = NamespacedName(fresh_namespace, "web")
+@pytest.fixture
+def node(kubectl: Kubectl) -> Iterator[None]:
+    """A Node while a test runs; the API server is shared with tests that list them."""
     kubectl.succeed(
         "apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})
     )
+    yield
+    kubectl.succeed("delete", "node", NODE)
+
+
+@pytest.mark.usefixtures("node")
+def test_every_event_of_ours_is_accepted(kubectl: Kubectl, admin_kubeconfig: Path, fresh_namespace: str) -> None:
+    service = NamespacedName(fresh_namespace, "web")
     notes = [
         notices.starting(NODE),
         notices.pages_failed(NODE, "FailedToStartProxierHealthcheck", "cannot listen on 0.0.0.0:10256"),
