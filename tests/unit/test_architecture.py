@@ -47,6 +47,7 @@ PURE = (
     "kproxy.dns.lookup",
     "kproxy.dns.wire",
     "kproxy.dns.cache",
+    "kproxy.dns.clients",
     "kproxy.sync.pacer",
     "kproxy.config.gates",
     "kproxy.config.writers",
