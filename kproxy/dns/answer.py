@@ -13,7 +13,7 @@ namespace come out in lower case (both as CoreDNS does).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kproxy.dns import names, wire
@@ -25,6 +25,9 @@ VERSION = b"\x051.1.0"  # of the DNS-Based Service Discovery specification, as a
 VERSION_TTL = 28800  # seconds; the specification's own example and CoreDNS's value
 CHAIN = 10  # CNAMEs followed inside the zone
 NOT_READY = 14  # extended error, RFC 8914
+
+# Types that ask for no record of a name: transfers belong to `transfer`, the others are parts of messages.
+NOT_QUESTIONS = frozenset({Type.AXFR, Type.IXFR, Type.TKEY, Type.TSIG, Type.OPT})
 
 _SVC = b"\x03svc"
 _LOCALHOST, _INVALID, _ONION, _LOCAL = b"\x09localhost\0", b"\x07invalid\0", b"\x05onion\0", b"\x05local\0"
@@ -47,12 +50,32 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """The reply needs `name` and `qtype` asked upstream. prefix: CNAME records that lead from the question to `name`."""
+    """The reply needs `name` and `qtype` asked somewhere else. prefix: CNAME records that lead from the question to `name`; they make the
+    difference between a name that was not ours (empty) and a Service's external name, whose target the whole server has to resolve.
+    """
 
     query: Query
     name: bytes  # lower-case wire form
     qtype: int
     prefix: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """This zone has nothing to say: the name is not in it, or missing in it where `fallthrough` passes it on."""
+
+    reason: str = ""
+
+
+MISSED = Missed()
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A whole zone: the messages of the reply, for TCP only, made while they are sent. Whoever sends them waits for the client between two."""
+
+    query: Query
+    messages: Iterable[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +101,28 @@ def respond(zone: Zone, data: bytes, transport: Transport, turn: int = 0) -> Out
     if isinstance(query, bytes):
         return Outcome(query, rcode=query[3] & 15)
     size = wire.limit(query, transport)
-    if query.qclass != 1 or query.qtype in (Type.AXFR, Type.IXFR, Type.TKEY, Type.TSIG, Type.OPT):
-        return _refusal(query, size)
+    if query.qclass != 1 or query.qtype in NOT_QUESTIONS:
+        return refusal(query, size)
+    outcome = answer_query(zone, query, transport, turn)
+    if isinstance(outcome, Missed):
+        return special_name(zone, query, size) or Forward(query, query.lowered, query.qtype)
+    return outcome
+
+
+def answer_query(zone: Zone, query: Query, transport: Transport, turn: int = 0) -> Outcome | Forward | Missed:
+    """What the zone alone says to a query of class IN that is no transfer.
+
+    Forward, always with a prefix: a Service's external name, whose target lies outside of the zone; the caller resolves it by the whole
+    server and puts the CNAMEs in front. Missed: the next directive's turn.
+    """
     found = find_apex(zone, query.lowered)
     if found is None:
-        return _elsewhere(zone, query, size)
+        return MISSED
     apex, start = found
+    size = wire.limit(query, transport)
     place = locate(zone, apex, query.lowered, start)
     if place.kind is PlaceKind.MISSING and apex.fallthrough:
-        return _elsewhere(zone, query, size)
+        return MISSED
     if place.kind in (PlaceKind.MISSING, PlaceKind.UNKNOWN):
         rcode = Rcode.NXDOMAIN if place.kind is PlaceKind.MISSING else Rcode.SERVFAIL
         return _negative(zone, query, size, start, rcode)
@@ -103,7 +139,8 @@ def respond(zone: Zone, data: bytes, transport: Transport, turn: int = 0) -> Out
     return Outcome(reply, records.owner, query, turns=turns)
 
 
-def _refusal(query: Query, size: int) -> Outcome:
+def refusal(query: Query, size: int) -> Outcome:
+    """REFUSED: nobody here answers for this."""
     reply = wire.build(query, rcode=Rcode.REFUSED, authoritative=False, size=size)
     return Outcome(reply, b"", query, Rcode.REFUSED)
 
@@ -127,8 +164,8 @@ def soa(zone: Zone, start: int) -> bytes:
     return wire.record(here, Type.SOA, min(ttl, 300), b"\x02ns\x03dns" + here + b"\x0ahostmaster" + here + times)
 
 
-def _elsewhere(zone: Zone, query: Query, size: int) -> Outcome | Forward:
-    """A name that is not in our zones: the few special names are answered here (RFC 6761, 7686, 6762), the rest upstream."""
+def special_name(zone: Zone, query: Query, size: int) -> Outcome | None:
+    """The few names that never leave this server although no zone has them (RFC 6761, 7686, 6762), and ANY; None for every other."""
     lowered, qtype = query.lowered, query.qtype
     if names.is_below(lowered, _LOCALHOST):
         loopback = {Type.A: b"\x7f\0\0\1", Type.AAAA: b"\0" * 15 + b"\1"}.get(Type(qtype)) if qtype in (1, 28) else None
@@ -141,7 +178,7 @@ def _elsewhere(zone: Zone, query: Query, size: int) -> Outcome | Forward:
     if qtype == Type.ANY:  # RFC 8482: never everything, least of all for somebody else's spoofed address
         hinfo = wire.record(OWNER, Type.HINFO, zone.settings.ttl, b"\x07RFC8482\0")
         return Outcome(wire.build(query, authoritative=False, answer=(hinfo,), size=size), b"", query)
-    return Forward(query, lowered, qtype)
+    return None
 
 
 def _records(zone: Zone, apex: Apex, start: int, place: Place, query: Query) -> _Found | Forward:
