@@ -28,6 +28,7 @@ from typing import IO, Any
 
 import uvloop
 
+from kproxy.app_dns import DnsHalf
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.guard import IptablesGuard
 from kproxy.backends.iptables.settings import IptablesSettings
@@ -42,12 +43,7 @@ from kproxy.conntrack.ended import Ended
 from kproxy.conntrack.fullness import Fullness
 from kproxy.conntrack.gauge import Gauge
 from kproxy.conntrack.reconciler import Reconciler
-from kproxy.dns.channel import ZonePublisher
-from kproxy.dns.compile import compile_zone
-from kproxy.dns.configured import channel_path, dns_settings
 from kproxy.dns.node import upstreams_of
-from kproxy.dns.presence import Presence
-from kproxy.dns.zone import Zone
 from kproxy.errors import ExitCode, KproxyError
 from kproxy.loopback.channel import TablePublisher, Taken
 from kproxy.loopback.listeners import loopback_path
@@ -106,12 +102,8 @@ class Controller:
         )
         self.tally = Tally(run_tool)
         self.backend = IptablesBackend(settings, variant=variant, runner=self.tally.run)
-        self.dns = dns_settings(config, os.environ) if config.dns.enabled else None
         self.upstreams = upstreams_of(config.dns)
-        self.publisher = ZonePublisher(Path(channel_path(config, family_name(os.getppid()))))
-        self.zone: Zone | None = None
-        self.cluster_dns = config.dns.cluster_dns if config.dns.enabled else ()
-        self.presence = Presence(self.cluster_dns)
+        self.dns = DnsHalf(config, lambda: self.loop)
         self.api: Api | None = None
         # Only what is needed: kube-proxy's ClusterRole, system:node-proxier, knows neither Namespaces nor Pods.
         self.resources = [r for r in RESOURCES(config.node_name) if config.dns.enabled or r.kind in RULES_NEED]
@@ -150,7 +142,7 @@ class Controller:
             watches=self.watches,
             health=self.monitor.health,
             server=lambda: self.api.server if self.api is not None else "",
-            dns_workers=lambda: len(self.publisher.workers()) if self.dns is not None else None,
+            dns_workers=self.dns.workers,
         )
 
     def _listen(self, outcome: SyncOutcome) -> None:
@@ -180,23 +172,13 @@ class Controller:
             self.monitor.recorder.record(table_full(self.config.node_name, fullness.text))
 
     async def publish(self, snapshot: Snapshot) -> None:
-        """Compiles the zone of `snapshot` and sends what is new to the workers."""
+        """What follows from `snapshot` besides rules."""
         self._listen_on_standby(snapshot)
-        if self.dns is None:
-            return
-        # The serial grows with every change, also with several in one second (RFC 1982 arithmetic has room).
-        serial = max(int(time.time()), self.zone.serial + 1 if self.zone is not None else 0)
-        self.zone = compile_zone(snapshot, self.dns, self.zone, serial=serial)
-        await self.publisher.publish(self.zone)
+        await self.dns.publish(snapshot)
 
     def settings_for(self, snapshot: Snapshot) -> NodeSettings:
-        """What rules follow from. Port 53 of a cluster DNS address is left untracked while this node holds the address, and only then.
-
-        Untracked queries are not translated: without the address they would go nowhere. So the order is address first, rules after,
-        and a controller that starts over finds both as they were.
-        """
-        held = tuple(a for a in self.cluster_dns if a in snapshot.local_addresses)
-        return self._settings(held)
+        """What rules follow from. Port 53 of a cluster DNS address is left untracked while this node holds the address, and only then."""
+        return self._settings(self.dns.held(snapshot))
 
     def _settings(self, held: tuple[str, ...]) -> NodeSettings:
         return self.config.node_settings(
@@ -205,10 +187,6 @@ class Controller:
             resolvers=tuple(server.address for server in self.upstreams.refresh(time.monotonic())),
         )
 
-    def may_be_present(self) -> bool:
-        """Whether there is a zone, somebody who answers, and the right to write."""
-        return self.loop.status.writer and self.loop.status.dns_published and self.publisher.answering() > 0
-
     async def leave(self) -> None:
         """Hands queries to other nodes' servers: tracked again, then the address given back. Service rules stay as they are.
 
@@ -216,14 +194,14 @@ class Controller:
         changes. Nor when the API was never heard: without knowing the Services no rule may be written.
         """
         if (
-            not self.cluster_dns
+            not self.dns.addresses
             or not self.loop.status.writer
             or not self.loop.heard_enough
             or somebody_waits(self.lock)
         ):
             return
         self.loop.use(lambda _: self._settings(()))
-        await self.presence.leave(self.loop.sync)
+        await self.dns.leave(self.loop.sync)
 
     async def follow_config(self, flags: Mapping[str, Any], stop: asyncio.Event) -> None:
         """Ends the controller in good order when its configuration file is not the one that was read any more."""
@@ -255,19 +233,15 @@ class Controller:
         """What the pages and metrics show besides rules."""
         return Sources(
             api=lambda: self.api,
-            dns=lambda: self._dns_lines() if self.dns is not None else {},
-            dns_counters=self.publisher.counters,
-            dns_workers=lambda: len(self.publisher.workers()),
+            dns=self.dns.lines,
+            dns_counters=self.dns.publisher.counters,
+            dns_workers=lambda: self.dns.workers() or 0,
             flows=lambda: self.flows.counters,
             further=self._further_metrics,
             configz=lambda: configz(self.config),
             flagz=lambda: flagz(self.config),
             page=lambda: status_bytes(self.instance.status()),
         )
-
-    def _dns_lines(self) -> dict[str, Any]:
-        held = self.settings_for(self.loop.snapshot).dns_addresses
-        return {"dns addresses held": ", ".join(held), "dns workers": len(self.publisher.workers())}
 
     def _refuses(self, flags: Mapping[str, Any]) -> bool:
         """Whether the file's new content is one that the next start would refuse; says so."""
@@ -284,8 +258,7 @@ class Controller:
         flags: those of `kproxy run`; `config_read` among them is the fingerprint of the file in force. Raises ConfigChangedError.
         """
         try:
-            if self.dns is not None:
-                await self.publisher.start()
+            await self.dns.start()
             async with connect(self._client()) as self.api, asyncio.TaskGroup() as group:
                 tasks = [group.create_task(work) for work in (*self._work(self.api), *self._pages())]
                 if flags.get("config_read"):
@@ -297,7 +270,7 @@ class Controller:
             if self.config_change:
                 raise ConfigChangedError(f"{self.config_change}: starting anew with it; rules stay")
         finally:
-            await self.publisher.close()
+            await self.dns.publisher.close()
 
     def _work(self, api: Api) -> Iterator[Coroutine[Any, Any, None]]:
         yield self.loop.keep_snapshot()
@@ -311,11 +284,10 @@ class Controller:
         yield self.ended.keep(lambda: (self.loop.desired, self.loop.snapshot.local_addresses))
         yield watch_addresses(self.loop.emit)
         yield from self._reflectors(api)
-        if self.dns is not None:
-            yield self.presence.keep(self.may_be_present, lambda: self.loop.snapshot.local_addresses)
+        yield from self.dns.tasks()
 
     def _pages(self) -> Iterator[Coroutine[Any, Any, None]]:
-        yield from self.monitor.tasks(self.dns.own_addresses if self.dns is not None else ())
+        yield from self.monitor.tasks(self.dns.own_addresses)
         yield serve_state(self.instance.pages(), socket_path(self.config.run_dir, family_name(os.getppid())))
 
 
