@@ -53,7 +53,8 @@ class Forward:
     """`forward FROM TO…`: names below `origin` are asked at `to`."""
 
     origin: str = "."
-    to: tuple[str, ...] = ()  # IP[:port], [IP]:port, tls://IP[:port], or a resolv.conf's path
+    # IP[:port], [IP]:port, tls://IP[%SERVERNAME][:port], or a resolv.conf's path, which has a slash in it
+    to: tuple[str, ...] = ()
     excepted: tuple[str, ...] = ()  # names this instance does not forward
     force_tcp: bool = False
     prefer_udp: bool = False
@@ -63,6 +64,8 @@ class Forward:
     health_recursion: bool = True  # RD in probes; `no_rec` clears it
     health_domain: str = "."
     expire_s: float = 10.0  # idle connections are kept this long
+    max_age_s: float = 0.0  # connections older than this are not used again; 0: any age
+    max_idle_connections: int = 0  # kept for each upstream; 0: no limit
     max_concurrent: int = 0  # above it REFUSED; 0: no limit
     max_connect_attempts: int = 0  # 0: twice the number of upstreams
     read_timeout_s: float = 2.0
@@ -95,6 +98,8 @@ class Cache:
     stale_verify: bool = False  # true: the upstream is asked first
     stale_verify_timeout_s: float = 0.0  # 0: as long as an answer takes
     stale_ttl_s: int = 0
+    stale_recheck_s: float = 0.0  # a failed refresh of an expired answer is not tried again for so long
+    prefer_positive: bool = False  # `serve_stale_policy`: an expired positive answer goes before a fresh SERVFAIL or denial
     servfail_s: float = 5.0
     disable_success: tuple[str, ...] | None = None  # zones without; `.`: all
     disable_denial: tuple[str, ...] | None = None
@@ -120,6 +125,7 @@ class Hosts:
     reload_s: float = 5.0  # 0: never
     no_reverse: bool = False
     fallthrough: tuple[str, ...] | None = None
+    fallthrough_unsupported: bool = False  # also on to the next directive for types that are neither A, AAAA nor PTR
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +217,7 @@ class Transfer:
 
     zones: tuple[str, ...] = ()
     to: tuple[str, ...] = ()
+    source: str = ""  # address that notifications come from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,11 +230,21 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Consolidate:
+    """One `consolidate` of `errors`: messages that fit are counted for `period_s` and told as one."""
+
+    period_s: float
+    pattern: str  # regular expression
+    level: str = "error"  # warning, error, info, debug
+    show_first: bool = False  # the first of a period is told at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Errors:
-    """`errors`. consolidate: (seconds, regular expression, level) of messages that are told as one."""
+    """`errors`."""
 
     stacktrace: bool = False
-    consolidate: tuple[tuple[float, str, str], ...] = ()
+    consolidate: tuple[Consolidate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
