@@ -32,25 +32,43 @@ PRIVATE = (
 class PodView:
     """One pod of this node, as its queries are seen: where from, whose, and the search list in its resolv.conf.
 
-    address: canonical text. name: `namespace/name`. searches: wire form, lower case, in order; empty when unknown or none.
-    host_network: its queries come from the node's address, as those of every other process there do.
+    address: canonical text. name: `namespace/name`. searches: wire form, lower case, in order; empty when unknown or none. ndots: from so
+    many dots on it asks a name as it stands first. host_network: its queries come from the node's address, as those of every other
+    process there do.
     """
 
     address: str
     name: str
     searches: tuple[bytes, ...] = ()
+    ndots: int = 5
     host_network: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SearchList:
+    """A search list in wire form, lower case. The first suffix, its head, is what the first query of a walk is recognised by.
+
+    ndots: names with so many dots were asked as they stand before the list.
+    """
+
+    suffixes: tuple[bytes, ...]
+    ndots: int = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
-    """Whoever sent a query. name: of the pod, "" when it is none of this node's. view: see the module's text; UNCACHED for none."""
+    """Whoever sent a query. name: of the pod, "" when it is none of this node's. view: see the module's text; UNCACHED for none.
+
+    lists: the search lists in use at this address; several only where pods share the node's. heads: the first suffixes of everybody's
+    lists: a reply to a name below one of them may be another for another client.
+    """
 
     address: str
     packed: bytes = b""
     allowed: bool = True
     view: int = 0
-    searches: tuple[bytes, ...] = ()
+    lists: tuple[SearchList, ...] = ()
+    heads: frozenset[bytes] = frozenset()
     name: str = ""
 
 
@@ -98,14 +116,16 @@ class Clients:
         self._allowed = Networks(allowed)
         self._places = tuple(map(Networks, places))
         self._capacity = capacity
-        self._views: dict[tuple[tuple[bytes, ...], int], int] = {((), 0): 0}
+        self._views: dict[tuple[tuple[SearchList, ...], int], int] = {((), 0): 0}
         self._pods: dict[str, PodView] = {}
+        self._lists: dict[str, tuple[SearchList, ...]] = {}
         for pod in pods:
-            if pod.host_network:
-                continue
-            other = self._pods.get(pod.address)
-            # Two pods with one address: one of them is on its way out, and nobody can tell whose query it is.
-            self._pods[pod.address] = pod if other is None else PodView(address=pod.address, name=pod.name)
+            if not pod.host_network:
+                # Two pods with one address: one is on its way out. Their lists are told apart by how they begin, as on the node's address.
+                self._pods[pod.address] = pod
+            if pod.searches:
+                self._lists[pod.address] = self._joined(pod)
+        self.heads = frozenset(one.suffixes[0] for lists in self._lists.values() for one in lists)
 
     def find(self, address: str) -> Client:
         """The client at a source address in the kernel's spelling; never raises."""
@@ -116,25 +136,34 @@ class Clients:
             client = self.known[address] = self._make(address)
         return client
 
+    def _joined(self, pod: PodView) -> tuple[SearchList, ...]:
+        """The lists at a pod's address with its own. Of two that begin alike and go on differently neither can be told from the other."""
+        mine = SearchList(pod.searches, pod.ndots)
+        others = self._lists.get(pod.address, ())
+        alike = any(other.suffixes[0] == pod.searches[0] and other != mine for other in others)
+        kept = tuple(other for other in others if other.suffixes[0] != pod.searches[0])
+        return kept if alike else (*kept, mine)
+
     def _make(self, address: str) -> Client:
         try:
             packed = names.pack(address.partition("%")[0])
         except ValueError:
             return Client(address=address, allowed=False, view=UNCACHED)
         pod = self._pods.get(address)
-        searches = pod.searches if pod is not None else ()
+        lists = self._lists.get(address, ())
         bits = sum(1 << index for index, networks in enumerate(self._places) if packed in networks)
         return Client(
             address=address,
             packed=packed,
             # A pod of this node is a client of the cluster, whatever range its address is from.
             allowed=pod is not None or not self._allowed or packed in self._allowed,
-            view=self._view((searches, bits)),
-            searches=searches,
+            view=self._view((lists, bits)),
+            lists=lists,
+            heads=self.heads,
             name=pod.name if pod is not None else "",
         )
 
-    def _view(self, kind: tuple[tuple[bytes, ...], int]) -> int:
+    def _view(self, kind: tuple[tuple[SearchList, ...], int]) -> int:
         view = self._views.get(kind)
         if view is None:
             if len(self._views) >= VIEWS:

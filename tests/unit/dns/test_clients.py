@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kproxy.dns.clients import UNCACHED, Clients, Networks, PodView, served_networks
+from kproxy.dns.clients import UNCACHED, Clients, Networks, PodView, SearchList, served_networks
 from kproxy.dns.names import pack
 
 SEARCHES = (b"\x02ns\x03svc\x07cluster\x05local\0", b"\x03svc\x07cluster\x05local\0")
@@ -59,16 +59,23 @@ def test_clients_of_one_search_list_and_place_share_a_view() -> None:
     assert alike.find("10.1.0.5").view == alike.find("10.1.0.6").view != 0
 
 
-def test_two_pods_with_one_address_have_no_search_list() -> None:
-    client = Clients((), [POD, PodView(address=POD.address, name="ns/b")]).find(POD.address)
-    assert client.searches == () and client.allowed
+def test_two_pods_with_one_address_have_both_search_lists() -> None:
+    new = PodView(address=POD.address, name="other/b", searches=(b"\x05other" + SEARCHES[0][3:], *SEARCHES[1:]))
+    client = Clients((), [POD, new]).find(POD.address)
+    assert [one.suffixes for one in client.lists] == [SEARCHES, new.searches] and client.allowed
+    unlike = PodView(address=POD.address, name="ns/c", searches=SEARCHES[:1])
+    assert Clients((), [POD, unlike]).find(POD.address).lists == (), "which of the two is meant cannot be told"
 
 
 def test_host_network_pods_do_not_speak_for_the_node() -> None:
-    client = Clients((), [PodView(address="192.0.2.1", name="ns/h", searches=SEARCHES, host_network=True)]).find(
-        "192.0.2.1"
-    )
-    assert client.name == "" and client.searches == ()
+    pod = PodView(address="192.0.2.1", name="ns/h", searches=SEARCHES, host_network=True)
+    client = Clients((), [pod]).find("192.0.2.1")
+    assert client.name == "" and client.lists == (SearchList(SEARCHES),)
+
+
+def test_everybody_knows_how_lists_begin() -> None:
+    clients = Clients((), [POD])
+    assert clients.find("203.0.113.9").heads == {SEARCHES[0]} == clients.find(POD.address).heads
 
 
 def test_the_table_does_not_grow_with_forged_addresses() -> None:
