@@ -135,8 +135,8 @@ def finish(forward: Forward, reply: Reply | None, transport: Transport, *, age_s
     if forward.prefix:
         at += sum(map(len, forward.prefix))
         seen[forward.name] = wire.pointer(at - len(forward.name))
-    answer, at = _render(_turned(reply.answer, forward.qtype, turn), at, seen, age_s)
-    authority, _ = _render(reply.authority, at, seen, age_s)
+    answer, at = render(_turned(reply.answer, forward.qtype, turn), at, seen, age_s)
+    authority, _ = render(reply.authority, at, seen, age_s)
     return wire.build(
         query,
         rcode=rcode,
@@ -159,7 +159,7 @@ def _turned(records: tuple[Record, ...], qtype: int, turn: int) -> Sequence[Reco
     return [*aliases, *addresses[at:], *addresses[:at], *others]
 
 
-def _render(records: Sequence[Record], at: int, seen: dict[bytes, bytes], age_s: int) -> tuple[list[bytes], int]:
+def render(records: Sequence[Record], at: int, seen: dict[bytes, bytes], age_s: int = 0) -> tuple[list[bytes], int]:
     """Finished records from offset `at` on. `seen`: names that can be pointed at, by their lower-case form; grows."""
     out = []
     for item in records:
