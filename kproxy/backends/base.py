@@ -45,6 +45,9 @@ class Backend(Protocol[R, P]):
     async def apply(self, plan: P) -> ApplyReport:
         """Carries the plan out. Raises ApplyError when nothing of use could be written; the caller then observes and plans anew."""
 
+    async def bring(self, applied: R | None, desired: DesiredState) -> tuple[R, ApplyReport]:
+        """The three in one, in whatever way is quickest: what is in force afterwards, and the report. Raises as they do."""
+
     async def observe(self) -> R:
         """What of ours the kernel holds now; at start, after a failure, rarely for drift."""
 

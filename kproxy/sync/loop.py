@@ -256,8 +256,7 @@ class SyncLoop:
         known = kernel.resolved.desired if kernel.resolved else None
         resolved = resolve_with_problems(snapshot, self._settings(snapshot), known)
         changes = summarize(self.desired, resolved.desired)
-        wanted = self._backend.compile(resolved.desired)
-        report = await self._backend.apply(self._backend.plan(kernel.applied, wanted))
+        wanted, report = await self._backend.bring(kernel.applied, resolved.desired)
         # What the kernel refused is not in it: the next sync has to find that out by looking.
         kernel.applied = wanted if not report.problems else None
         kernel.observed = False

@@ -25,7 +25,7 @@ from kproxy.backends.iptables.matches import (
     Target,
 )
 from kproxy.backends.iptables.rules import RuleSyntaxError, comparable, parse_rule
-from kproxy.backends.iptables.tool_runs import Done
+from kproxy.backends.iptables.tool_runs import Done, Text
 from kproxy.backends.iptables.tools import Tools
 from kproxy.backends.iptables.variant import Variant, VariantChoice
 from kproxy.model.names import Family
@@ -185,8 +185,9 @@ class FakeMachine:
         """What this machine's kernel lacks."""
         return Capabilities(missing=self.lacking)
 
-    async def run(self, program: Sequence[str], text: str, timeout_s: float) -> Done | None:
+    async def run(self, program: Sequence[str], given: Text, timeout_s: float) -> Done | None:
         """The runner."""
+        text = given if isinstance(given, str) else "".join(given)
         name, _, verb = Path(program[0]).name.partition("-")
         fake = self.of[Family(name)]
         if verb == "save":

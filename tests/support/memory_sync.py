@@ -76,6 +76,10 @@ class MemoryBackend:
         self.kernel = (self.kernel | add) - remove
         return ApplyReport(batches=int(bool(add or remove)), rules_written=len(add))
 
+    async def bring(self, applied: Contents | None, desired: DesiredState) -> tuple[Contents, ApplyReport]:
+        wanted = self.compile(desired)
+        return wanted, await self.apply(self.plan(applied, wanted))
+
     async def observe(self) -> Contents:
         self.observations += 1
         if self.trouble is not None:

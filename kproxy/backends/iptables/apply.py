@@ -25,14 +25,15 @@ from kproxy.backends.iptables import names
 from kproxy.backends.iptables.changes import Batch, Change, Plan, Section, render_section
 from kproxy.backends.iptables.compile import compile_ruleset
 from kproxy.backends.iptables.failures import FamilyUnusableError
+from kproxy.backends.iptables.filling import Filling
 from kproxy.backends.iptables.libiptc import Capabilities
 from kproxy.backends.iptables.plan import LEGACY_BATCH_LINES, NFT_BATCH_LINES, cleanup_plan, ours, plan
 from kproxy.backends.iptables.ruleset import FamilyRuleset, Ruleset, RulesetSyntaxError, parse
 from kproxy.backends.iptables.settings import IptablesSettings
-from kproxy.backends.iptables.tool_runs import Runner, restore, run_tool, save
+from kproxy.backends.iptables.tool_runs import Runner, pour, restore, run_tool, save
 from kproxy.backends.iptables.tools import Machine, Tools
 from kproxy.backends.iptables.variant import Variant, VariantChoice
-from kproxy.errors import ApplyError, UnsupportedError
+from kproxy.errors import ApplyError, KproxyError, UnsupportedError
 from kproxy.model.desired import DesiredState, ServicePort
 from kproxy.model.names import Family, ServicePortName
 from kproxy.model.objects import Problem
@@ -42,6 +43,7 @@ log = logging.getLogger("kproxy.iptables")
 _FAMILIES = (Family.IPV4, Family.IPV6)
 _ASK_TIMEOUT_S = 30.0
 _RECENT = "match recent"
+_SOCKET = "match socket"
 _ROUTE_LOCALNET = Path("/proc/sys/net/ipv4/conf/all/route_localnet")
 
 
@@ -201,6 +203,36 @@ class IptablesBackend:
             batches=batches, rules_written=rules, chains_deleted=chains, problems=tuple(sorted(set(problems)))
         )
 
+    async def bring(self, applied: Ruleset | None, desired: DesiredState) -> tuple[Ruleset, ApplyReport]:
+        """Compiles, plans and applies; into a kernel without Services the first ones go while they are being compiled (filling.py)."""
+        there, poured = applied, 0
+        if applied is not None and self._compiled is None and self.tools.variant is Variant.LEGACY:
+            there, poured = await self._fill(applied, desired)
+        wanted = self.compile(desired)
+        report = await self.apply(self.plan(there, wanted))
+        return wanted, replace(
+            report, batches=report.batches + bool(poured), rules_written=report.rules_written + poured
+        )
+
+    async def _fill(self, applied: Ruleset, desired: DesiredState) -> tuple[Ruleset | None, int]:
+        """What the kernel holds after the first filling of nat, and the number of rules; None when something of it was refused.
+
+        Whose rule that was is found in the ordinary way: by halves, after looking at what is there.
+        """
+        fillings = {f: Filling(desired.of(f), self.settings, applied.of(f)) for f in _FAMILIES}
+        worth = {f: filling for f, filling in fillings.items() if filling.is_worth_it and f not in self._unusable}
+        for family, filling in worth.items():
+            try:
+                await pour(self.tools, self._runner, family, filling.pieces())
+            except KproxyError as error:
+                log.info("The first filling of %s was refused, so it is done step by step: %s", family.value, error)
+                return None, 0
+        if worth:
+            self._compiled = Ruleset(ipv4=fillings[Family.IPV4].wanted, ipv6=fillings[Family.IPV6].wanted)
+        there = {f: worth[f].applied if f in worth else applied.of(f) for f in _FAMILIES}
+        poured = sum(len(chain) for filling in worth.values() for chain in filling.wanted.tables["nat"].values())
+        return Ruleset(ipv4=there[Family.IPV4], ipv6=there[Family.IPV6]), poured
+
     async def observe(self) -> Ruleset:
         """What of ours (or of kube-proxy's) the kernel holds now."""
         found: dict[Family, FamilyRuleset] = {}
@@ -249,6 +281,10 @@ class IptablesBackend:
         if _RECENT in self._capabilities.missing and self.settings.affinity:
             self.settings = replace(self.settings, affinity=False)
             told = "this kernel lacks the match recent (xt_recent): session affinity is off, all else works"
+            raise ApplyError(told, retryable=True, detail=told)
+        if self.settings.sockets and (_SOCKET in self._capabilities.missing or self._capabilities.unknown):
+            self.settings = replace(self.settings, sockets=False)
+            told = "the match socket (xt_socket) is left out: DNS queries wait for the hand-over when the last worker dies"
             raise ApplyError(told, retryable=True, detail=told)
 
     def _quarantine(self, family: Family, change: Change, error: ApplyError, wanted: Ruleset) -> Problem:

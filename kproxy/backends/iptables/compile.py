@@ -88,7 +88,7 @@ _FILTER_FIREWALL = Place("filter", names.PROXY_FIREWALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Context:
+class Context:
     """What besides the ServicePort itself shapes a fragment."""
 
     family: Family
@@ -101,7 +101,7 @@ class _Context:
 class _Memo:
     """What the next compilation may take over: what the dispatch chains hold, and the branches of their trees."""
 
-    context: _Context
+    context: Context
     leaf_entries: int
     entries: Mapping[Place, Chain]
     branches: Mapping[str, Chain]
@@ -119,29 +119,37 @@ def compile_ruleset(
     not take; they are left out until they change.
     """
     compiled = [
-        _compile_family(desired.of(family), settings, previous.of(family) if previous else None, refused or {})
+        compile_family(desired.of(family), settings, previous.of(family) if previous else None, refused or {})
         for family in (Family.IPV4, Family.IPV6)
     ]
     return Ruleset(ipv4=compiled[0], ipv6=compiled[1])
 
 
-def _compile_family(
-    state: FamilyState,
-    settings: IptablesSettings,
-    previous: FamilyRuleset | None,
-    refused: Mapping[tuple[Family, ServicePortName], ServicePort],
-) -> FamilyRuleset:
+def context_of(state: FamilyState, settings: IptablesSettings) -> Context:
+    """What shapes every fragment of one family."""
     endpoints = sum(len(port.reachable) for port in state.service_ports.values())
-    context = _Context(
+    return Context(
         family=state.family,
         detector=state.local_detector,
         affinity=settings.affinity,
         comments=endpoints <= settings.max_endpoints_with_comments,
     )
+
+
+def compile_family(
+    state: FamilyState,
+    settings: IptablesSettings,
+    previous: FamilyRuleset | None = None,
+    refused: Mapping[tuple[Family, ServicePortName], ServicePort] | None = None,
+    made: Fragments | None = None,
+) -> FamilyRuleset:
+    """One family of `compile_ruleset`. made: fragments of this very state, compiled already, where there is no previous ruleset."""
+    context = context_of(state, settings)
     memo = previous.memo if previous is not None and isinstance(previous.memo, _Memo) else None
     if previous is None or memo is None or memo.context != context or memo.leaf_entries != settings.leaf_entries:
         previous, memo = FamilyRuleset(family=state.family), None
-    fragments = _fragments(state, context, previous.fragments, refused)
+    known_fragments = made if made is not None and memo is None else previous.fragments
+    fragments = _fragments(state, context, known_fragments, refused or {})
     gone, new = differing(previous.fragments, fragments)
     tables = {table: dict(chains) for table, chains in base_tables(state, settings).items()}
     known = memo.branches if memo is not None else {}
@@ -169,7 +177,7 @@ def _compile_family(
 
 def _fragments(
     state: FamilyState,
-    context: _Context,
+    context: Context,
     known: Mapping[ServicePortName, Fragment],
     refused: Mapping[tuple[Family, ServicePortName], ServicePort],
 ) -> Mapping[ServicePortName, Fragment]:
@@ -259,7 +267,7 @@ _number = itemgetter(0)
 # One ServicePort
 
 
-def fragment_of(service_port: ServicePort, context: _Context) -> Fragment:
+def fragment_of(service_port: ServicePort, context: Context) -> Fragment:
     """All that one ServicePort adds to the ruleset."""
     return _Compiler(service_port, context).fragment()
 
@@ -267,7 +275,7 @@ def fragment_of(service_port: ServicePort, context: _Context) -> Fragment:
 class _Compiler:
     """The names and texts that the rules of one ServicePort share."""
 
-    def __init__(self, service_port: ServicePort, context: _Context) -> None:
+    def __init__(self, service_port: ServicePort, context: Context) -> None:
         self.port = service_port
         self.context = context
         self.name = str(service_port.name)

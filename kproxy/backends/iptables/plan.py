@@ -42,9 +42,14 @@ def plan(applied: Ruleset | None, wanted: Ruleset, batch_lines: int = NFT_BATCH_
     known = applied if applied is not None else Ruleset()
     batches: list[Batch] = []
     for family in (Family.IPV4, Family.IPV6):
-        changes = _Difference(known.of(family), wanted.of(family)).changes()
+        changes = changes_between(known.of(family), wanted.of(family))
         batches.extend(batches_of(family, changes, batch_lines))
     return Plan(batches=tuple(batches), wanted=wanted, blind=applied is None)
+
+
+def changes_between(applied: FamilyRuleset, wanted: FamilyRuleset) -> Iterator[Change]:
+    """What leads from one to the other, in the order of the module's text."""
+    return _Difference(applied, wanted).changes()
 
 
 def same_rules(one: Chain | None, other: Chain) -> bool:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kproxy.backends.iptables.tool_runs import Done, Runner
+from kproxy.backends.iptables.tool_runs import Done, Runner, Text
 from kproxy.model.names import Family
 from kproxy.telemetry.histogram import SYNC_S, Histogram
 
@@ -30,13 +30,14 @@ class Tally:
         self._runner = runner
         self._writing: Counter[tuple[Family, str]] = Counter()
 
-    async def run(self, program: Sequence[str], text: str, timeout_s: float) -> Done | None:
+    async def run(self, program: Sequence[str], text: Text, timeout_s: float) -> Done | None:
         """The runner's answer, counted."""
         name = Path(program[0]).name
         family = Family.IPV6 if name.startswith("ip6") else Family.IPV4
         started = time.monotonic()
+        counted: Counter[str] = Counter()
         try:
-            done = await self._runner(program, text, timeout_s)
+            done = await self._runner(program, text if isinstance(text, str) else _counting(text, counted), timeout_s)
         except OSError:  # it cannot be started
             self.restore_failures[family] += "restore" in name
             raise
@@ -47,7 +48,7 @@ class Tally:
                 self.restore_failures[family] += 1
                 self.lock_failures += done is not None and done.exit_code == _LOCKED and "lock" in done.stderr
             else:
-                for table, count in written(text).items():
+                for table, count in (written(text) if isinstance(text, str) else counted).items():
                     self._writing[family, table] += count
         return done
 
@@ -64,3 +65,12 @@ def written(text: str) -> dict[str, int]:
         body = "\n" + body
         found[table.removeprefix("*").strip()] = body.count("\n-A ") + body.count("\n-I ")
     return {table: count for table, count in found.items() if table}
+
+
+def _counting(pieces: Iterator[str], found: Counter[str]) -> Iterator[str]:
+    """The pieces of an input of one table; the first begins with its name."""
+    table = ""
+    for piece in pieces:
+        table = table or piece.partition("\n")[0].removeprefix("*")
+        found[table] += written(f"*{table}\n{piece}").get(table, 0)
+        yield piece

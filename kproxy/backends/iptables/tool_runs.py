@@ -11,10 +11,12 @@ question a kernel out of memory would look like one that refuses each Service in
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 from kproxy.backends.iptables.failures import classify
 from kproxy.backends.iptables.lock import lock_holder
@@ -22,6 +24,7 @@ from kproxy.backends.iptables.tools import Tools
 from kproxy.errors import ApplyError, KproxyError
 from kproxy.model.names import Family
 
+_PIPE_OCTETS = 1 << 20  # the most that an unprivileged process may ask for by default
 _RACES = 3  # how often a commit that may have met a concurrent writer is tried
 _RACE_PAUSE_S = 0.05
 _HARMLESS = "*nat\n:KPROXY-PROBE - [0:0]\n-X KPROXY-PROBE\nCOMMIT\n"
@@ -36,13 +39,16 @@ class Done:
     stderr: str
 
 
+Text = str | Iterator[str]  # pieces are given to the tool while the next ones are made
 Runner = Callable[
-    [Sequence[str], str, float], Awaitable[Done | None]
+    [Sequence[str], Text, float], Awaitable[Done | None]
 ]  # program, input, seconds → None when it did not end
 
 
-async def run_tool(program: Sequence[str], text: str, timeout_s: float) -> Done | None:
+async def run_tool(program: Sequence[str], text: Text, timeout_s: float) -> Done | None:
     """Runs one tool with `text` as its input; None when it had to be ended after `timeout_s`. Raises OSError if it cannot be started."""
+    if not isinstance(text, str):
+        return await _pour(program, text, timeout_s)
     # The text is in a file, not in a pipe: a tool that ends without reading it all (or at all) closes a pipe under the writer, which
     # uvloop 0.23 answers with a RuntimeError, and a pipe has to be fed in pieces while its reader works.
     with open(os.memfd_create("iptables-input"), "w+b") as stdin:
@@ -52,14 +58,62 @@ async def run_tool(program: Sequence[str], text: str, timeout_s: float) -> Done 
             *program, stdin=stdin, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
         )
     try:
+        return await _end_of(process, timeout_s)
+    finally:
+        await _ended(process)
+
+
+async def _end_of(process: asyncio.subprocess.Process, timeout_s: float) -> Done | None:
+    try:
         out, err = await asyncio.wait_for(process.communicate(), timeout_s)
     except TimeoutError:
         return None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
     return Done(process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace"))
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
+
+
+async def _pour(program: Sequence[str], pieces: Iterator[str], timeout_s: float) -> Done | None:
+    """As `run_tool`: a thread writes into a pipe, so that the tool reads on the other core while the next piece is being made here."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _PIPE_OCTETS)
+    made: SimpleQueue[bytes] = SimpleQueue()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *program, stdin=reading, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+    except OSError:
+        os.close(writing)
+        raise
+    finally:
+        os.close(reading)
+    writer = asyncio.ensure_future(asyncio.to_thread(_write, writing, made))
+    try:
+        for piece in pieces:
+            made.put(piece.encode())
+            await asyncio.sleep(0)
+        made.put(b"")
+        return await _end_of(process, timeout_s)
+    finally:
+        made.put(b"")
+        await _ended(process)  # whatever is not read any more is refused to the writer
+        await writer
+
+
+def _write(pipe: int, made: SimpleQueue[bytes]) -> None:
+    """Writes until an empty piece. A tool that ended early refuses the rest; why, it says itself."""
+    try:
+        with os.fdopen(pipe, "wb", buffering=0) as stream:
+            while piece := made.get():
+                rest = memoryview(piece)
+                while rest:
+                    rest = rest[stream.write(rest) :]
+    except BrokenPipeError:
+        pass
 
 
 async def save(tools: Tools, runner: Runner, family: Family) -> str:
@@ -87,6 +141,11 @@ async def restore(tools: Tools, runner: Runner, family: Family, text: str) -> No
             raise ApplyError(str(error), retryable=not works, batch=text, detail=error.detail) from error
 
 
+async def pour(tools: Tools, runner: Runner, family: Family, pieces: Iterator[str]) -> None:
+    """Commits the pieces as one input. Once: whoever is refused has the text no more. Raises ApplyError or UnsupportedError."""
+    await _run(tools, runner, (*tools.program(family, "restore"), "--noflush", "-w", str(tools.lock_wait_s)), pieces)
+
+
 async def _works(tools: Tools, runner: Runner, program: Sequence[str]) -> bool:
     try:
         await _run(tools, runner, program, _HARMLESS)
@@ -95,10 +154,11 @@ async def _works(tools: Tools, runner: Runner, program: Sequence[str]) -> bool:
     return True
 
 
-async def _run(tools: Tools, runner: Runner, program: Sequence[str], text: str) -> str:
+async def _run(tools: Tools, runner: Runner, program: Sequence[str], given: Text) -> str:
     name = Path(program[0]).name
+    text = given if isinstance(given, str) else ""
     try:
-        done = await runner(program, text, tools.timeout_s)
+        done = await runner(program, given, tools.timeout_s)
     except OSError as error:
         told = f"{name} cannot be started: {error.strerror or error}"
         raise ApplyError(told, retryable=True, batch=text, detail=str(error)) from error

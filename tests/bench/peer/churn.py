@@ -87,7 +87,13 @@ def _measure(
     note("rss.start", warm[0])
     note("rss.end", warm[-1])
     say(f"p50 {waits[len(waits) // 2]:.3f} s, p99 {waits[int(len(waits) * 0.99)]:.3f} s, {written / took:.0f} writes/s, "
-        f"RSS {warm[0]:.0f} → {warm[-1]:.0f} MiB (most {max(warm):.0f})")  # fmt: skip
+        f"RSS {warm[0]:.0f} → {warm[-1]:.0f} MiB (most {max(warm):.0f}; on the way {_on_the_way(warm)})")  # fmt: skip
+
+
+def _on_the_way(samples: list[float], shown: int = 10) -> str:
+    """A few of many, evenly spread: whether memory grows or has settled."""
+    step = max(1, len(samples) // shown)
+    return " ".join(f"{rss:.1f}" for rss in samples[::step])
 
 
 def _canary(stage: Stage, api: Api, until: float, memory: _Memory) -> list[float]:

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from kproxy.backends.iptables import names
+from kproxy.backends.base import ApplyReport
+from kproxy.backends.iptables import filling, names
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.ruleset import Ruleset
 from kproxy.backends.iptables.tool_runs import Done
@@ -95,6 +96,49 @@ def test_a_refused_service_port_is_quarantined_and_the_others_work(
     )
     assert asyncio.run(backend.apply(backend.plan(seen, changed))).problems == ()
     assert _nothing_left(backend, changed)
+
+
+def _filled(
+    machine: FakeMachine, variant: Variant, desired: DesiredState
+) -> tuple[IptablesBackend, Ruleset, ApplyReport]:
+    backend = IptablesBackend(tools=machine.tools(variant), runner=machine.run, capabilities=machine.capabilities)
+    wanted, report = asyncio.run(backend.bring(asyncio.run(backend.observe()), desired))
+    return backend, wanted, report
+
+
+MANY = tuple(f"svc{n:03}" for n in range(filling.WORTH_IT))
+
+
+def test_the_first_filling_gives_the_rules_of_a_plan() -> None:
+    desired = _desired(*_services(*MANY), svc("172.31.0.1", name="closed"))
+    poured, planned = FakeMachine(), FakeMachine()
+    backend, wanted, report = _filled(poured, Variant.LEGACY, desired)
+    _, same, steps = _filled(planned, Variant.NFT, desired)
+    assert wanted == same
+    assert (report.rules_written, report.problems) == (steps.rules_written, ())
+    assert _nothing_left(backend, wanted)
+    for family in Family:
+        for table, chains in planned.of[family].tables.items():
+            assert poured.of[family].tables[table] == chains
+    nat = [text for text in poured.of[Family.IPV4].restored if text.startswith("*nat")]
+    assert len(nat) == 1
+    assert nat[0].count("COMMIT") == 1
+
+
+def test_a_first_filling_that_is_refused_is_done_step_by_step(machine: FakeMachine) -> None:
+    poison = Done(1, "", "iptables-restore: line 2 failed")
+    machine.of[Family.IPV4].weather = lambda text: poison if "ns1/poison:p80" in text else None
+    _, wanted, report = _filled(machine, Variant.LEGACY, _desired(*_services("poison", *MANY)))
+    assert [problem.name for problem in report.problems] == ["ns1/poison:p80"]
+    nat = machine.of[Family.IPV4].tables["nat"]
+    assert sum(chain.startswith("KUBE-SEP-") for chain in nat) == len(MANY)
+    assert wanted.ipv4.rule_count > len(MANY)
+
+
+def test_a_kernel_with_services_is_not_filled(machine: FakeMachine) -> None:
+    _filled(machine, Variant.LEGACY, _desired(*_services(*MANY)))
+    _, _, report = _filled(machine, Variant.LEGACY, _desired(*_services(*MANY, "more")))
+    assert 0 < report.rules_written < 100
 
 
 def test_a_busy_lock_is_worth_a_retry(backend: IptablesBackend, machine: FakeMachine) -> None:
