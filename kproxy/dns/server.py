@@ -195,7 +195,7 @@ class Server:
         known = self._forwarder.remembered(question)
         if known is not None:
             turn = self.counters["forward_cache_hits"]
-            return upstream.finish(forward, known[0], transport, age_s=known[1], turn=turn)
+            return upstream.finish(forward, known[0], transport, ttl=max(0, known[0].ttl - known[1]), turn=turn)
         if not self._forwarder.has_upstream() and not forward.prefix:
             size = wire.limit(forward.query, transport)
             return wire.build(forward.query, rcode=Rcode.REFUSED, authoritative=False, size=size)

@@ -4,8 +4,9 @@ In: a question of ours and the bytes that came back. Out: a `Reply` cut down to 
 built from it anew. What must not happen here: sockets, time, and passing a foreign byte on that has not been read: a client gets records
 this file has parsed, in a message of our own making.
 
-Believed is a reply that has our ID and repeats our question byte for byte; of its records, only those on the CNAME chain from the question
-and the SOA (with DNSSEC, its proof) of a negative answer. Anything else could be somebody else's data (RFC 5452, bailiwick).
+Believed is a reply that has our ID and repeats our question byte for byte, the case of its letters included (0x20: each query spells its
+name differently, which a forger would have to guess as well); of its records, only those on the CNAME chain from the question and the SOA
+(with DNSSEC, its proof) of a negative answer. Anything else could be somebody else's data (RFC 5452, bailiwick).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from kproxy.dns.wire import OWNER, Rcode, Transport, Type
 CHAIN = 16  # CNAMEs believed in one reply
 RECORDS = 4096  # read of one section; a TCP message has no room for more than that of any use
 MAX_TTL = 2**31 - 1  # larger values mean 0: RFC 2181 section 8
+
+NOBODY, FAILED, STALE, STALE_ABSENCE, REMEMBERED_FAILURE = 22, 23, 3, 19, 13  # extended errors, RFC 8914
 
 _RRSIG, _NSEC, _NSEC3 = 46, 47, 50
 # Where names stand in rdata that may come compressed (RFC 1035, and senders that compress SRV all the same): octets before, names, after.
@@ -38,11 +41,11 @@ class Question:
     qtype: int
     dnssec_ok: bool = False
     checking_disabled: bool = False
+    options: bytes = b""  # EDNS options to send
 
-    @property
-    def wire(self) -> bytes:
-        """Name, type and class IN."""
-        return self.name + struct.pack("!HH", self.qtype, 1)
+    def wire(self, spelled: bytes = b"") -> bytes:
+        """Name, type and class IN. spelled: the name with other cases of its letters."""
+        return (spelled or self.name) + struct.pack("!HH", self.qtype, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What is believed of an upstream's message. ttl: seconds it may be remembered, by its own records."""
+    """What is believed of an upstream's message.
+
+    ttl: seconds it may be remembered, by its own records. extended_error: RFC 8914, the upstream's or ours. mangled: it would be our reply but
+    for the case of the question's letters; nothing else of it has been read.
+    """
 
     rcode: int
     truncated: bool = False
@@ -65,6 +72,13 @@ class Reply:
     answer: tuple[Record, ...] = ()
     authority: tuple[Record, ...] = ()
     ttl: int = 0
+    extended_error: int | None = None
+    mangled: bool = False
+
+    @property
+    def has_soa(self) -> bool:
+        """An SOA says how long the absence may be remembered; without one it may not (RFC 2308 section 5)."""
+        return any(item.rtype == Type.SOA for item in self.authority)
 
 
 class Malformed(ValueError):
@@ -75,68 +89,97 @@ def question_of(forward: Forward) -> Question:
     """What has to be asked for this client."""
     query = forward.query
     do = query.edns is not None and query.edns.dnssec_ok
-    return Question(forward.name, forward.qtype, do, query.checking_disabled)
+    return Question(forward.name, forward.qtype, do, query.checking_disabled, forward.options)
 
 
-def ask(question: Question, message_id: int, *, edns: bool = True) -> bytes:
-    """The query to send. message_id: random, new for every attempt."""
-    flags = 0x0100 | (0x0010 if question.checking_disabled else 0)
+def spelled(name: bytes, bits: int) -> bytes:
+    """`name` (lower case) with its letters in upper case where `bits` has ones: 0x20, as many bits as the name has letters."""
+    out = bytearray(name)
+    for at, byte in enumerate(name):
+        if 0x61 <= byte <= 0x7A:
+            if bits & 1:
+                out[at] = byte - 0x20
+            bits >>= 1
+    return bytes(out)
+
+
+def ask(
+    question: Question, message_id: int, *, spelling: bytes = b"", edns: bool = True, recursion: bool = True
+) -> bytes:
+    """The query to send. message_id: random, new for every attempt. spelling: the name as `spelled` made it."""
+    flags = (0x0100 if recursion else 0) | (0x0010 if question.checking_disabled else 0)
     head = struct.pack("!HHHHHH", message_id, flags, 1, 0, 0, 1 if edns else 0)
-    opt = struct.pack("!BHHIH", 0, Type.OPT, wire.MAX_UDP, 0x8000 if question.dnssec_ok else 0, 0) if edns else b""
-    return head + question.wire + opt
+    do = 0x8000 if question.dnssec_ok else 0
+    opt = struct.pack("!BHHIH", 0, Type.OPT, wire.MAX_UDP, do, len(question.options)) + question.options
+    return head + question.wire(spelling) + (opt if edns else b"")
 
 
-def read(question: Question, message_id: int, data: bytes) -> Reply | None:
+def read(question: Question, message_id: int, data: bytes, *, spelling: bytes = b"") -> Reply | None:
     """What is believed of `data`; None when it is no reply to this query at all and the right one may still come.
 
     A reply that is ours but cannot be read is SERVFAIL: the next upstream is asked.
     """
     if len(data) < wire.HEADER:
         return None
-    ident, flags, questions, answers, authorities, _ = struct.unpack_from("!HHHHHH", data)
+    ident, flags, questions, answers, authorities, additionals = struct.unpack_from("!HHHHHH", data)
     rcode = flags & 15
     if ident != message_id or not flags & 0x8000 or flags & 0x7800:
         return None
     if questions == 0 and rcode in (Rcode.FORMERR, Rcode.NOTIMP):
         return Reply(rcode)  # old servers that choke on EDNS repeat nothing
-    asked = question.wire
+    asked = question.wire(spelling)
     end = wire.HEADER + len(asked)
-    if questions != 1 or data[wire.HEADER : end] != asked:
+    said = data[wire.HEADER : end]
+    if questions != 1 or (said != asked and (said.lower() != asked.lower() or said[-4:] != asked[-4:])):
         return None
+    if said != asked:
+        return Reply(Rcode.SERVFAIL, mangled=True)
+    data = data[: wire.HEADER] + question.wire() + data[end:]  # compressed names shall not come out spelled as ours was
     truncated = bool(flags & 0x0200)
     try:
         answer, at = read_section(data, end, answers)
-        authority, _ = read_section(data, at, authorities)
+        authority, at = read_section(data, at, authorities)
+        if truncated:
+            additionals = 0  # what was cut may be anywhere
+        extended_rcode, extended_error = _opt(data, at, additionals)
     except Malformed:
-        return Reply(rcode, truncated=True) if truncated else Reply(Rcode.SERVFAIL)
+        return Reply(rcode, truncated=True) if truncated else Reply(Rcode.SERVFAIL, extended_error=FAILED)
     chain = _chain(question, answer)
     proof = () if any(r.rtype == question.qtype for r in chain) else _proof(authority, question.dnssec_ok)
-    return Reply(rcode, truncated, bool(flags & 0x0020), chain, proof, _ttl(chain, proof))
+    rcode |= extended_rcode << 4
+    return Reply(rcode, truncated, bool(flags & 0x0020), chain, proof, _ttl(chain, proof), extended_error)
 
 
-def finish(forward: Forward, reply: Reply | None, transport: Transport, *, age_s: int = 0, turn: int = 0) -> bytes:
+def finish(
+    forward: Forward, reply: Reply | None, transport: Transport, *, ttl: int | None = None, turn: int = 0
+) -> bytes:
     """The client's message.
 
-    reply: None when nobody answered. age_s: how long ago it came, taken off every TTL. turn: several addresses begin with this one of
-    them (modulo), so that a remembered reply does not send everybody to the same.
+    reply: None when nobody answered. ttl: what every record of the reply has left, seconds; None: as its own records say. turn: several
+    addresses begin with this one of them (modulo), so that a remembered reply does not send everybody to the same.
     """
+    made = _finish(forward, reply, transport, ttl, turn)
+    return made if forward.after is None else forward.after(made, transport)
+
+
+def _finish(forward: Forward, reply: Reply | None, transport: Transport, ttl: int | None, turn: int) -> bytes:
     query = forward.query
     size = wire.limit(query, transport)
     if reply is None:
         # 22: no reachable authority (RFC 8914). AA and a lone CNAME would look like an answer; SERVFAIL makes clients retry.
-        return wire.build(query, rcode=Rcode.SERVFAIL, authoritative=False, size=size, extended_error=22)
-    rcode = reply.rcode
+        return wire.build(query, rcode=Rcode.SERVFAIL, authoritative=False, size=size, extended_error=NOBODY)
+    rcode = reply.rcode if reply.rcode < 16 else Rcode.SERVFAIL  # BADVERS and the like concern us, not the client
     if forward.prefix and rcode == Rcode.NXDOMAIN:
         rcode = Rcode.NOERROR  # the question's name exists, its CNAME's target does not: CoreDNS says the same
     elif forward.prefix and rcode != Rcode.NOERROR:
-        return wire.build(query, rcode=Rcode.SERVFAIL, authoritative=False, size=size, extended_error=23)
+        return wire.build(query, rcode=Rcode.SERVFAIL, authoritative=False, size=size, extended_error=FAILED)
     at = wire.HEADER + len(query.question)
     seen = {query.lowered: OWNER}
     if forward.prefix:
         at += sum(map(len, forward.prefix))
         seen[forward.name] = wire.pointer(at - len(forward.name))
-    answer, at = render(_turned(reply.answer, forward.qtype, turn), at, seen, age_s)
-    authority, _ = render(reply.authority, at, seen, age_s)
+    answer, at = render(_turned(reply.answer, forward.qtype, turn), at, seen, ttl)
+    authority, _ = render(reply.authority, at, seen, ttl)
     return wire.build(
         query,
         rcode=rcode,
@@ -146,7 +189,32 @@ def finish(forward: Forward, reply: Reply | None, transport: Transport, *, age_s
         authority=() if forward.prefix else authority,
         size=size,
         truncated=reply.truncated,
+        extended_error=reply.extended_error,
     )
+
+
+def split_at_ttls(reply: bytes) -> tuple[bytes, ...]:
+    """A finished reply without its ID, cut at the TTLs of its records: `ttl.join(pieces)` is the same reply with another one.
+
+    reply: of our own making, with one TTL for all records. Raises Malformed for what cannot be walked.
+    """
+    if len(reply) < wire.HEADER:
+        raise Malformed
+    questions, *counts = struct.unpack_from("!HHHH", reply, 4)
+    at, begun = wire.HEADER, 2
+    for _ in range(questions):
+        at = read_name(reply, at)[1] + 4
+    pieces = []
+    for _ in range(sum(counts)):
+        at = read_name(reply, at)[1]
+        if at + 10 > len(reply):
+            raise Malformed
+        rtype, length = struct.unpack_from("!H", reply, at)[0], struct.unpack_from("!H", reply, at + 8)[0]
+        if rtype != Type.OPT:
+            pieces.append(reply[begun : at + 4])
+            begun = at + 8
+        at += 10 + length
+    return (*pieces, reply[begun:])
 
 
 def _turned(records: tuple[Record, ...], qtype: int, turn: int) -> Sequence[Record]:
@@ -159,7 +227,9 @@ def _turned(records: tuple[Record, ...], qtype: int, turn: int) -> Sequence[Reco
     return [*aliases, *addresses[at:], *addresses[:at], *others]
 
 
-def render(records: Sequence[Record], at: int, seen: dict[bytes, bytes], age_s: int = 0) -> tuple[list[bytes], int]:
+def render(
+    records: Sequence[Record], at: int, seen: dict[bytes, bytes], ttl: int | None = None
+) -> tuple[list[bytes], int]:
     """Finished records from offset `at` on. `seen`: names that can be pointed at, by their lower-case form; grows."""
     out = []
     for item in records:
@@ -168,7 +238,7 @@ def render(records: Sequence[Record], at: int, seen: dict[bytes, bytes], age_s: 
             owner = item.owner
             if at < 0x4000:
                 seen[item.owner.lower()] = wire.pointer(at)
-        finished = wire.record(owner, item.rtype, max(0, item.ttl - age_s), item.rdata)
+        finished = wire.record(owner, item.rtype, item.ttl if ttl is None else ttl, item.rdata)
         at += len(finished)
         if item.rtype == Type.CNAME and at - len(item.rdata) < 0x4000:
             seen.setdefault(item.rdata.lower(), wire.pointer(at - len(item.rdata)))
@@ -194,6 +264,34 @@ def read_section(data: bytes, at: int, count: int) -> tuple[list[Record], int]:
             out.append(Record(owner, rtype, ttl if ttl <= MAX_TTL else 0, rdata))
         at += length
     return out, at
+
+
+def _opt(data: bytes, at: int, count: int) -> tuple[int, int | None]:
+    """The upper bits of the rcode and the extended error out of the OPT record among `count` records. Raises Malformed."""
+    if count > RECORDS:
+        raise Malformed
+    for _ in range(count):
+        _, at = read_name(data, at)
+        if at + 10 > len(data):
+            raise Malformed
+        rtype, _, upper, _, _, length = struct.unpack_from("!HHBBHH", data, at)
+        at += 10
+        if at + length > len(data):
+            raise Malformed
+        if rtype == Type.OPT:
+            return upper, _extended_error(data[at : at + length])
+        at += length
+    return 0, None
+
+
+def _extended_error(options: bytes) -> int | None:
+    at = 0
+    while at + 6 <= len(options):
+        code, length = struct.unpack_from("!HH", options, at)
+        if code == 15 and length >= 2:
+            return int.from_bytes(options[at + 4 : at + 6], "big")
+        at += 4 + length
+    return None
 
 
 def _rdata(data: bytes, at: int, length: int, rtype: int) -> bytes:

@@ -111,7 +111,7 @@ def replies(draw: st.DrawFn) -> bytes:
     split = draw(st.integers(0, len(records)))
     flags = 0x8000 | draw(number) & 0x87FF
     head = struct.pack("!HHHHHH", 7, flags, 1, split, len(records) - split, 0)
-    whole = head + QUESTION.wire + b"".join(records)
+    whole = head + QUESTION.wire() + b"".join(records)
     return whole[: draw(st.integers(0, len(whole)))] if draw(st.booleans()) else whole
 
 
