@@ -17,6 +17,7 @@ from kproxy.backends.iptables.matches import (
     Comment,
     ConntrackState,
     Destination,
+    HasSocket,
     InInterface,
     Mark,
     Match,
@@ -79,6 +80,9 @@ def holds(match: Match, packet: PacketNow, kernel: KernelView) -> tuple[Fraction
         case ConntrackState(states, negated):
             found = bool(packet.states & set(states)) is not negated
             return _answer(found, f"conntrack state is {','.join(sorted(packet.states))}")
+        case HasSocket():
+            # Which sockets there are is not asked for: that the address is held says that the DNS workers have theirs.
+            return _answer(is_local(packet.destination, kernel), f"a process of this node has {packet.destination}")
         case AddressType():
             return _address_type(match, packet, kernel)
         case Chance(numerator):

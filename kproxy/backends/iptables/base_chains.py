@@ -16,9 +16,11 @@ from kproxy.backends.iptables.matches import (
     ConntrackState,
     Destination,
     Drop,
+    HasSocket,
     Jump,
     Mark,
     MasqueradeTarget,
+    Match,
     NoTrack,
     Ports,
     Return,
@@ -84,7 +86,10 @@ def base_tables(state: FamilyState, settings: IptablesSettings) -> Mapping[str, 
     if guards_loopback:
         tables["filter"][names.KUBELET_FIREWALL] = (_block_localnet(),)
     if state.untracked_dns:
-        tables["raw"] = _untracked(state)
+        tables["raw"] = _untracked(state, settings)
+        for hook, name in (("INPUT", names.DNS_INPUT), ("OUTPUT", names.DNS_OUTPUT)):
+            tables["filter"][hook] = (_jump(name, "kproxy: cluster DNS"), *tables["filter"][hook])
+            tables["filter"][name] = _let_through(state)
     return tables
 
 
@@ -132,21 +137,39 @@ def _block_localnet() -> Rule:
     return rule(outside, inside, Comment("block incoming localnet connections"), state, Drop())
 
 
-def _untracked(state: FamilyState) -> dict[str, Chain]:
-    """Queries and replies of the DNS addresses held here; local clients' packets meet both chains in both directions."""
-    prefix = "/32" if state.family is Family.IPV4 else "/128"
-    comment, rules = Comment("kproxy: cluster DNS is answered on this node, untracked"), []
-    for address in state.untracked_dns:
-        for protocol in ("udp", "tcp"):
-            transport = TransportProtocol(protocol)
-            rules += [
-                rule(Destination(address + prefix), transport, comment, Ports(protocol, "53"), NoTrack()),
-                rule(Source(address + prefix), transport, comment, Ports(protocol, source="53"), NoTrack()),
-            ]
+def _untracked(state: FamilyState, settings: IptablesSettings) -> dict[str, Chain]:
+    """Queries and replies of the DNS addresses held here; local clients' packets meet both chains in both directions.
+
+    What arrives is left untracked only while somebody listens: when the last DNS worker dies, however it dies, the next query is tracked
+    and translated to another node's server, with nobody left here who would have to do that.
+    """
+    comment, target = Comment("kproxy: cluster DNS is answered on this node, untracked"), NoTrack()
+    listening = (HasSocket(),) if settings.sockets else ()
     jump = "kproxy: cluster DNS"
     return {
         "PREROUTING": (_jump(names.DNS_PREROUTING, jump),),
         "OUTPUT": (_jump(names.DNS_OUTPUT, jump),),
-        names.DNS_PREROUTING: tuple(rules),
-        names.DNS_OUTPUT: tuple(rules),
+        names.DNS_PREROUTING: _both_ways(state, comment, listening, target),
+        names.DNS_OUTPUT: _both_ways(state, comment, (), target),
     }
+
+
+def _let_through(state: FamilyState) -> Chain:
+    """Firewalls that let in what conntrack knows would drop what it does not follow: NodeLocal DNSCache has these rules for the same."""
+    untracked = (ConntrackState(("UNTRACKED",)),)
+    return _both_ways(state, Comment("kproxy: cluster DNS, untracked on purpose"), untracked, Accept())
+
+
+def _both_ways(state: FamilyState, comment: Comment, asking: tuple[Match, ...], target: Accept | NoTrack) -> Chain:
+    """Queries (those with `asking` besides) and, for NoTrack and Accept alike, replies."""
+    prefix, rules = "/32" if state.family is Family.IPV4 else "/128", []
+    answering = tuple(match for match in asking if not isinstance(match, HasSocket))
+    for address in state.untracked_dns:
+        for protocol in ("udp", "tcp"):
+            to, back = Destination(address + prefix), Source(address + prefix)
+            transport = TransportProtocol(protocol)
+            rules += [
+                rule(to, transport, comment, Ports(protocol, "53"), *asking, target),
+                rule(back, transport, comment, Ports(protocol, source="53"), *answering, target),
+            ]
+    return tuple(rules)

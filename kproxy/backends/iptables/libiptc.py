@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-MATCHES = ("comment", "conntrack", "addrtype", "mark", "statistic", "recent", "tcp", "udp", "sctp")
+MATCHES = ("comment", "conntrack", "addrtype", "mark", "statistic", "recent", "socket", "tcp", "udp", "sctp")
 TARGETS = ("MASQUERADE", "DNAT", "REJECT", "MARK", "CT")
 _ALWAYS_THERE = "match tcp"  # part of the tables themselves: missing means that nobody could be asked
 

@@ -150,6 +150,18 @@ class ConntrackState:
 
 
 @dataclass(frozen=True, slots=True)
+class HasSocket:
+    """A process of this node has a socket that would take the packet: asked for each packet, so it is true exactly while that lives.
+
+    Only where packets arrive (PREROUTING, INPUT): the kernel has no such match for OUTPUT.
+    """
+
+    @property
+    def text(self) -> str:
+        return "-m socket"
+
+
+@dataclass(frozen=True, slots=True)
 class AddressType:
     """The kind of the packet's addresses as routing sees them, `LOCAL` for this node's own."""
 
@@ -335,6 +347,7 @@ Match = (
     | Ports
     | Mark
     | ConntrackState
+    | HasSocket
     | AddressType
     | Chance
     | Recent

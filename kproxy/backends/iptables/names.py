@@ -27,7 +27,8 @@ KUBELET_FIREWALL = "KUBE-FIREWALL"  # shared with the kubelet, which makes the s
 CANARY = "KUBE-PROXY-CANARY"
 KUBELET_CANARIES = ("KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT")  # the kubelet's, in mangle: they tell the variant
 DNS_PREROUTING = "KPROXY-DNS-PREROUTING"  # kproxy's own, in raw
-DNS_OUTPUT = "KPROXY-DNS-OUTPUT"
+DNS_OUTPUT = "KPROXY-DNS-OUTPUT"  # in raw and in filter
+DNS_INPUT = "KPROXY-DNS-INPUT"  # in filter
 
 CLUSTER_PREFIX = "KUBE-SVC-"
 LOCAL_PREFIX = "KUBE-SVL-"
@@ -45,7 +46,7 @@ HASHED_PREFIXES = (CLUSTER_PREFIX, LOCAL_PREFIX, EXTERNAL_PREFIX, FIREWALL_PREFI
 FIXED_CHAINS: dict[str, frozenset[str]] = {
     "mangle": frozenset({CANARY}),
     "raw": frozenset({DNS_PREROUTING, DNS_OUTPUT}),
-    "filter": frozenset({SERVICES, EXTERNAL_SERVICES, NODE_PORTS, FORWARD, PROXY_FIREWALL, CANARY}),
+    "filter": frozenset({SERVICES, EXTERNAL_SERVICES, NODE_PORTS, FORWARD, PROXY_FIREWALL, CANARY, DNS_INPUT, DNS_OUTPUT}),
     "nat": frozenset({SERVICES, NODE_PORTS, POSTROUTING, MARK_MASQ, CANARY}),
 }
 # Chains that lead to ServicePorts: their entries exclude each other, so the order among them has no meaning.

@@ -27,6 +27,7 @@ from kproxy.backends.iptables.matches import (
     Destination,
     DestinationNat,
     Drop,
+    HasSocket,
     InInterface,
     Jump,
     Mark,
@@ -215,6 +216,11 @@ def _conntrack(name: str, words: _Words) -> Match:
     return _carry(name, words, [])
 
 
+def _socket(name: str, words: _Words) -> Match:
+    found = _carry(name, words, [])
+    return found if found.text != f"-m {name}" else HasSocket()
+
+
 def _address_type(name: str, words: _Words) -> Match:
     start, source, destination = words.at, "", ""
     for negated, option in words.options():
@@ -283,6 +289,7 @@ _MATCHES: dict[str, Callable[[str, _Words], Match]] = {
     "conntrack": _conntrack,
     "state": _conntrack,
     "addrtype": _address_type,
+    "socket": _socket,
     "statistic": _statistic,
     "recent": _recent,
     **dict.fromkeys(_TRANSPORTS, _ports),

@@ -13,6 +13,8 @@ class IptablesSettings:
         14  # `iptables.masqueradeBit`, 0-31: the packet mark's bit that means "masquerade on the way out"
     )
     random_fully: bool = True  # MASQUERADE picks random ports; needs iptables 1.6.2 (apply.py asks the tool)
+    # the kernel has the match `socket`; without it, queries for the DNS address fail between the death of the last worker and the hand-over
+    sockets: bool = True
     affinity: bool = True  # the kernel has the match `recent`; without it, Services work and session affinity does not
     conntrack_tcp_be_liberal: bool = False  # the sysctl is on: INVALID packets are then not dropped
     max_endpoints_with_comments: int = 1000  # in all Services of a family; above it, per-endpoint comments are left out

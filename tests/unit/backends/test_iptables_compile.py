@@ -120,7 +120,21 @@ def test_cluster_dns_is_untracked_in_both_directions() -> None:
             assert sum(text.startswith(f"-d {address}") and text.count("--dport 53") == 1 for text in texts) == 2
             assert sum(text.startswith(f"-s {address}") and text.count("--sport 53") == 1 for text in texts) == 2
             assert [rule.jump for rule in rules.tables["raw"][hook]] == [chain]
-    assert "raw" not in _compile().ipv4.tables
+        for hook in ("INPUT", "OUTPUT"):
+            texts = _texts(rules, "filter", f"KPROXY-DNS-{hook}")
+            assert len(texts) == 4 and all(t.endswith("-m conntrack --ctstate UNTRACKED -j ACCEPT") for t in texts)
+            assert rules.tables["filter"][hook][0].jump == f"KPROXY-DNS-{hook}"
+    without = _compile()
+    assert "raw" not in without.ipv4.tables and "KPROXY-DNS-INPUT" not in without.ipv4.tables["filter"]
+
+
+def test_queries_are_untracked_while_somebody_listens_where_the_kernel_can_tell() -> None:
+    settings = replace(SETTINGS, dns_addresses=("10.96.0.10",))
+    for sockets, count in ((True, 2), (False, 0)):
+        raw = _compile(settings=settings, sockets=sockets).ipv4
+        asking = [text for text in _texts(raw, "raw", "KPROXY-DNS-PREROUTING") if " -m socket " in text]
+        assert len(asking) == count and all("--dport 53" in text for text in asking)
+        assert not any("-m socket" in text for text in _texts(raw, "raw", "KPROXY-DNS-OUTPUT")), "no such match there"
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)

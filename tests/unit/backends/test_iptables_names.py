@@ -79,6 +79,7 @@ def test_only_our_chains_may_be_removed() -> None:
     assert names.is_removable("nat", "KUBE-SEP-SXIVWICOYRO3J4NJ")
     assert names.is_removable("filter", "KUBE-SERVICES")
     assert names.is_removable("raw", "KPROXY-DNS-OUTPUT")
+    assert names.is_removable("filter", "KPROXY-DNS-INPUT")
     for table, chain in [
         ("filter", "KUBE-FIREWALL"),
         ("filter", "KUBE-SEP-SXIVWICOYRO3J4NJ"),
