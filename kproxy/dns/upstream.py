@@ -62,8 +62,8 @@ class Record:
 class Reply:
     """What is believed of an upstream's message.
 
-    ttl: seconds it may be remembered, by its own records. extended_error: RFC 8914, the upstream's or ours. mangled: it would be our reply but
-    for the case of the question's letters; nothing else of it has been read.
+    ttl: seconds it may be remembered, by its own records. extended_error: RFC 8914, the upstream's or ours. mangled: it would be our reply
+    but for the case of the question's letters; nothing else of it has been read.
     """
 
     rcode: int
@@ -139,13 +139,11 @@ def read(question: Question, message_id: int, data: bytes, *, spelling: bytes = 
     try:
         answer, at = read_section(data, end, answers)
         authority, at = read_section(data, at, authorities)
-        if truncated:
-            additionals = 0  # what was cut may be anywhere
-        extended_rcode, extended_error = _opt(data, at, additionals)
     except Malformed:
         return Reply(rcode, truncated=True) if truncated else Reply(Rcode.SERVFAIL, extended_error=FAILED)
     chain = _chain(question, answer)
     proof = () if any(r.rtype == question.qtype for r in chain) else _proof(authority, question.dnssec_ok)
+    extended_rcode, extended_error = _opt(data, at, additionals)
     rcode |= extended_rcode << 4
     return Reply(rcode, truncated, bool(flags & 0x0020), chain, proof, _ttl(chain, proof), extended_error)
 
@@ -267,20 +265,19 @@ def read_section(data: bytes, at: int, count: int) -> tuple[list[Record], int]:
 
 
 def _opt(data: bytes, at: int, count: int) -> tuple[int, int | None]:
-    """The upper bits of the rcode and the extended error out of the OPT record among `count` records. Raises Malformed."""
-    if count > RECORDS:
-        raise Malformed
-    for _ in range(count):
-        _, at = read_name(data, at)
+    """The upper bits of the rcode and the extended error out of the OPT record among `count` records; nothing if they cannot be read, since
+    what answers the question stands before them."""
+    for _ in range(min(count, RECORDS)):
+        try:
+            _, at = read_name(data, at)
+        except Malformed:
+            break
         if at + 10 > len(data):
-            raise Malformed
+            break
         rtype, _, upper, _, _, length = struct.unpack_from("!HHBBHH", data, at)
-        at += 10
-        if at + length > len(data):
-            raise Malformed
-        if rtype == Type.OPT:
-            return upper, _extended_error(data[at : at + length])
-        at += length
+        at += 10 + length
+        if rtype == Type.OPT and at <= len(data):
+            return upper, _extended_error(data[at - length : at])
     return 0, None
 
 
