@@ -282,7 +282,8 @@ class IptablesBackend:
             self.settings = replace(self.settings, affinity=False)
             told = "this kernel lacks the match recent (xt_recent): session affinity is off, all else works"
             raise ApplyError(told, retryable=True, detail=told)
-        if self.settings.sockets and (_SOCKET in self._capabilities.missing or self._capabilities.unknown):
+        asks = self.wanted is not None and any("raw" in self.wanted.of(family).tables for family in _FAMILIES)
+        if asks and self.settings.sockets and (_SOCKET in self._capabilities.missing or self._capabilities.unknown):
             self.settings = replace(self.settings, sockets=False)
             told = "the match socket (xt_socket) is left out: DNS queries wait for the hand-over when the last worker dies"
             raise ApplyError(told, retryable=True, detail=told)
