@@ -13,7 +13,7 @@ namespace come out in lower case (both as CoreDNS does).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from kproxy.dns import names, wire
@@ -38,7 +38,9 @@ class Outcome:
     """A finished reply.
 
     owner: the key of the one Service it is made from, b"" when it depends on more than that (or on an absence). turns: how many orders of
-    its addresses there are to go round; clients that take the first one spread over all.
+    its addresses there are to go round; clients that take the first one spread over all. block: the server block that
+    answered, -1 for none. personal: equal queries of clients with another `view` may have another reply. saved: how many queries of its
+    own walk along the search list the client need not make because of this reply.
     """
 
     reply: bytes
@@ -46,18 +48,28 @@ class Outcome:
     query: Query | None = None
     rcode: int = 0
     turns: int = 1
+    block: int = 0
+    personal: bool = False
+    saved: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
     """The reply needs `name` and `qtype` asked somewhere else. prefix: CNAME records that lead from the question to `name`; they make the
     difference between a name that was not ours (empty) and a Service's external name, whose target the whole server has to resolve.
+
+    block, first: whose `forward` directives, and which of them to begin with. options: EDNS options that `rewrite edns0` sends upstream.
+    after: makes the client's message from the one that was made for `query`, which then is not the client's own (`rewrite`, `minimal` …).
     """
 
     query: Query
     name: bytes  # lower-case wire form
     qtype: int
     prefix: tuple[bytes, ...] = ()
+    block: int = 0
+    first: int = 0
+    options: bytes = b""
+    after: Callable[[bytes, Transport], bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +84,7 @@ MISSED = Missed()
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A whole zone: the messages of the reply, for TCP only, made while they are sent. Whoever sends them waits for the client between two."""
+    """A whole zone: the messages of the reply, for TCP only, made while they are sent. The sender waits for the client between two."""
 
     query: Query
     messages: Iterable[bytes]
