@@ -99,7 +99,7 @@ class Cache:
     stale_verify_timeout_s: float = 0.0  # 0: as long as an answer takes
     stale_ttl_s: int = 0
     stale_recheck_s: float = 0.0  # a failed refresh of an expired answer is not tried again for so long
-    prefer_positive: bool = False  # `serve_stale_policy`: an expired positive answer goes before a fresh SERVFAIL or denial
+    prefer_positive: bool = False  # an expired positive answer goes before a fresh denial or SERVFAIL
     servfail_s: float = 5.0
     disable_success: tuple[str, ...] | None = None  # zones without; `.`: all
     disable_denial: tuple[str, ...] | None = None
@@ -139,15 +139,21 @@ class AnswerRewrite:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewrite:
-    """`rewrite`: one rule. The question is restored in the reply, whatever happened to it."""
+    """`rewrite`: one rule. The question is restored in the reply, whatever happened to it.
+
+    Names are as CoreDNS makes them: lower case with the dot at the end, pieces of names too (so `prefix api-` looks for `api-.`); but for
+    patterns of match regex, and for cname other than exact.
+    """
 
     what: str  # name, type, class, ttl, rcode, cname, edns0
     match: str = "exact"  # exact, prefix, suffix, substring, regex
     pattern: str = ""
-    to: str = ""
+    to: str = ""  # of ttl: LEAST-MOST, both seconds
     go_on: bool = False  # `continue`: later rules see the result
     answers: tuple[AnswerRewrite, ...] = ()
-    arguments: tuple[str, ...] = ()  # of edns0, as written
+    # edns0: local|nsid|subnet, append|replace|set|unset, then what was written, at last perhaps `revert`; rcode: the old code and the new
+    # one, each a name or a number.
+    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +272,7 @@ class ServerBlock:
     zones: tuple[str, ...] = (".",)
     port: int = 53
     bind: tuple[str, ...] = ()  # addresses or names of links; empty: where this node's DNS listens
+    bind_except: tuple[str, ...] = ()  # addresses or names of links that `bind` does not mean
     bufsize: int = 1232
     errors: Errors | None = None
     log: tuple[Log, ...] = ()
