@@ -76,8 +76,8 @@ log = logging.getLogger("kproxy.app")
 
 _BE_LIBERAL = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
 _LONGEST_RETRY_S = 3.0  # a lock that is free again, a tool that works again: noticed this soon
-# Snapshots, states and rulesets die by reference count; cycles are few (exceptions, tasks). With Python's own thresholds (700, 10, 10) a sync
-# of one Service among 10,000 spent 6-39 ms in collections that walked maps of 30,000 entries and found nothing.
+# Snapshots, states and rulesets die by reference count; cycles are few (exceptions, tasks). With Python's own thresholds (700, 10, 10) a
+# sync of one Service among 10,000 spent 6-39 ms in collections that walked maps of 30,000 entries and found nothing.
 _THRESHOLDS = (20_000, 20, 20)
 _STANDBY_S = (
     60.0  # who has not synced by now stands by, or waits for an API server that is away: its garbage is collected too
