@@ -90,6 +90,8 @@ class DnsConfig:
     zone: str = "cluster.local"  # kubeadm's default for --service-dns-domain and the kubelet's clusterDomain
     ttl_s: int = 30  # seconds, 0-3600; what kubeadm's Corefile says. The zone itself is never cached here
     cluster_dns: tuple[str, ...] = ("10.96.0.10",)  # held by this node; kubeadm's tenth address of the Service range
+    # Held beside them, where kubelets name an address of the node instead (169.254.20.10, as with NodeLocal DNSCache); no Service has it.
+    local_addresses: tuple[str, ...] = ()
     listen: tuple[str, ...] = ()  # further addresses to answer on; the node's own ones are added by app
     port: int = 53  # 1-65535
     upstreams: tuple[str, ...] = ()  # IP or IP:port, asked in this order for everything outside of the zone
@@ -166,6 +168,8 @@ class Config:
             localhost_listener=self.iptables.localhost_listener,
             follows_tcp=self.conntrack.ended_tcp_flows != "leave",
             dns_addresses=dns_addresses,
+            cluster_dns=self.dns.cluster_dns if self.dns.enabled else (),
+            local_dns=self.dns.local_addresses if self.dns.enabled else (),
             external_ips=ExternalIPSettings(
                 enabled=external.enabled,
                 allowed_networks=external.allowed_networks,

@@ -116,6 +116,7 @@ _WITH_EFFECT = (
     _ours("dns.zone", "dns.zone", r.zone, "cluster_domain"),
     _ours("dns.ttlSeconds", "dns.ttl_s", r.whole(0, 3600)),
     _ours("dns.clusterDNS", "dns.cluster_dns", r.addresses, "cluster_dns", write=w.listed),
+    _ours("dns.localAddresses", "dns.local_addresses", r.addresses, write=w.listed),
     _ours("dns.listen", "dns.listen", r.addresses, write=w.listed),
     _ours("dns.port", "dns.port", r.whole(1, 65535)),
     _ours("dns.upstreams", "dns.upstreams", r.upstreams, "dns_upstreams", write=w.listed),

@@ -19,7 +19,7 @@ from kproxy.model.addresses import refusal
 from kproxy.model.desired import Endpoint, NodeFacts, Route, ServicePort
 from kproxy.model.endpoints import candidates_of
 from kproxy.model.objects import EndpointSlice, PortSpec, SliceEndpoint
-from kproxy.model.topology import Candidate, Hints, Place, hints_in_force
+from kproxy.model.topology import Candidate, Hints, Place, elsewhere, hints_in_force, place_of
 
 
 class Reason(Enum):
@@ -41,6 +41,7 @@ class Reason(Enum):
     DUPLICATE = "listed more than once, and another copy counts"
     NO_SUCH_PORT = "its slice has no port of this name and protocol"
     HEADLESS_SLICE = "its slice is labelled as a headless Service's"
+    OWN_DNS = "this node's own DNS server, which is asked without rules; they stand in when it does not answer"
     NO_SUCH_TRAFFIC = "the Service has no such addresses"
 
 
@@ -95,7 +96,8 @@ def explain_endpoints(
     key = (port.name, port.protocol)
     every, _ = candidates_of(slices, service_port.family, facts.name)
     winners = {candidate.endpoint.text: candidate for candidate in every.get(key, ())}
-    judge = _Judge(tuple(winners.values()), Place(facts.name, facts.zone))
+    addresses = [virtual_ip.address for virtual_ip in service_port.virtual_ips]
+    judge = _Judge(tuple(winners.values()), place_of(service_port.port, addresses, facts))
     seen = []
     for row in _rows(slices, port, service_port, facts.name, winners):
         uses = [
@@ -163,7 +165,8 @@ class _Judge:
 
     def __init__(self, candidates: Sequence[Candidate], place: Place) -> None:
         self.place = place
-        self.hints = hints_in_force([c for c in candidates if c.ready], place)
+        self.others = elsewhere(candidates, place)
+        self.hints = hints_in_force([c for c in self.others if c.ready], place)
 
     def use(self, row: _Row, route: Route, *, exists: bool) -> Use:
         """Whether and why the endpoint of `row` gets what takes `route`."""
@@ -191,6 +194,8 @@ class _Judge:
             if used:
                 return Use(reason=Reason.DRAINING)
             return Use(reason=Reason.TERMINATING if candidate.draining else Reason.NOT_READY)
+        if candidate not in self.others:
+            return Use(reason=Reason.OWN_DNS)
         match self.hints:
             case Hints.NONE:
                 return Use(reason=Reason.READY)
@@ -204,7 +209,7 @@ class _Judge:
 
 def explain_hints(candidates: Sequence[Candidate], place: Place) -> str:
     """What the topology hints of a Service port's endpoints come to at `place`; "" when no ready endpoint bears any."""
-    ready = [c for c in candidates if c.ready]
+    ready = [c for c in elsewhere(candidates, place) if c.ready]
     match hints_in_force(ready, place):
         case Hints.SAME_NODE:
             return "followed: endpoints hinted for this node only"

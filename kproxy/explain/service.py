@@ -20,7 +20,7 @@ from kproxy.model.names import Family, NamespacedName, ServicePortName
 from kproxy.model.objects import PortSpec, Problem, Service
 from kproxy.model.resolve import unserved
 from kproxy.model.snapshot import Snapshot
-from kproxy.model.topology import Place
+from kproxy.model.topology import place_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +118,7 @@ def _port(
     return PortSeen(
         service_port=service_port,
         spec=spec,
-        hints=explain_hints(known, Place(facts.name, facts.zone)),
+        hints=explain_hints(known, place_of(spec.port, [v.address for v in service_port.virtual_ips], facts)),
         routes=tuple(_routes(service_port)),
         endpoints=explain_endpoints(slices, spec, service_port, facts),
         rules=explain_rules(ruleset.of(service_port.family), service_port.name),

@@ -190,6 +190,8 @@ class NodeFacts:
     detects: tuple[bool, bool]  # IPv4, IPv6: whether a local detector exists
     masquerade_all: bool
     follows_tcp: bool = False
+    cluster_dns: frozenset[str] = frozenset()  # addresses of the DNS Service, where this node answers them itself
+    local_dns: tuple[str, ...] = ()  # further addresses of the same servers, which no Service knows of (169.254.20.10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +253,8 @@ class NodeSettings:
     localhost_node_ports: bool = True
     localhost_listener: bool = False  # node ports on loopback by a listener of ours instead of rules; both families
     follows_tcp: bool = False  # open TCP flows end with their endpoint: `ServicePort.serving` says which may stay
-    dns_addresses: tuple[str, ...] = ()  # cluster DNS addresses this node holds and answers
+    dns_addresses: tuple[str, ...] = ()  # cluster DNS addresses this node holds and answers at the moment
+    cluster_dns: tuple[str, ...] = ()  # those it answers whenever it can, and
+    local_dns: tuple[str, ...] = ()  # those besides that only nodes know, not the Service
     external_ips: ExternalIPSettings = field(default_factory=ExternalIPSettings)
     max_endpoints_with_comments: int = 1000  # above this many, data planes leave per-endpoint comments out

@@ -8,6 +8,8 @@ Without a netlink watch (commands on files) the snapshot has no interface addres
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kproxy.model.addresses import (
     LOOPBACK_ADDRESS,
     LOOPBACK_NETWORK,
@@ -17,9 +19,19 @@ from kproxy.model.addresses import (
     is_zero_network,
     of_family,
 )
-from kproxy.model.desired import DetectMode, LocalDetector, NodeFacts, NodePortAddresses, NodeSettings
+from kproxy.model.desired import (
+    DetectMode,
+    LocalDetector,
+    NodeFacts,
+    NodePortAddresses,
+    NodeSettings,
+    ServicePort,
+    VirtualIP,
+    VirtualIPKind,
+)
 from kproxy.model.names import Family
 from kproxy.model.snapshot import Snapshot
+from kproxy.model.topology import DNS_PORT
 
 _FAMILIES = (Family.IPV4, Family.IPV6)
 
@@ -36,6 +48,8 @@ def node_facts(snapshot: Snapshot, settings: NodeSettings) -> NodeFacts:
         detects=(detects_four, detects_six),
         masquerade_all=settings.masquerade_all,
         follows_tcp=settings.follows_tcp,
+        cluster_dns=frozenset(settings.cluster_dns),
+        local_dns=settings.local_dns,
     )
 
 
@@ -106,6 +120,16 @@ def _local_addresses(snapshot: Snapshot, settings: NodeSettings, family: Family)
         *of_family(settings.node_ips, family),
         LOOPBACK_ADDRESS[family],
     ]
+
+
+def at_local_dns(port: ServicePort, facts: NodeFacts) -> ServicePort:
+    """`port`, reached at the node-local DNS addresses as well if it is the cluster DNS: they lead elsewhere while nobody answers here."""
+    cluster_ip = port.virtual_ips[0].address
+    if port.port != DNS_PORT or cluster_ip not in facts.cluster_dns:
+        return port
+    further = [a for a in facts.local_dns if family_of(a) is port.family and a != cluster_ip]
+    also = tuple(VirtualIP(address=address, kind=VirtualIPKind.CLUSTER) for address in further)
+    return replace(port, virtual_ips=(port.virtual_ips[0], *also, *port.virtual_ips[1:])) if also else port
 
 
 def untracked_dns(settings: NodeSettings, family: Family) -> tuple[str, ...]:

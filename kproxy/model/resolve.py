@@ -47,11 +47,11 @@ from kproxy.model.desired import (
 from kproxy.model.endpoints import Candidates, candidates_of
 from kproxy.model.external_ips import Guard, claimants, guard_of, guard_sources
 from kproxy.model.names import Family, NamespacedName, Protocol, ServicePortName
-from kproxy.model.node import local_detector, node_facts, node_ip, node_port_addresses, untracked_dns
+from kproxy.model.node import at_local_dns, local_detector, node_facts, node_ip, node_port_addresses, untracked_dns
 from kproxy.model.objects import EndpointSlice, PortSpec, Problem, Service, TrafficPolicy
 from kproxy.model.ordering import in_order, in_order_again
 from kproxy.model.snapshot import Snapshot, differing
-from kproxy.model.topology import Candidate, Place, Usable, usable
+from kproxy.model.topology import Candidate, Usable, place_of, usable
 
 _FAMILIES = (Family.IPV4, Family.IPV6)
 _NOTHING = Usable()
@@ -239,7 +239,6 @@ def _ports_of_family(
         return []
     candidates, refused = candidates_of(slices, family, facts.name)
     problems += refused
-    place = Place(facts.name, facts.zone)
     ranges = _source_ranges(service, virtual_ips, family, facts)
     seen: set[tuple[str, Protocol]] = set()
     ports: list[ServicePort] = []
@@ -252,14 +251,14 @@ def _ports_of_family(
             continue
         seen.add(key)
         known = candidates.get(key, ())
-        found = usable(known, place) if known else _NOTHING
+        found = usable(known, place_of(port.port, service.cluster_ips, facts)) if known else _NOTHING
         reached_at = _virtual_ips_of_port(service, port, virtual_ips, guard, problems)
         made = _service_port(service, port, family, reached_at, found, ranges, facts)
         if port.protocol is Protocol.UDP:
             made = _with_serving(made, (c for c in known if c.serving), found)
         elif port.protocol is Protocol.TCP and facts.follows_tcp:
             made = _with_serving(made, known, found)
-        ports.append(made)
+        ports.append(at_local_dns(made, facts))
     if _health_check_node_port(service):
         local = _local_ready(candidates)
         ports = [replace(port, local_ready=local) for port in ports] if local else ports

@@ -11,11 +11,13 @@ starve the zones that are still missing. Hints never apply to the Local set, nor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from kproxy.model.desired import Endpoint
+from kproxy.model.desired import Endpoint, NodeFacts
+
+DNS_PORT = 53
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,24 @@ class Place:
 
     node: str = ""
     zone: str = ""
+    own_dns: tuple[str, ...] = ()  # this node's addresses, where its own DNS answers this port; see `elsewhere`
+
+
+def place_of(port: int, virtual_ips: Collection[str], facts: NodeFacts) -> Place:
+    """Where this node stands for one Service port. virtual_ips: the Service's."""
+    is_dns = port == DNS_PORT and not facts.cluster_dns.isdisjoint(virtual_ips)
+    return Place(facts.name, facts.zone, facts.node_ips if is_dns else ())
+
+
+def elsewhere(candidates: Sequence[Candidate], place: Place) -> Sequence[Candidate]:
+    """`candidates` without this node's own DNS server, if another one is ready.
+
+    While it answers, queries reach it by the address that the node holds and never meet a rule; those that do come when it does not.
+    """
+    if not place.own_dns:
+        return candidates
+    others = [c for c in candidates if not (c.endpoint.is_local and c.endpoint.address in place.own_dns)]
+    return others if any(c.ready for c in others) else candidates
 
 
 class Hints(Enum):
@@ -81,10 +101,11 @@ def _hinted(ready: Sequence[Candidate], place: Place) -> Sequence[Candidate]:
 
 def usable(candidates: Sequence[Candidate], place: Place) -> Usable:
     """What of `candidates` may be used at `place`."""
+    everywhere, candidates = candidates, elsewhere(candidates, place)
     ready = [c for c in candidates if c.ready]
     # Only where nothing is ready do draining endpoints serve, so that a rollout without a spare pod loses no request (KEP-1669).
     cluster = _hinted(ready, place) if ready else [c for c in candidates if c.draining]
-    local = [c.endpoint for c in ready if c.endpoint.is_local]
+    local = [c.endpoint for c in everywhere if c.ready and c.endpoint.is_local]
     if not local:
-        local = [c.endpoint for c in candidates if c.draining and c.endpoint.is_local]
+        local = [c.endpoint for c in everywhere if c.draining and c.endpoint.is_local]
     return Usable(cluster=tuple(c.endpoint for c in cluster), local=tuple(local), any_anywhere=bool(cluster))

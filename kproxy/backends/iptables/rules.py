@@ -213,12 +213,7 @@ def _conntrack(name: str, words: _Words) -> Match:
                 return match
         break
     words.at = start
-    return _carry(name, words, [])
-
-
-def _socket(name: str, words: _Words) -> Match:
-    found = _carry(name, words, [])
-    return found if found.text != f"-m {name}" else HasSocket()
+    return _carry(name, words)
 
 
 def _address_type(name: str, words: _Words) -> Match:
@@ -230,7 +225,7 @@ def _address_type(name: str, words: _Words) -> Match:
             destination = words.next()
         else:
             words.at = start
-            return _carry(name, words, [])
+            return _carry(name, words)
     return AddressType(source, destination)
 
 
@@ -250,7 +245,7 @@ def _statistic(name: str, words: _Words) -> Match:
             except ValueError:
                 raise RuleSyntaxError(f"{probability!r} is no probability") from None
     words.at = start
-    return _carry(name, words, [])
+    return _carry(name, words)
 
 
 def _recent(name: str, words: _Words) -> Match:
@@ -270,13 +265,15 @@ def _recent(name: str, words: _Words) -> Match:
     if (verb == "--set" and seconds is None) or (verb == "--rcheck" and seconds is not None):
         return Recent(listed, mask, seconds)
     words.at = start
-    return _carry(name, words, [])
+    return _carry(name, words)
 
 
-def _carry(name: str, words: _Words, taken: list[str]) -> OtherMatch:
+def _carry(name: str, words: _Words, taken: Iterable[str] = ()) -> Match:
+    found = list(taken)
     for negated, word in words.options():
-        taken += ["!", word] if negated else [word]
-    return OtherMatch(name, " ".join(word if word in ("!",) else _shown(word) for word in taken))
+        found += ["!", word] if negated else [word]
+    other = OtherMatch(name, " ".join(word if word in ("!",) else _shown(word) for word in found))
+    return HasSocket() if other.text == HasSocket().text else other
 
 
 def _shown(word: str) -> str:
@@ -289,7 +286,6 @@ _MATCHES: dict[str, Callable[[str, _Words], Match]] = {
     "conntrack": _conntrack,
     "state": _conntrack,
     "addrtype": _address_type,
-    "socket": _socket,
     "statistic": _statistic,
     "recent": _recent,
     **dict.fromkeys(_TRANSPORTS, _ports),
@@ -365,7 +361,7 @@ def parse_rule(text: str) -> RuleParts:
                 pending.append(name)
                 extensions.append(Ports(name))
                 continue
-            extensions.append(_MATCHES.get(name, _carry_named)(name, words))
+            extensions.append(_MATCHES.get(name, _carry)(name, words))
         elif word in _JUMPS and not negated:
             target = _target(words)
         elif pending and word.startswith("--"):
@@ -377,10 +373,6 @@ def parse_rule(text: str) -> RuleParts:
             raise RuleSyntaxError(f"{word!r} is not understood in {text!r}")
     base.sort(key=lambda match: _BASE_ORDER.index(type(match)))
     return RuleParts(matches=(*base, *extensions), target=target)
-
-
-def _carry_named(name: str, words: _Words) -> Match:
-    return _carry(name, words, [])
 
 
 def text_of(matches: Iterable[Match], target: Target | None) -> str:

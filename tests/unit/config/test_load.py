@@ -146,6 +146,7 @@ dns:
   ttlSeconds: 5
   clusterDNS: [10.96.0.10, "FD00:96::A"]
   listen: [192.168.200.21]
+  localAddresses: [169.254.20.10]
   port: 5353
   upstreams: [192.0.2.1, "[fd00::1]:5300", /etc/other.conf]
   pods: disabled
@@ -176,6 +177,7 @@ dns:
             zone="corp.local",
             ttl_s=5,
             cluster_dns=("10.96.0.10", "fd00:96::a"),
+            local_addresses=("169.254.20.10",),
             listen=("192.168.200.21",),
             port=5353,
             upstreams=("192.0.2.1:53", "[fd00::1]:5300"),
@@ -202,6 +204,8 @@ dns:
         node_port_addresses=("primary", "192.168.200.0/24"),
         localhost_node_ports=False,
         dns_addresses=("10.96.0.10",),
+        cluster_dns=("10.96.0.10", "fd00:96::a"),
+        local_dns=("169.254.20.10",),
         external_ips=ExternalIPSettings(resolvers=("10.96.0.10", "fd00:96::a")),
     )
 
