@@ -24,7 +24,7 @@ from types import MappingProxyType
 
 from kproxy.dns import names, upstream, wire
 from kproxy.dns.answer import Forward, Outcome
-from kproxy.dns.clients import SearchList
+from kproxy.dns.clients import Client, SearchList
 from kproxy.dns.upstream import Malformed, Record
 from kproxy.dns.wire import OWNER, Query, Rcode, Transport, Type
 
@@ -60,13 +60,14 @@ class Step:
 class Walk:
     """A walk that cannot be decided from memory. key: equal keys are the same walk, whatever the type asked.
 
-    first: the outcome without a walk, which is what the client gets when nothing is found.
+    first: the outcome without a walk, which is what the client gets when nothing is found. after: as in `Forward`.
     """
 
     query: Query
     key: bytes
     steps: tuple[Step, ...]
     first: Outcome | Forward
+    after: Callable[[bytes, Transport], bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +89,11 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A reply in the few words that a decision needs. data: the values of its addresses and aliases."""
+    """A reply in the few words that a decision needs. count: records of the type asked. data: the values of its addresses and aliases."""
 
     rcode: int
     positive: bool
+    count: int = 0
     data: frozenset[bytes] = frozenset()
 
 
@@ -105,6 +107,22 @@ def head_of(heads: Container[bytes], lowered: bytes) -> int:
     return -1
 
 
+def intercept(
+    query: Query, client: Client, first: Outcome | Forward, ask: Ask, transport: Transport
+) -> Outcome | Forward | Walk:
+    """`autopath @kubernetes`: walks the list of whoever asks where the name lies below its head, and returns `first` everywhere else.
+
+    first: what is said without a walk. ask: the same for any other name and type, as whole replies (those for TCP).
+    """
+    if not client.heads:
+        return first
+    for listed in client.lists:
+        at = len(query.lowered) - len(listed.suffixes[0])
+        if at >= 0 and names.is_below(query.lowered, listed.suffixes[0]):
+            return walk(query, at, listed, first, ask, transport)
+    return personal(first) if head_of(client.heads, query.lowered) >= 0 else first
+
+
 def walk(
     query: Query, start: int, listed: SearchList, first: Outcome | Forward, ask: Ask, transport: Transport
 ) -> Outcome | Forward | Walk:
@@ -112,14 +130,22 @@ def walk(
 
     first: what is said without a walk. ask must give whole replies, as for TCP. A reply that depends on the list is marked `personal`.
     """
-    if start == 0 or query.qclass != 1 or (isinstance(first, Outcome) and _ends_at_once(first)):
+    if query.qclass != 1 or (isinstance(first, Outcome) and _ends_at_once(first)):
         return first
+    if start == 0:
+        return personal(first)
     steps = _steps(query, start, listed, first, ask)
     walked = Walk(query, query.lowered + b"".join(listed.suffixes), steps, first)
     decided = decide(walked, {})
     if isinstance(decided, Wanted):
         return walked
     return finish(walked, decided, {}, transport)
+
+
+def about(query: Query, name: bytes, qtype: int) -> Query:
+    """The same query for another name and type: what an `Ask` answers."""
+    question = name + qtype.to_bytes(2, "big") + query.qclass.to_bytes(2, "big")
+    return replace(query, name=name, lowered=name.lower(), qtype=qtype, question=question)
 
 
 def personal(first: Outcome | Forward) -> Outcome | Forward:
@@ -175,7 +201,8 @@ def read_seen(reply: bytes, kind: int) -> Seen:
     except Malformed:
         return Seen(Rcode.SERVFAIL, False)
     data = frozenset(item.rdata.lower() for item in answer if item.rtype in _TELLING)
-    return Seen(reply[3] & 15, any(item.rtype == kind or kind == Type.ANY for item in answer), data)
+    count = sum(item.rtype == kind or kind == Type.ANY for item in answer)
+    return Seen(reply[3] & 15, count > 0, count, data)
 
 
 def _sections(reply: bytes) -> list[list[Record]]:
@@ -191,26 +218,26 @@ def _sections(reply: bytes) -> list[list[Record]]:
     return sections
 
 
-def decide(
-    walk: Walk, replies: Replies, wildcards: Wildcards = _NO_WILDCARDS, verdict: int | None = None
-) -> Found | Wanted:
+def decide(walk: Walk, replies: Replies, wildcards: Wildcards = _NO_WILDCARDS, verdict: bytes = b"") -> Found | Wanted:
     """The candidate taken, or what must be known before one can be.
 
     wildcards: by suffix, the data that a name has there which nobody can have made; empty for a suffix that keeps to its names. verdict:
-    the candidate that was taken for the other family a moment ago.
+    the candidate that was taken for the other family a moment ago; of those that others are asked for, it stands without a comparison.
     """
     empty: int | None = None
     failed = False
+    verdict = verdict if any(step.name.lower() == verdict for step in walk.steps) else b""
     for index, step in enumerate(walk.steps):
-        if verdict is not None and index < verdict:
+        asks = isinstance(step.asked[0][1], Forward)
+        if asks and verdict and step.name.lower() != verdict:
             continue
         seen = {kind: _seen(one, replies.get((index, kind)), kind) for kind, one in step.asked}
         missing = tuple(kind for kind, one in seen.items() if one is None)
         if seen[walk.query.qtype] is None:
-            return Wanted(index, missing if verdict is None else (walk.query.qtype,))
-        known = [one for one in seen.values() if one is not None]
-        if index == verdict:
+            return Wanted(index, (walk.query.qtype,) if verdict else missing)
+        if asks and verdict:
             return Found(index)
+        known = [one for one in seen.values() if one is not None]
         if any(one.positive for one in known):
             if not step.suffix or index == 0:
                 return Found(index)
@@ -223,7 +250,7 @@ def decide(
             return Wanted(index, missing)
         if any(one.rcode not in _SPOKEN for one in known):
             failed = True
-        elif empty is None and isinstance(step.asked[0][1], Forward) and any(o.rcode == Rcode.NOERROR for o in known):
+        elif empty is None and asks and any(o.rcode == Rcode.NOERROR for o in known):
             empty = index
     return Found(empty, failed)
 
