@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from kproxy.dns import names, wire
+from kproxy.dns.apexes import Apex, Tree
 from kproxy.dns.lookup import Place, PlaceKind, find_apex, locate, owners_of
 from kproxy.dns.wire import OWNER, Query, Rcode, Transport, Type
-from kproxy.dns.zone import Apex, RecordKind, ServiceRecords, Tree, Zone
+from kproxy.dns.zone import RecordKind, ServiceRecords, Zone
 
 VERSION = b"\x051.1.0"  # of the DNS-Based Service Discovery specification, as a TXT string
 VERSION_TTL = 28800  # seconds; the specification's own example and CoreDNS's value
@@ -133,7 +134,7 @@ def answer_query(zone: Zone, query: Query, transport: Transport, turn: int = 0) 
     apex, start = found
     size = wire.limit(query, transport)
     place = locate(zone, apex, query.lowered, start)
-    if place.kind is PlaceKind.MISSING and apex.fallthrough:
+    if place.kind is PlaceKind.MISSING and apex.passes(query.lowered):
         return MISSED
     if place.kind in (PlaceKind.MISSING, PlaceKind.UNKNOWN):
         rcode = Rcode.NXDOMAIN if place.kind is PlaceKind.MISSING else Rcode.SERVFAIL
@@ -286,7 +287,7 @@ def _pairs(place: Place, service: ServiceRecords) -> list[tuple[bytes, int, byte
             if wanted((port.name, port.protocol))
         ]
     return [
-        (bytes((len(member.label),)) + member.label + service.key, port.number, member.address)
+        (group.name_of(member, service.key), port.number, member.address)
         for group in (place.groups if place.kind is PlaceKind.ENDPOINT else service.groups)
         for member in group.members
         for port in group.ports
@@ -372,7 +373,7 @@ def name_servers(zone: Zone) -> list[tuple[bytes, Sequence[bytes]]]:
             servers.append((service.key + _SVC, service.addresses))
         else:
             servers += [
-                (bytes((len(member.label),)) + member.label + service.key + _SVC, (member.address,))
+                (group.name_of(member, service.key) + _SVC, (member.address,))
                 for group in service.groups
                 for member in group.members
                 if member.address in own

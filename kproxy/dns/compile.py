@@ -15,17 +15,14 @@ What exists (the reference is the DNS-Based Service Discovery specification 1.1.
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import replace
-from functools import lru_cache
 
-from kproxy.dns import names
+from kproxy.dns import names, selector
+from kproxy.dns.blocks import PodRecords
+from kproxy.dns.compile_further import import_change, pods_of
+from kproxy.dns.compile_service import compile_service
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.zone import (
-    Group,
-    Member,
-    Port,
-    RecordKind,
     ServiceRecords,
     Zone,
     ZoneDelta,
@@ -34,12 +31,17 @@ from kproxy.dns.zone import (
     with_changes,
 )
 from kproxy.model.names import NamespacedName
-from kproxy.model.objects import EndpointSlice, Kind, Service, SliceEndpoint
+from kproxy.model.objects import EndpointSlice, Kind
 from kproxy.model.snapshot import Snapshot
 
 NEEDED = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NAMESPACE})
 
 _NO_SLICES: tuple[EndpointSlice, ...] = ()
+
+
+def needed(settings: DnsSettings) -> frozenset[Kind]:
+    """The kinds that have to be listed before any answer is right; pods and ServiceImports only hold up the names made of them."""
+    return NEEDED - {Kind.ENDPOINT_SLICE} if settings.no_endpoints else NEEDED
 
 
 def compile_zone(snapshot: Snapshot, settings: DnsSettings, previous: Zone | None = None, *, serial: int) -> Zone:
@@ -50,16 +52,53 @@ def compile_zone(snapshot: Snapshot, settings: DnsSettings, previous: Zone | Non
     """
     base = previous if previous is not None and previous.settings == settings else empty_zone(settings)
     old = base.source if base.source is not None else Snapshot()
-    touched = _touched(old, snapshot)
     problems = dict(base.problems)
+    changed, removed = _services(snapshot, settings, base, old, problems)
+    namespaces = base.namespaces
+    if snapshot.namespaces is not old.namespaces or base.source is None:
+        namespaces = exposed(snapshot, settings)
+    synced = snapshot.synced >= needed(settings)
+    pods, counts = base.pods, base.pod_counts
+    if settings.pods is PodRecords.VERIFIED and Kind.POD in snapshot.synced:
+        pods, counts = pods_of(snapshot.pods, old.pods, base.pods, base.pod_counts)
+    imports = import_change(snapshot, settings, base.imports, old) if settings.multicluster else None
+    if (
+        previous is base
+        and not changed
+        and not removed
+        and synced == base.synced
+        and namespaces == base.namespaces
+        and problems == base.problems
+        and pods is base.pods
+        and imports is None
+    ):
+        # The source must follow the snapshot even so, or the next comparison would look at the same objects again.
+        return previous if old is snapshot else replace(previous, source=snapshot, pod_counts=counts)
+    delta = ZoneDelta(
+        serial=max(serial, base.serial + 1) & 0xFFFFFFFF,
+        synced=synced,
+        namespaces=namespaces,
+        changed=tuple(changed),
+        removed=tuple(removed),
+        imports=imports,
+    )
+    return replace(with_changes(base, delta), problems=problems, source=snapshot, pods=pods, pod_counts=counts)
+
+
+def _services(
+    snapshot: Snapshot, settings: DnsSettings, base: Zone, old: Snapshot, problems: dict[bytes, str]
+) -> tuple[list[ServiceRecords], list[bytes]]:
+    """The records that changed and the keys that are gone since `base`; `problems` follows."""
     changed, removed = [], []
-    for name in touched:
+    wanted = selector.parse(settings.labels)
+    for name in _touched(old, snapshot):
         key = key_of(name)
         if key is None:
             continue
-        records, problem = compile_service(
-            snapshot.services.get(name), snapshot.slices_of.get(name, _NO_SLICES), settings, key
-        )
+        service = snapshot.services.get(name)
+        if service is not None and wanted.requirements and not wanted.holds(dict(service.labels)):
+            service = None
+        records, problem = compile_service(service, snapshot.slices_of.get(name, _NO_SLICES), settings, key)
         if records is None:
             if key in base.services:
                 removed.append(key)
@@ -69,28 +108,7 @@ def compile_zone(snapshot: Snapshot, settings: DnsSettings, previous: Zone | Non
             problems[key] = problem
         else:
             problems.pop(key, None)
-    namespaces = base.namespaces
-    if snapshot.namespaces is not old.namespaces or base.source is None:
-        namespaces = _exposed(snapshot, settings)
-    synced = snapshot.synced >= NEEDED
-    if (
-        previous is base
-        and not changed
-        and not removed
-        and synced == base.synced
-        and namespaces == base.namespaces
-        and problems == base.problems
-    ):
-        # The source must follow the snapshot even so, or the next comparison would look at the same objects again.
-        return previous if old is snapshot else replace(previous, source=snapshot)
-    delta = ZoneDelta(
-        serial=max(serial, base.serial + 1) & 0xFFFFFFFF,
-        synced=synced,
-        namespaces=namespaces,
-        changed=tuple(changed),
-        removed=tuple(removed),
-    )
-    return replace(with_changes(base, delta), problems=problems, source=snapshot)
+    return changed, removed
 
 
 def key_of(name: NamespacedName) -> bytes | None:
@@ -101,73 +119,14 @@ def key_of(name: NamespacedName) -> bytes | None:
         return None
 
 
-def compile_service(
-    service: Service | None, slices: tuple[EndpointSlice, ...], settings: DnsSettings, key: bytes
-) -> tuple[ServiceRecords | None, str]:
-    """The records of one Service (None: it does not exist for DNS) and what was wrong with it ("" for nothing)."""
-    if service is None:
-        return None, ""
-    if service.type == "ExternalName":
-        return _external(service, key)
-    groups = _groups(slices, settings)
-    if service.headless:
-        return (ServiceRecords(key, RecordKind.HEADLESS, groups=groups), "") if groups else (None, "")
-    if not service.cluster_ips or (settings.ignore_empty_service and not groups):
-        return None, ""
-    addresses = tuple(dict.fromkeys(names.pack(ip) for ip in service.cluster_ips))
-    ports = tuple(_port(port.name, port.protocol.lower, port.port) for port in service.ports)
-    return ServiceRecords(key, RecordKind.CLUSTER, addresses, ports, groups), ""
-
-
-def _external(service: Service, key: bytes) -> tuple[ServiceRecords | None, str]:
-    text = service.external_name
-    try:
-        ipaddress.ip_address(text.rstrip("."))
-    except ValueError:
-        pass
-    else:
-        return None, f"externalName {text!r} is an IP address: no record is made for it"
-    try:
-        target = names.encode(text)
-    except ValueError as error:
-        return None, f"externalName: {error}; no record is made for it"
-    if target == b"\0":
-        return None, "externalName is empty: no record is made for it"
-    return ServiceRecords(key, RecordKind.EXTERNAL, target=target), ""
-
-
-def _groups(slices: tuple[EndpointSlice, ...], settings: DnsSettings) -> tuple[Group, ...]:
-    """Ready endpoints by their ports; an address that stands in two slices with the same label and ports counts once."""
-    by_ports: dict[tuple[Port, ...], dict[Member, None]] = {}
-    for item in slices:
-        ports = tuple(_port(port.name, port.protocol.lower, port.port) for port in item.ports)
-        for endpoint in item.endpoints:
-            if endpoint.ready:
-                member = Member(_label(endpoint, settings), names.pack(endpoint.address))
-                by_ports.setdefault(ports, {})[member] = None
-    return tuple(Group(ports, tuple(members)) for ports, members in by_ports.items())
-
-
-@lru_cache(maxsize=4096)
-def _port(name: str, protocol: str, number: int) -> Port:
-    return Port(name.lower().encode(), protocol.encode(), number)
-
-
-def _label(endpoint: SliceEndpoint, settings: DnsSettings) -> bytes:
-    """hostname, else the pod's name if wanted and short enough for a label, else the dashed address."""
-    candidates = [endpoint.hostname]
-    if settings.endpoint_pod_names:
-        candidates.append(endpoint.pod)
-    for text in candidates:
-        if text and len(text.encode()) <= names.MAX_LABEL and "." not in text:
-            return text.lower().encode()
-    return names.dashed(endpoint.address)
-
-
-def _exposed(snapshot: Snapshot, settings: DnsSettings) -> frozenset[bytes]:
-    known = frozenset(name.name for name in snapshot.namespaces)
-    visible = known & frozenset(settings.namespaces) if settings.namespaces else known
-    return frozenset(name.lower().encode() for name in visible)
+def exposed(snapshot: Snapshot, settings: DnsSettings) -> frozenset[bytes]:
+    """The labels of the namespaces that exist for DNS."""
+    wanted = selector.parse(settings.namespace_labels)
+    return frozenset(
+        name.name.lower().encode()
+        for name, namespace in snapshot.namespaces.items()
+        if (not settings.namespaces or name.name in settings.namespaces) and wanted.holds(dict(namespace.labels))
+    )
 
 
 def _touched(old: Snapshot, new: Snapshot) -> list[NamespacedName]:

@@ -12,16 +12,21 @@ Names are read from the right, as CoreDNS does:
     <label>.<svc>.<ns>.svc               a ready endpoint; or `_tcp`, above `_http._tcp`
     _<port>._<proto>.<svc>.<ns>.svc      a port; the underscores may be missing
     <dashed address>.<ns>.pod            a pod, when pod records are on
+
+In a zone of ServiceImports endpoints are `<label>.<cluster>.<svc>.<ns>.svc`. With zonal names, `<place>.pin._zone.<svc>.<ns>.svc` are the
+endpoints of a headless Service in one topology zone, and `<place>.prefer._zone…` those or, where there are none, all.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from kproxy.dns import names
+from kproxy.dns.apexes import Apex, Tree
 from kproxy.dns.blocks import PodRecords
-from kproxy.dns.zone import Apex, Group, Port, RecordKind, ServiceRecords, Tree, Zone
+from kproxy.dns.zone import Group, Port, RecordKind, ServiceRecords, Zone
 
 
 class PlaceKind(Enum):
@@ -93,7 +98,7 @@ def locate(zone: Zone, apex: Apex, lowered: bytes, start: int) -> Place:
     labels = names.split(lowered[:start])
     match labels[-1]:
         case b"svc":
-            return _locate_service(zone, labels[:-1])
+            return _locate_service(zone, apex, labels[:-1])
         case b"pod":
             return _locate_pod(zone, labels[:-1])
         case b"dns-version" if len(labels) == 1:
@@ -102,13 +107,16 @@ def locate(zone: Zone, apex: Apex, lowered: bytes, start: int) -> Place:
             return _empty("ns.dns lies below it")
         case b"dns" if labels == [b"ns", b"dns"]:
             return Place(PlaceKind.SERVER, "this server")
+    if zone.settings.aliases and labels[-1] in [alias.lower().encode() for alias in zone.settings.aliases]:
+        return _locate_service(zone, apex, labels[:-1])
     return _missing("the last label before the zone is neither svc nor pod")
 
 
-def _locate_service(zone: Zone, labels: list[bytes]) -> Place:
+def _locate_service(zone: Zone, apex: Apex, labels: list[bytes]) -> Place:
     if not labels:
         return _empty("Services lie below it")
-    if not zone.synced:
+    services: Mapping[bytes, ServiceRecords] | None = zone.imports if apex.imports else zone.services
+    if not zone.synced or services is None:
         return Place(PlaceKind.UNKNOWN, "the API objects have not been listed yet")
     namespace = labels[-1]
     if namespace not in zone.namespaces:
@@ -116,7 +124,7 @@ def _locate_service(zone: Zone, labels: list[bytes]) -> Place:
     if len(labels) == 1:
         return _empty("an existing namespace")
     key = bytes((len(labels[-2]),)) + labels[-2] + bytes((len(namespace),)) + namespace
-    service = zone.services.get(key)
+    service = services.get(key)
     if service is None:
         return _missing(
             "namespace {} has no Service {} that DNS could answer for "
@@ -128,19 +136,41 @@ def _locate_service(zone: Zone, labels: list[bytes]) -> Place:
         return Place(PlaceKind.SERVICE, "Service {}", (service,), service)
     if service.kind is RecordKind.EXTERNAL:
         return _missing("Service {} is an ExternalName: nothing lies below it", service)
+    if zone.settings.zonal and labels[-3] == b"_zone" and service.kind is RecordKind.HEADLESS:
+        return _locate_zonal(service, labels[:-3])
     if len(labels) == 3:
-        return _locate_endpoint(service, labels[0])
+        return _locate_endpoint(service, labels[0], b"")
     if len(labels) == 4:
+        # In a zone of ServiceImports two labels are a port only with an underscore.
+        if apex.imports and not labels[0].startswith(b"_"):
+            return _locate_endpoint(service, labels[0], labels[1])
         return _locate_port(service, labels[0], labels[1])
     return _missing("too many labels in front of a Service")
 
 
-def _locate_endpoint(service: ServiceRecords, label: bytes) -> Place:
+def _locate_zonal(service: ServiceRecords, labels: list[bytes]) -> Place:
+    """A topology zone may have dots in its name, so everything left of the directive is the zone."""
+    if not labels:
+        return _empty("zonal names lie below it")
+    if labels[-1] not in (b"pin", b"prefer"):
+        return _missing("{} is neither pin nor prefer", labels[-1])
+    if len(labels) == 1:
+        return _empty("zonal names lie below it")
+    wanted = b".".join(labels[:-1])
+    groups = tuple(group for group in service.groups if group.place == wanted)
+    if not groups:
+        if labels[-1] == b"pin":
+            return _empty("Service {} has no ready endpoint in that topology zone", service)
+        groups = service.groups
+    return Place(PlaceKind.SERVICE, "zonal endpoints of {}", (service,), replace(service, groups=groups))
+
+
+def _locate_endpoint(service: ServiceRecords, label: bytes, cluster: bytes) -> Place:
     found = []
     for group in service.groups:
-        members = tuple(member for member in group.members if member.label == label)
+        members = tuple(member for member in group.members if member.label == label and group.cluster == cluster)
         if members:
-            found.append(Group(group.ports, members))
+            found.append(replace(group, members=members))
     if found:
         return Place(PlaceKind.ENDPOINT, "endpoint {} of {}", (label, service), service, groups=tuple(found))
     bare = label.removeprefix(b"_")
@@ -179,7 +209,13 @@ def _locate_pod(zone: Zone, labels: list[bytes]) -> Place:
     packed = names.from_dashed(labels[0])
     if packed is None:
         return _missing("{} is no address with dashes", labels[0])
-    return Place(PlaceKind.POD, "pod records are insecure: any address is answered", address=packed)
+    if zone.settings.pods is PodRecords.INSECURE:
+        return Place(PlaceKind.POD, "pod records are insecure: any address is answered", address=packed)
+    if zone.pods is None:
+        return Place(PlaceKind.UNKNOWN, "the pods have not been listed yet")
+    if packed + labels[-1] in zone.pods:
+        return Place(PlaceKind.POD, "a pod of namespace {} has this address", (labels[-1],), address=packed)
+    return _missing("no pod of namespace {} has the address {}", labels[-1], names.unpack(packed))
 
 
 def _locate_address(zone: Zone, tree: Tree, labels: list[bytes]) -> Place:
@@ -227,7 +263,7 @@ def owners_of(zone: Zone, address: bytes) -> list[bytes]:
         for group in service.groups:
             for member in group.members:
                 if member.address == address:
-                    found[bytes((len(member.label),)) + member.label + service.key] = None
+                    found[group.name_of(member, service.key)] = None
     return list(found)
 
 

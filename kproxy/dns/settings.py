@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kproxy.dns import selector
 from kproxy.dns.blocks import NO_PAGES, Pages, PodRecords, ServerBlock
 
 
@@ -18,12 +19,20 @@ class DnsSettings:
     Raises ValueError, naming the field, when a value is out of its bounds.
     """
 
-    zone: str = "cluster.local"
+    zone: str = "cluster.local"  # the primary one: PTR targets lie in it
+    further_zones: tuple[str, ...] = ()  # with the same names below them
     reverse_zones: tuple[str, ...] = ("in-addr.arpa", "ip6.arpa")  # names or networks, e.g. 10.96.0.0/16
     fallthrough: tuple[str, ...] = ("in-addr.arpa", "ip6.arpa")  # names missing below these are forwarded, not NXDOMAIN
     ttl: int = 5  # seconds, 0-3600; of every record but dns-version
     pods: PodRecords = PodRecords.INSECURE
     namespaces: tuple[str, ...] = ()  # the only ones that exist for DNS; empty: all
+    namespace_labels: str = ""  # label selector on Namespaces; others do not exist for DNS
+    labels: str = ""  # label selector on Services
+    no_endpoints: bool = False  # headless Services and names of endpoints do not exist
+    multicluster: tuple[str, ...] = ()  # those of the zones that hold ServiceImports instead of Services
+    zonal: bool = False  # `<zone>.pin._zone.<service>…` of headless Services
+    external: bool = False  # a `k8s_external` answers from these Services
+    aliases: tuple[str, ...] = ()  # words that mean `svc`, such as `services`
     endpoint_pod_names: bool = False  # endpoints without hostname are called by their pod's name
     ignore_empty_service: bool = False  # a ClusterIP Service without ready endpoint does not exist
     forward_dot_local: bool = (
@@ -65,6 +74,11 @@ class DnsSettings:
                 "::",
             ):  # a reply could come from another address than was asked, and be thrown away
                 raise ValueError(f"listen: {address} is no address of its own; name those to answer on")
+        for name in ("labels", "namespace_labels"):
+            try:
+                selector.parse(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
         if self.service.count("/") != 1:
             raise ValueError(f"service: {self.service!r} is not namespace/name")
         for name in ("forward_deadline_s", "forward_attempt_s", "tcp_idle_s"):

@@ -17,6 +17,7 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from kproxy.dns import names
+from kproxy.dns.apexes import Apex, apexes
 from kproxy.dns.settings import DnsSettings
 from kproxy.model.snapshot import Snapshot
 
@@ -51,10 +52,20 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Ready endpoints that share their ports, as a slice gives them."""
+    """Ready endpoints that share their ports, as a slice gives them.
+
+    cluster: the label of the cluster they run in, for imported Services. place: their topology zone, lower case, where zonal names are on.
+    """
 
     ports: tuple[Port, ...]
     members: tuple[Member, ...]
+    cluster: bytes = b""
+    place: bytes = b""
+
+    def name_of(self, member: Member, key: bytes) -> bytes:
+        """The labels of one of its endpoints in front of `svc.<zone>`, wire form. key: the Service's."""
+        cluster = bytes((len(self.cluster),)) + self.cluster if self.cluster else b""
+        return bytes((len(member.label),)) + member.label + cluster + key
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +73,8 @@ class ServiceRecords:
     """All that DNS says about one Service.
 
     addresses: cluster IPs, packed (CLUSTER only). groups: ready endpoints. target: the external name, wire form (EXTERNAL only).
+    external, hostnames: its external and load-balancer addresses and its load balancer's names (wire form), where some `k8s_external` wants
+    them.
     """
 
     key: bytes
@@ -70,6 +83,8 @@ class ServiceRecords:
     ports: tuple[Port, ...] = ()
     groups: tuple[Group, ...] = ()
     target: bytes = b""
+    external: tuple[bytes, ...] = ()
+    hostnames: tuple[bytes, ...] = ()
 
     @property
     def name(self) -> str:
@@ -84,43 +99,7 @@ class ServiceRecords:
 
     def owned(self) -> set[bytes]:
         """Every packed address that has a reverse name because of this Service."""
-        return {*self.addresses, *(member.address for group in self.groups for member in group.members)}
-
-
-class Tree(Enum):
-    """What kind of zone a name lies in."""
-
-    FORWARD = "forward"
-    IPV4 = "in-addr.arpa"
-    IPV6 = "ip6.arpa"
-
-
-@dataclass(frozen=True, slots=True)
-class Apex:
-    """One zone that is ours. fallthrough: names missing in it are asked upstream instead."""
-
-    name: bytes
-    tree: Tree
-    fallthrough: bool
-
-
-def apexes(settings: DnsSettings) -> dict[bytes, Apex]:
-    """The zones of `settings` by their names in lower-case wire form. Raises ValueError for a malformed name or network."""
-    found = {}
-    through = [names.encode(text).lower() for text in settings.fallthrough]
-    forward = names.encode(settings.zone).lower()
-    wanted = [forward]
-    for text in settings.reverse_zones:
-        wanted += names.reverse_zones(text) if "/" in text else [names.encode(text).lower()]
-    for name in wanted:
-        tree = Tree.FORWARD
-        if name != forward:
-            tree = Tree.IPV6 if names.is_below(name, b"\x03ip6\x04arpa\0") else Tree.IPV4
-            if tree is Tree.IPV4 and not names.is_below(name, b"\x07in-addr\x04arpa\0"):
-                raise ValueError(f"reverse_zones: {names.decode(name)} is neither below in-addr.arpa nor ip6.arpa")
-        passes = tree is not Tree.FORWARD and any(names.is_below(name, t) for t in through)
-        found[name] = Apex(name, tree, passes)
-    return found
+        return {*self.addresses, *self.external, *(member.address for group in self.groups for member in group.members)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +109,9 @@ class Zone:
     serial: of the SOA, Unix time of the last change. synced: Services, EndpointSlices and Namespaces have all been listed.
     namespaces: labels, lower case, only those exposed. owners: packed address → keys of the Services it belongs to, sorted.
     sorted_ipv4, sorted_ipv6: the keys of `owners` in order, which is how an empty non-terminal of a reverse tree is recognised.
-    problems, source: for the controller; workers have neither.
+    pods: packed address and namespace of every pod, for `pods verified`; imports: the ServiceImports, for `multicluster`. Either is None
+    until it has been listed, and where nobody asked for it.
+    problems, pod_counts, source: for the controller; workers have none of them.
     """
 
     settings: DnsSettings
@@ -142,6 +123,9 @@ class Zone:
     owners: Mapping[bytes, tuple[bytes, ...]] = field(default_factory=dict)
     sorted_ipv4: tuple[bytes, ...] = ()
     sorted_ipv6: tuple[bytes, ...] = ()
+    pods: frozenset[bytes] | None = None
+    imports: Mapping[bytes, ServiceRecords] | None = None
+    pod_counts: Mapping[bytes, int] = field(default_factory=dict, compare=False, repr=False)
     problems: Mapping[bytes, str] = field(default_factory=dict, compare=False)
     source: Snapshot | None = field(default=None, compare=False, repr=False)
 
@@ -157,15 +141,38 @@ def empty_zone(settings: DnsSettings) -> Zone:
     return Zone(settings=settings, apexes=apexes(settings))
 
 
+@dataclass(frozen=True, slots=True)
+class PodChange:
+    """Pod keys (see `Zone.pods`) that came and went."""
+
+    added: tuple[bytes, ...] = ()
+    removed: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ImportChange:
+    """ServiceImports that came or changed, and keys of those that went."""
+
+    changed: tuple[ServiceRecords, ...] = ()
+    removed: tuple[bytes, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZoneDelta:
-    """What leads from one zone to the next. namespaces: None when they are the same."""
+    """What leads from one zone to the next. namespaces, pods, imports: None when they are the same."""
 
     serial: int
     synced: bool
     namespaces: frozenset[bytes] | None = None
     changed: tuple[ServiceRecords, ...] = ()
     removed: tuple[bytes, ...] = ()
+    pods: PodChange | None = None
+    imports: ImportChange | None = None
+
+    @property
+    def is_wide(self) -> bool:
+        """It may change answers of other names than those of the Services it names."""
+        return self.namespaces is not None or self.pods is not None or self.imports is not None
 
 
 def with_changes(zone: Zone, delta: ZoneDelta) -> Zone:
@@ -184,7 +191,24 @@ def with_changes(zone: Zone, delta: ZoneDelta) -> Zone:
         owners=owners,
         sorted_ipv4=_resorted(zone.sorted_ipv4, 4, lost, gained),
         sorted_ipv6=_resorted(zone.sorted_ipv6, 16, lost, gained),
+        pods=_pods_after(zone.pods, delta.pods),
+        imports=_imports_after(zone.imports, delta.imports),
     )
+
+
+def _pods_after(pods: frozenset[bytes] | None, change: PodChange | None) -> frozenset[bytes] | None:
+    return pods if change is None else (pods or frozenset()).difference(change.removed).union(change.added)
+
+
+def _imports_after(
+    imports: Mapping[bytes, ServiceRecords] | None, change: ImportChange | None
+) -> Mapping[bytes, ServiceRecords] | None:
+    if change is None:
+        return imports
+    after = dict(imports or {})
+    for key in change.removed:
+        after.pop(key, None)
+    return after | {records.key: records for records in change.changed}
 
 
 class Loading:
@@ -210,11 +234,11 @@ class Loading:
 
     def _shared(self, records: ServiceRecords) -> ServiceRecords:
         once = self._ports.setdefault
-        groups = tuple(Group(once(group.ports, group.ports), group.members) for group in records.groups)
+        groups = tuple(replace(group, ports=once(group.ports, group.ports)) for group in records.groups)
         return replace(records, ports=once(records.ports, records.ports), groups=groups)
 
     def finish(self, delta: ZoneDelta) -> Zone:
-        """The zone; `delta` tells serial, synced and namespaces."""
+        """The zone; `delta` tells everything but the Services, see `rest_of`."""
         ordered = sorted(self._owners)
         return Zone(
             settings=self._settings,
@@ -226,7 +250,20 @@ class Loading:
             owners=self._owners,
             sorted_ipv4=tuple(address for address in ordered if len(address) == 4),
             sorted_ipv6=tuple(address for address in ordered if len(address) == 16),
+            pods=_pods_after(None, delta.pods),
+            imports=_imports_after(None, delta.imports),
         )
+
+
+def rest_of(zone: Zone) -> ZoneDelta:
+    """All of a zone but its Services: what follows them when a whole zone is sent."""
+    return ZoneDelta(
+        serial=zone.serial,
+        synced=zone.synced,
+        namespaces=zone.namespaces,
+        pods=None if zone.pods is None else PodChange(tuple(zone.pods)),
+        imports=None if zone.imports is None else ImportChange(tuple(zone.imports.values())),
+    )
 
 
 _Applied = tuple[dict[bytes, ServiceRecords], dict[bytes, tuple[bytes, ...]], list[bytes], list[bytes]]
@@ -292,7 +329,26 @@ def difference(old: Zone, new: Zone) -> ZoneDelta | None:
         namespaces=None if old.namespaces == new.namespaces else new.namespaces,
         changed=tuple(new.services[key] for key in changed),
         removed=tuple(removed),
+        pods=pod_change(old.pods, new.pods),
+        imports=_import_change(old.imports, new.imports),
     )
+
+
+def pod_change(old: frozenset[bytes] | None, new: frozenset[bytes] | None) -> PodChange | None:
+    """What leads from one set of pods to the next; None when nothing has to."""
+    if new is None or new is old:
+        return None
+    before = frozenset() if old is None else old
+    return PodChange(tuple(new - before), tuple(before - new)) if new != before or old is None else None
+
+
+def _import_change(
+    old: Mapping[bytes, ServiceRecords] | None, new: Mapping[bytes, ServiceRecords] | None
+) -> ImportChange | None:
+    if new is None or new is old:
+        return None
+    changed, removed = changes(old or {}, new)
+    return ImportChange(tuple(new[key] for key in changed), tuple(removed))
 
 
 def changes(old: Mapping[K, V], new: Mapping[K, V]) -> tuple[list[K], list[K]]:

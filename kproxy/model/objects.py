@@ -28,6 +28,7 @@ class Kind(Enum):
     NODE = "Node"
     NAMESPACE = "Namespace"
     POD = "Pod"
+    SERVICE_IMPORT = "ServiceImport"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -72,6 +73,7 @@ class Service:
     external_ips: tuple[str, ...] = ()
     load_balancer_ips: tuple[str, ...] = ()  # ingress entries with ipMode VIP (or none)
     load_balancer_proxy_ips: tuple[str, ...] = ()  # those with ipMode Proxy: never served, shown to people
+    load_balancer_hostnames: tuple[str, ...] = ()
     source_ranges: tuple[str, ...] = ()  # loadBalancerSourceRanges, canonical networks
     ports: tuple[PortSpec, ...] = ()
     affinity_timeout_s: int | None = None  # sessionAffinity ClientIP
@@ -79,6 +81,7 @@ class Service:
     external_policy: TrafficPolicy = TrafficPolicy.CLUSTER
     health_check_node_port: int = 0
     selector: tuple[tuple[str, str], ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()  # only those that some label selector of the configuration asks for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +120,8 @@ class EndpointSlice:
     ports: tuple[SlicePort, ...] = ()
     endpoints: tuple[SliceEndpoint, ...] = ()
     last_change_trigger_time: str = ""  # annotation, RFC 3339
+    imported: NamespacedName | None = None  # the ServiceImport it belongs to; `service` then may have no name
+    cluster: str = ""  # where its endpoints run, for an imported Service
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,11 +141,22 @@ class Namespace:
     """A namespace exists or it does not: DNS answers NXDOMAIN below one that does not."""
 
     name: str
+    labels: tuple[tuple[str, str], ...] = ()  # as a Service's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceImport:
+    """A Service of a set of clusters (KEP-1645)."""
+
+    name: NamespacedName
+    headless: bool = False
+    ips: tuple[str, ...] = ()
+    ports: tuple[PortSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
-    """A pod of this node: whose queries these are, and with what search path it asks."""
+    """A pod: whose queries these are, and with what search path it asks. Those of other nodes are known only where DNS answers for them."""
 
     name: NamespacedName
     ips: tuple[str, ...] = ()
@@ -150,9 +166,11 @@ class Pod:
     searches: tuple[str, ...] = ()
     options: tuple[tuple[str, str], ...] = ()
     finished: bool = False  # phase Succeeded or Failed
+    terminating: bool = False
+    node: str = ""
 
 
-Object = Service | EndpointSlice | Node | Namespace | Pod
+Object = Service | EndpointSlice | Node | Namespace | Pod | ServiceImport
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +190,8 @@ def key_of(obj: Object) -> ObjectKey:
             return ObjectKey(Kind.ENDPOINT_SLICE, obj.name)
         case Pod():
             return ObjectKey(Kind.POD, obj.name)
+        case ServiceImport():
+            return ObjectKey(Kind.SERVICE_IMPORT, obj.name)
         case Node():
             return ObjectKey(Kind.NODE, NamespacedName("", obj.name))
         case Namespace():

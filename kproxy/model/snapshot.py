@@ -9,15 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
-from operator import is_
 from typing import Any, TypeVar
 
 from kproxy.model.events import AddressesChanged, Applied, Event, Removed, Replaced
 from kproxy.model.names import NamespacedName
-from kproxy.model.objects import Decoded, EndpointSlice, Kind, Namespace, Node, ObjectKey, Pod, Problem, Service
+from kproxy.model.objects import (
+    Decoded,
+    EndpointSlice,
+    Kind,
+    Namespace,
+    Node,
+    ObjectKey,
+    Pod,
+    Problem,
+    Service,
+    ServiceImport,
+)
+from kproxy.model.ordering import alike
 
 K = TypeVar("K")
+_ABSENT = object()
 
 _FIELDS: Mapping[Kind, str] = {
     Kind.SERVICE: "services",
@@ -25,6 +36,7 @@ _FIELDS: Mapping[Kind, str] = {
     Kind.NODE: "nodes",
     Kind.NAMESPACE: "namespaces",
     Kind.POD: "pods",
+    Kind.SERVICE_IMPORT: "imports",
 }
 
 
@@ -40,6 +52,7 @@ class Snapshot:
     nodes: Mapping[NamespacedName, Node] = field(default_factory=dict)
     namespaces: Mapping[NamespacedName, Namespace] = field(default_factory=dict)
     pods: Mapping[NamespacedName, Pod] = field(default_factory=dict)
+    imports: Mapping[NamespacedName, ServiceImport] = field(default_factory=dict)
     local_addresses: frozenset[str] = frozenset()
     synced: frozenset[Kind] = frozenset()
     problems: Mapping[ObjectKey, tuple[Problem, ...]] = field(default_factory=dict)
@@ -163,16 +176,18 @@ def fold(snapshot: Snapshot, events: Iterable[Event]) -> Snapshot:
 
 
 def differing(before: Mapping[K, object], now: Mapping[K, object]) -> set[K]:
-    """The keys under which two of a snapshot's maps do not hold the very same object, those of one map only included.
+    """The keys under which two maps do not hold the very same object, those of one map only included.
 
-    Maps that came from one another by `fold` differ in few places and keep their order, new keys last: then identities are compared in
-    one sweep without hashing a single key, a millisecond for 10,000. Any other pair of maps is compared key by key.
+    Maps that came from one another differ in few places and else keep their order: head and tail are compared by identity without hashing
+    a single key, a millisecond for 10,000. What lies between is compared key by key.
     """
     if before is now:
         return set()
-    shared = len(before)
-    if shared <= len(now) and all(map(is_, before, now)):
-        same = map(is_, before.values(), now.values())
-        found = {key for key, kept in zip(now, same, strict=False) if not kept}
-        return found.union(islice(now, shared, None))
-    return {key for key, value in now.items() if before.get(key) is not value} | (before.keys() - now.keys())
+    old, new = list(before), list(now)
+    head, tail = alike(old, new)
+    there, here = list(before.values()), list(now.values())
+    found = {key for key, was, value in zip(new[:head], there, here, strict=False) if was is not value}
+    if tail:
+        found |= {k for k, was, v in zip(new[-tail:], there[-tail:], here[-tail:], strict=True) if was is not v}
+    found |= {key for key in new[head : len(new) - tail] if before.get(key, _ABSENT) is not now[key]}
+    return found.union(key for key in old[head : len(old) - tail] if key not in now)

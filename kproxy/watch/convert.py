@@ -124,7 +124,10 @@ def slice_of(name: NamespacedName, found: WireSlice, notes: Notes) -> EndpointSl
         return None
     meta = found.metadata or Meta()
     owner = meta.labels.service_name if meta.labels else None
-    if not owner or not is_label(owner):
+    imported = meta.labels.imported_name if meta.labels else None
+    if imported and not is_label(imported):
+        imported = None
+    if (not owner or not is_label(owner)) and not imported:
         why = f"{shown(owner)} names no Service" if owner else "is missing"
         notes.add("metadata.labels[kubernetes.io/service-name]", f"{why}; the slice is ignored")
         return None
@@ -135,13 +138,23 @@ def slice_of(name: NamespacedName, found: WireSlice, notes: Notes) -> EndpointSl
             endpoints.append(endpoint)
     return EndpointSlice(
         name=name,
-        service=NamespacedName(name.namespace, owner),
+        service=NamespacedName(name.namespace, owner or ""),
         family=family,
         proxied=is_for_proxies(meta.labels),
         ports=_slice_ports(found.ports, notes),
         endpoints=tuple(endpoints),
         last_change_trigger_time=(meta.annotations.trigger_time or "") if meta.annotations else "",
+        imported=NamespacedName(name.namespace, imported) if imported else None,
+        cluster=_cluster(meta.labels, notes) if imported else "",
     )
+
+
+def _cluster(labels: Labels | None, notes: Notes) -> str:
+    text = (labels.source_cluster if labels else None) or ""
+    if not text or is_label(text):
+        return text
+    notes.add("metadata.labels[multicluster.kubernetes.io/source-cluster]", f"{shown(text)} is no label; it is ignored")
+    return ""
 
 
 def _slice_ports(ports: Sequence[WireSlicePort] | None, notes: Notes) -> tuple[SlicePort, ...]:
@@ -243,6 +256,8 @@ def pod_of(name: NamespacedName, found: WirePod, notes: Notes) -> Pod:
         searches=_searches(dns.searches if dns else None, notes),
         options=tuple(options[:MAX_TEXTS]),
         finished=(status.phase if status else None) in ("Succeeded", "Failed"),
+        terminating=bool(found.metadata and found.metadata.deletion_timestamp),
+        node=intern((spec.node_name if spec else None) or ""),
     )
 
 

@@ -12,18 +12,19 @@ rest. Where leaving out would *open* something (source ranges that cannot be rea
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from sys import intern
 from typing import Any, TypeVar
 
 import msgspec
 
 from kproxy.model.events import Applied, Removed
 from kproxy.model.names import NamespacedName
-from kproxy.model.objects import Decoded, Kind, Object, ObjectKey, Problem
+from kproxy.model.objects import Decoded, Kind, Namespace, Object, ObjectKey, Problem, Service
 from kproxy.watch import wire
 from kproxy.watch.convert import namespace_of, node_of, pod_of, slice_of
 from kproxy.watch.fields import is_label, is_subdomain, shown
-from kproxy.watch.services import service_of
+from kproxy.watch.services import import_of, service_of
 from kproxy.watch.wire import Meta, Notes
 
 W = TypeVar("W", bound=msgspec.Struct)
@@ -107,6 +108,14 @@ class _Marker(msgspec.Struct):
     metadata: Meta
 
 
+class _LabelMeta(msgspec.Struct):
+    labels: dict[str, str] | None = None
+
+
+class _Labelled(msgspec.Struct):
+    metadata: _LabelMeta | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class _Reader:
     """How one kind is read: the strict decoder, its struct for the tolerant way, and what makes the model object."""
@@ -133,8 +142,10 @@ _READERS: Mapping[Kind, _Reader] = {
         _reader(Kind.NODE, wire.WireNode, node_of, namespaced=False),
         _reader(Kind.NAMESPACE, wire.WireNamespace, namespace_of, namespaced=False, labels_only=True),
         _reader(Kind.POD, wire.WirePod, pod_of),
+        _reader(Kind.SERVICE_IMPORT, wire.WireImport, import_of),
     )
 }
+_LABELS = msgspec.json.Decoder(_Labelled)
 _LINES = msgspec.json.Decoder(_Line)
 _PAGES = msgspec.json.Decoder(_Page)
 _STATUSES = msgspec.json.Decoder(_Status)
@@ -145,9 +156,29 @@ _BAD_JSON = (
 )  # msgspec's and unicode's errors are ValueErrors; deep nesting is a RecursionError
 
 
-def decode(kind: Kind, raw: Raw) -> Decoded:
-    """The object in `raw` as a model object with the Problems it has; never raises."""
-    return decode_noting(kind, raw, Notes())
+NO_LABELS: frozenset[str] = frozenset()
+
+
+def decode(kind: Kind, raw: Raw, labels: frozenset[str] = NO_LABELS) -> Decoded:
+    """The object in `raw` as a model object with the Problems it has; never raises.
+
+    labels: keys of the labels that a Service or Namespace is to keep; a second reading, for those who ask.
+    """
+    found = decode_noting(kind, raw, Notes())
+    return with_labels(found, raw, labels) if labels else found
+
+
+def with_labels(found: Decoded, raw: Raw, wanted: frozenset[str]) -> Decoded:
+    """A Service or Namespace with those of its labels that are wanted; anything else as it is."""
+    if not isinstance(found.object, Service | Namespace):
+        return found
+    try:
+        read = msgspec.convert(raw, _Labelled) if isinstance(raw, Mapping) else _LABELS.decode(raw)
+    except _BAD_JSON:
+        return found  # the first reading has said what is wrong
+    labels = (read.metadata.labels if read.metadata else None) or {}
+    kept = tuple(sorted((intern(key), value) for key, value in labels.items() if key in wanted))
+    return replace(found, object=replace(found.object, labels=kept))
 
 
 def decode_noting(kind: Kind, raw: Raw, notes: Notes) -> Decoded:
@@ -199,7 +230,7 @@ def _name_is_usable(reader: _Reader, name: NamespacedName, notes: Notes) -> bool
     return good
 
 
-def decode_page(kind: Kind, raw: bytes) -> ListPage | Malformed:
+def decode_page(kind: Kind, raw: bytes, labels: frozenset[str] = NO_LABELS) -> ListPage | Malformed:
     """A page of a list. Items that are nonsense are Decoded with Problems; a page that is nonsense is Malformed."""
     try:
         page = _PAGES.decode(raw)
@@ -208,17 +239,17 @@ def decode_page(kind: Kind, raw: bytes) -> ListPage | Malformed:
     items = page.items or []
     if len(items) > MAX_PAGE_ITEMS:
         return Malformed(f"a page of {len(items)} {kind.value} objects; {MAX_PAGE_ITEMS} are the most that is read")
-    decoded = tuple(decode(kind, item) for item in items)
+    decoded = tuple(decode(kind, item, labels) for item in items)
     return ListPage(decoded, page.metadata.resource_version, page.metadata.continue_token or "")
 
 
-def decode_line(kind: Kind, raw: bytes) -> WatchWord:
+def decode_line(kind: Kind, raw: bytes, labels: frozenset[str] = NO_LABELS) -> WatchWord:
     """One line of a watch stream."""
     try:
         line = _LINES.decode(raw)
         match line.type:
             case "ADDED" | "MODIFIED":
-                found = decode(kind, line.object)
+                found = decode(kind, line.object, labels)
                 return Change(Applied(found), found.resource_version)
             case "DELETED":
                 found = decode(kind, line.object)

@@ -36,8 +36,9 @@ _KINDS = {
     ("v1", "Node"): Kind.NODE,
     ("v1", "Namespace"): Kind.NAMESPACE,
     ("v1", "Pod"): Kind.POD,
+    ("multicluster.x-k8s.io/v1alpha1", "ServiceImport"): Kind.SERVICE_IMPORT,
 }
-_NAMESPACED = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.POD})
+_NAMESPACED = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.POD, Kind.SERVICE_IMPORT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,19 +61,41 @@ class Resource:
     kind: Kind
     path: str
     params: Mapping[str, str] = field(default_factory=dict)
+    labels: frozenset[str] = frozenset()  # keys of the labels to keep
 
 
-def RESOURCES(node_name: str) -> tuple[Resource, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demands:
+    """What DNS has to know beyond what every node watches.
+
+    all_pods: those of every node (`pods verified`). imports: ServiceImports (`multicluster`). service_labels, namespace_labels: label keys
+    that selectors ask for.
+    """
+
+    all_pods: bool = False
+    imports: bool = False
+    service_labels: frozenset[str] = frozenset()
+    namespace_labels: frozenset[str] = frozenset()
+
+
+# As CoreDNS: the address of a pod that has ended may be another's by now.
+_ALIVE = "status.phase!=Succeeded,status.phase!=Failed,status.phase!=Unknown"
+
+
+def RESOURCES(node_name: str, demands: Demands = Demands()) -> tuple[Resource, ...]:
     """Everything kproxy watches on node `node_name`.
 
     Without kube-proxy's label selectors: they are `proxied` in the model, because DNS answers for headless Services too.
     """
+    pods = _ALIVE if demands.all_pods else f"spec.nodeName={node_name}"
+    imports = (Resource(kind=Kind.SERVICE_IMPORT, path="/apis/multicluster.x-k8s.io/v1alpha1/serviceimports"),)
     return (
-        Resource(kind=Kind.SERVICE, path="/api/v1/services"),
+        Resource(kind=Kind.SERVICE, path="/api/v1/services", labels=demands.service_labels),
         Resource(kind=Kind.ENDPOINT_SLICE, path="/apis/discovery.k8s.io/v1/endpointslices"),
         Resource(kind=Kind.NODE, path="/api/v1/nodes", params={"fieldSelector": f"metadata.name={node_name}"}),
-        Resource(kind=Kind.NAMESPACE, path="/api/v1/namespaces"),
-        Resource(kind=Kind.POD, path="/api/v1/pods", params={"fieldSelector": f"spec.nodeName={node_name}"}),
+        Resource(kind=Kind.NAMESPACE, path="/api/v1/namespaces", labels=demands.namespace_labels),
+        Resource(kind=Kind.POD, path="/api/v1/pods", params={"fieldSelector": pods}),
+        *(imports if demands.imports else ()),
     )
 
 
@@ -135,7 +157,7 @@ class _Reflector:
             if self.newest != "0":
                 params |= {"resourceVersionMatch": "NotOlderThan"}
         while True:
-            page = decode_page(self.resource.kind, await self._page(params))
+            page = decode_page(self.resource.kind, await self._page(params), self.resource.labels)
             if isinstance(page, Malformed):
                 self.stats.malformed += 1
                 raise self._error(page.reason)
@@ -193,7 +215,7 @@ class _Reflector:
                 if not line:  # the server agrees to watch from this version on
                     self.stats.last_heard_s = self.now()
                     continue
-                listing = self.take(decode_line(self.resource.kind, line), listing)
+                listing = self.take(decode_line(self.resource.kind, line, self.resource.labels), listing)
                 if listing is not None and self.now() - self.started > LIST_STREAM_S:
                     break
         if listing is not None:

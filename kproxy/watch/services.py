@@ -10,7 +10,7 @@ from sys import intern
 
 from kproxy.model.addresses import family_of
 from kproxy.model.names import Family, NamespacedName, Protocol
-from kproxy.model.objects import PortSpec, Service, TrafficPolicy
+from kproxy.model.objects import PortSpec, Service, ServiceImport, TrafficPolicy
 from kproxy.watch.convert import (
     FAMILIES,
     MAX_ADDRESSES,
@@ -24,7 +24,7 @@ from kproxy.watch.convert import (
     virtual_ip,
 )
 from kproxy.watch.fields import BadText, canonical_network, is_dns_name, is_label, shown
-from kproxy.watch.wire import MAX_ITEMS, Meta, Notes, ServiceSpec, WireService
+from kproxy.watch.wire import MAX_ITEMS, ImportSpec, Meta, Notes, ServiceSpec, WireImport, WirePort, WireService
 
 DEFAULT_AFFINITY_S = 10_800
 MAX_AFFINITY_S = 86_400
@@ -49,13 +49,25 @@ def service_of(name: NamespacedName, found: WireService, notes: Notes) -> Servic
         external_ips=addresses_of(spec.external_ips, "spec.externalIPs", notes, destination),
         load_balancer_ips=balancer_ips,
         load_balancer_proxy_ips=proxy_ips,
+        load_balancer_hostnames=_load_balancer_hostnames(found, notes),
         source_ranges=_source_ranges(spec, notes),
-        ports=_service_ports(spec, notes),
+        ports=service_ports(spec.ports, notes),
         affinity_timeout_s=_affinity(spec, notes),
         internal_policy=_policy(spec.internal_traffic_policy, "spec.internalTrafficPolicy", notes),
         external_policy=_policy(spec.external_traffic_policy, "spec.externalTrafficPolicy", notes),
         health_check_node_port=_port_or_zero(spec.health_check_node_port, "spec.healthCheckNodePort", notes),
         selector=tuple(sorted((spec.selector or {}).items())[:MAX_TEXTS]),
+    )
+
+
+def import_of(name: NamespacedName, found: WireImport, notes: Notes) -> ServiceImport | None:
+    """The ServiceImport."""
+    spec = found.spec or ImportSpec()
+    return ServiceImport(
+        name=name,
+        headless=spec.type == "Headless",
+        ips=addresses_of(spec.ips, "spec.ips", notes, virtual_ip),
+        ports=service_ports(spec.ports, notes),
     )
 
 
@@ -123,6 +135,18 @@ def _load_balancer_ips(found: WireService, notes: Notes) -> tuple[tuple[str, ...
     return tuple(texts[0]), tuple(texts[1])
 
 
+def _load_balancer_hostnames(found: WireService, notes: Notes) -> tuple[str, ...]:
+    balancer = found.status.load_balancer if found.status else None
+    kept: dict[str, None] = {}
+    path = "status.loadBalancer.ingress"
+    for index, ingress in enumerate((balancer.ingress if balancer else None) or ()[:MAX_ADDRESSES]):
+        if ingress.hostname and is_dns_name(ingress.hostname):
+            kept[ingress.hostname] = None
+        elif ingress.hostname:
+            notes.add(f"{path}[{index}].hostname", f"{shown(ingress.hostname)} is no DNS name; it is ignored")
+    return tuple(kept)
+
+
 def _source_ranges(spec: ServiceSpec, notes: Notes) -> tuple[str, ...]:
     """Who may come in. Ranges of which none can be read let nobody in: a typing error must not open a Service to the world."""
     path = "spec.loadBalancerSourceRanges"
@@ -140,9 +164,10 @@ def _source_ranges(spec: ServiceSpec, notes: Notes) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _service_ports(spec: ServiceSpec, notes: Notes) -> tuple[PortSpec, ...]:
+def service_ports(ports: list[WirePort] | None, notes: Notes) -> tuple[PortSpec, ...]:
+    """The usable entries of `spec.ports`."""
     found: dict[tuple[str, Protocol], PortSpec] = {}
-    for index, port in enumerate(first(spec.ports, MAX_ITEMS, "spec.ports", notes)):
+    for index, port in enumerate(first(ports, MAX_ITEMS, "spec.ports", notes)):
         path = f"spec.ports[{index}]"
         protocol = PROTOCOLS.get(port.protocol or "TCP")
         if protocol is None:

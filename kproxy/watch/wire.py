@@ -66,6 +66,8 @@ class Labels(Struct):
     proxy_name: str | UnsetType | None = field(default=UNSET, name="service.kubernetes.io/service-proxy-name")
     headless: str | UnsetType | None = field(default=UNSET, name="service.kubernetes.io/headless")
     zone: str | None = field(default=None, name="topology.kubernetes.io/zone")
+    imported_name: str | None = field(default=None, name="multicluster.kubernetes.io/service-name")
+    source_cluster: str | None = field(default=None, name="multicluster.kubernetes.io/source-cluster")
 
 
 class Annotations(Struct):
@@ -131,6 +133,7 @@ class Ingress(Struct, rename="camel"):
 
     ip: str | None = None
     ip_mode: str | None = None
+    hostname: str | None = None
 
 
 class Balancer(Struct):
@@ -269,6 +272,7 @@ class DnsConfig(Struct):
 class PodSpec(Struct, rename="camel"):
     """PodSpec."""
 
+    node_name: str | None = None
     host_network: bool | None = None
     dns_policy: str | None = None
     dns_config: DnsConfig | None = None
@@ -294,6 +298,21 @@ class WirePod(Struct):
     metadata: Meta | None = None
     spec: PodSpec | None = None
     status: PodStatus | None = None
+
+
+class ImportSpec(Struct):
+    """ServiceImportSpec."""
+
+    type: str = ""
+    ips: list[str] | None = None
+    ports: list[WirePort] | None = None
+
+
+class WireImport(Struct):
+    """ServiceImport of multicluster.x-k8s.io/v1alpha1."""
+
+    metadata: Meta | None = None
+    spec: ImportSpec | None = None
 
 
 def salvage(kind: type[T], raw: object, path: str, notes: Notes) -> T:
