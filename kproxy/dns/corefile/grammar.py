@@ -130,7 +130,9 @@ class _Parser:
                 self._import()
                 continue
             self._directive(block)
-        if braces and (self.at >= len(self.words) or self.words[self.at].text != "}"):
+        # At the end of the text CoreDNS is content with any brace, also with one that closed a directive's options.
+        last = self.words[min(self.at, len(self.words) - 1)]
+        if braces and last.text != "}":
             raise Mistake(opened, "this brace is never closed: put a } on a line of its own behind the last directive")
 
     def _directive(self, block: Block) -> None:
