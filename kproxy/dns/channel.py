@@ -52,6 +52,10 @@ class Resync(msgspec.Struct, frozen=True, tag="resync"):
     """The worker cannot use a Change; it wants the whole zone."""
 
 
+class Tell(msgspec.Struct, frozen=True, tag="tell"):
+    """Are you there? The worker says its Counts at once."""
+
+
 class Begin(msgspec.Struct, frozen=True, tag="begin"):
     """A whole zone begins."""
 
@@ -80,7 +84,7 @@ class Change(msgspec.Struct, frozen=True, tag="change"):
 
 
 FromWorker = Hello | Held | Counts | Resync
-FromController = Begin | Part | End | Change
+FromController = Begin | Part | End | Change | Tell
 
 _encoder = msgspec.msgpack.Encoder()
 _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
@@ -122,6 +126,8 @@ class _Session:
     resync: bool = False
     closing: bool = False
     counts: dict[str, int] = field(default_factory=dict)
+    asked: float = 0.0  # when it was first asked whether it is there without having said a word since; 0: it was not
+    asking: bool = False
 
 
 class ZonePublisher:
@@ -185,6 +191,17 @@ class ZonePublisher:
         """How many workers are bound and answer from a zone: what makes it right to draw pods' queries to this node."""
         return sum(session.held >= 0 for session in self._sessions)
 
+    def ask(self, now: float) -> None:
+        """Asks every worker for a word; `silent` tells who has none. now: seconds on the caller's clock."""
+        for session in self._sessions:
+            session.asked = session.asked or now
+            session.asking = True
+            session.wake.set()
+
+    def silent(self, now: float, limit_s: float) -> tuple[int, ...]:
+        """The pids of workers that have been asked for longer than `limit_s` and have said nothing since."""
+        return tuple(s.pid for s in self._sessions if s.asked and now - s.asked >= limit_s)
+
     async def close(self) -> None:
         """Stops listening and hangs up; workers go on with what they have."""
         if self._server is not None:
@@ -231,6 +248,7 @@ class ZonePublisher:
     async def _listen(self, session: _Session, reader: asyncio.StreamReader) -> None:
         while True:
             message = await receive_from_worker(reader)
+            session.asked = 0.0
             match message:
                 case Counts():
                     session.counts = message.values
@@ -249,6 +267,9 @@ class ZonePublisher:
             session.wake.clear()
             if session.closing:
                 raise EOFError
+            if session.asking:
+                session.asking = False
+                writer.write(frame(Tell()))
             if session.resync:
                 session.sent, session.sent_number, session.resync = None, -1, False
             zone, number = self._zone, self._number

@@ -33,7 +33,7 @@ from typing import Any
 import msgspec
 
 from kproxy.dns import channel
-from kproxy.dns.channel import Begin, Change, Counts, End, FromController, Held, Hello, Part, Resync
+from kproxy.dns.channel import Begin, Change, Counts, End, FromController, Held, Hello, Part, Resync, Tell
 from kproxy.dns.forward import Forwarder
 from kproxy.dns.server import Server, bound, is_taken
 from kproxy.dns.settings import DnsSettings
@@ -104,6 +104,8 @@ class Feed:
 
     def _take(self, message: FromController, writer: asyncio.StreamWriter) -> None:
         match message:
+            case Tell():
+                writer.write(channel.frame(Counts(dict(self._server.counters))))
             case Begin():
                 self._loading = Loading(message.settings)
             case Part() if self._loading is not None:
