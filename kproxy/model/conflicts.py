@@ -19,12 +19,16 @@ _Claim = tuple[str, int, Protocol]  # an address ("" for a node port), a port, a
 
 def conflicts(service_ports: Mapping[ServicePortName, ServicePort]) -> tuple[Problem, ...]:
     """One Problem for each claim on an address and port that another ServicePort comes first with; `service_ports` in order of names."""
-    owners: dict[_Claim, ServicePortName] = {}
+    owners: dict[_Claim, ServicePortName] = {
+        (port.virtual_ips[0].address, port.port, name.protocol): name
+        for name, port in reversed(list(service_ports.items()))
+    }
     found: list[Problem] = []
-    for name, port in service_ports.items():
-        claim = (port.virtual_ips[0].address, port.port, name.protocol)
-        if owners.setdefault(claim, name) is not name:
-            found.append(_problem(port, "spec.clusterIP", claim, owners[claim]))
+    if len(owners) < len(service_ports):
+        for name, port in service_ports.items():
+            claim = (port.virtual_ips[0].address, port.port, name.protocol)
+            if owners[claim] is not name:
+                found.append(_problem(port, "spec.clusterIP", claim, owners[claim]))
     for name, port in service_ports.items():
         if port.node_port is None and len(port.virtual_ips) == 1:
             continue

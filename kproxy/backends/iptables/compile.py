@@ -127,7 +127,7 @@ def compile_ruleset(
 
 def context_of(state: FamilyState, settings: IptablesSettings) -> Context:
     """What shapes every fragment of one family."""
-    endpoints = sum(len(port.reachable) for port in state.service_ports.values())
+    endpoints = sum([len(port.reachable) for port in state.service_ports.values()])
     return Context(
         family=state.family,
         detector=state.local_detector,
@@ -247,12 +247,15 @@ def _dispatch(fragments: Iterable[Fragment]) -> dict[Place, list[Entry]]:
         )
     }
     seen: set[tuple[Place, str]] = set()
-    clusters: dict[str, Fragment] = {}
     every = list(fragments)
+    clusters = {fragment.cluster_key: fragment for fragment in reversed(every)}  # the first of each
+    services = found[_NAT_SERVICES]
     for fragment in every:
-        clusters.setdefault(fragment.cluster_key, fragment)
-    for fragment in every:
-        for entry in fragment.entries:
+        entries = fragment.entries
+        if len(entries) == 1 and entries[0].place is _NAT_SERVICES and clusters.get(entries[0].key) is fragment:
+            services.append(entries[0])  # nine in ten; nobody else can have its key, whoever comes before
+            continue
+        for entry in entries:
             owner = clusters.get(entry.key)
             mark = (entry.place, entry.key)
             if (owner is None or owner is fragment) and mark not in seen:

@@ -138,9 +138,8 @@ class _Difference:
             self._compare_table(table)
         for table, chains in self.applied.tables.items():
             wanted = self.wanted.tables.get(table, {})
-            for chain in chains:
-                if chain not in wanted:
-                    self._unwanted(Place(table, chain))
+            for chain in [chain for chain in chains if chain not in wanted]:
+                self._unwanted(Place(table, chain))
         if self.base != _Draft():
             yield self.base.finish(None)
         drafts = [(name, self.drafts[name]) for name in sorted(self.drafts, key=lambda n: n.sort_key)]
@@ -163,9 +162,10 @@ class _Difference:
 
     def _compare_table(self, table: str) -> None:
         there = self.applied.tables.get(table, {})
-        for chain, rules in self.wanted.tables[table].items():
-            old = there.get(chain)
-            if old is rules or (old is not None and _same_texts(old, rules)):
+        chains = self.wanted.tables[table]
+        for chain in [chain for chain, rules in chains.items() if there.get(chain) is not rules]:
+            rules, old = chains[chain], there.get(chain)
+            if old is not None and _same_texts(old, rules):
                 continue
             place = Place(table, chain)
             if chain in BUILT_IN:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from kproxy.backends.iptables.rules import Rule
 from kproxy.model.desired import ServicePort
 from kproxy.model.names import Family, ServicePortName
+from kproxy.model.ordering import alike
 
 Chain = tuple[Rule, ...]
 
@@ -119,12 +120,14 @@ Fragments = Mapping[ServicePortName, Fragment]
 def differing(one: Fragments, other: Fragments) -> tuple[Fragments, Fragments]:
     """What of `one` is not in `other` as the same object, and the reverse.
 
-    Both are in order of their names and walked side by side: hashing 10,000 names takes longer (20 ms) than all else that one changed
-    Service costs the compiler.
+    Both are in order of their names, so what lies between a same head and a same tail is walked side by side: hashing 10,000 names takes
+    longer (20 ms) than all else that one changed Service costs the compiler.
     """
     left: dict[ServicePortName, Fragment] = {}
     right: dict[ServicePortName, Fragment] = {}
-    ours, theirs = iter(one.values()), iter(other.values())
+    mine, yours = list(one.values()), list(other.values())
+    head, tail = alike(mine, yours)
+    ours, theirs = iter(mine[head : len(mine) - tail]), iter(yours[head : len(yours) - tail])
     a, b = next(ours, None), next(theirs, None)
     while a is not None or b is not None:
         if a is b:
