@@ -21,6 +21,7 @@ from kproxy.dns.answer import Forward, Outcome, Transfer
 from kproxy.dns.blocks import Autopath, Cache, Errors, Kubernetes, LoadBalance, ServerBlock
 from kproxy.dns.blocks import Forward as ForwardDirective
 from kproxy.dns.clients import ANYBODY, Client
+from kproxy.dns.directives import directive_of
 from kproxy.dns.search import Walk
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.wire import Transport
@@ -33,15 +34,6 @@ def default_blocks(settings: DnsSettings) -> tuple[ServerBlock, ...]:
     """The blocks of a configuration: a Corefile's, or the one that says what the settings' own fields say."""
     if settings.blocks:
         return settings.blocks
-    kubernetes = Kubernetes(
-        zones=(settings.zone, *settings.reverse_zones),
-        namespaces=settings.namespaces,
-        pods=settings.pods,
-        endpoint_pod_names=settings.endpoint_pod_names,
-        ttl=settings.ttl,
-        fallthrough=settings.fallthrough,
-        ignore_empty_service=settings.ignore_empty_service,
-    )
     return (
         ServerBlock(
             zones=(".",),
@@ -55,7 +47,7 @@ def default_blocks(settings: DnsSettings) -> tuple[ServerBlock, ...]:
                 denial_entries=settings.forward_cache_entries,
                 denial_ttl_s=settings.forward_cache_ttl_s,
             ),
-            kubernetes=kubernetes,
+            kubernetes=directive_of(settings),
             loop=True,
             forwards=(ForwardDirective(to=settings.upstreams or settings.resolv_conf),),
         ),
