@@ -131,6 +131,10 @@ def _stored(manifest: Manifest) -> Iterator[tuple[str, Manifest]]:
             yield f"/registry/endpointslices/{where}", value
         case "Node":
             yield f"/registry/minions/{where}", value
+        case "Namespace":
+            yield f"/registry/namespaces/{where}", value
+        case "Pod":
+            yield f"/registry/pods/{where}", value
         case other:
             raise ValueError(f"{other}: nobody said where etcd has these")
 

@@ -80,7 +80,7 @@ def value_of(found: dict[str, float], name: str) -> float:
 class Running:
     """A started program. `started` is Unix time just before the start, as the programs' own timestamps are."""
 
-    program: Program
+    program: Enum  # a Program, or whatever else runs on the node
     bed: OneNode
     process: subprocess.Popen[bytes]
     started: float
@@ -179,6 +179,7 @@ class Stage:
     scratch: Path
     settings: dict[str, object] = field(default_factory=dict)  # fields of KubeProxyConfiguration over `configuration`'s
     dns: bool = False  # whether kproxy answers the cluster's DNS as well
+    flags: tuple[str, ...] = ()  # further ones of `kproxy run`
     home: Path = REPOSITORY  # where the package kproxy lies
     _count: int = 0
 
@@ -209,7 +210,7 @@ class Stage:
             assert path is not None, "tests/peers/build makes kube-proxy"
             return [str(path), f"--config={config}"]
         run_dir = self.scratch / "run"
-        flags = [f"--config={config}", f"--run-dir={run_dir}", f"--iptables-variant={self.variant.value}"]
+        flags = [f"--config={config}", f"--run-dir={run_dir}", f"--iptables-variant={self.variant.value}", *self.flags]
         return [sys.executable, "-m", "kproxy", "run", *flags]
 
     def _tools(self) -> Path:
