@@ -135,7 +135,7 @@ ROWS: tuple[Row, ...] = (
     Row("churn.own.p99", "… p99", "ms", 1e3, 0, _always(below(1000, "ms", 1e3))),
     Row("churn.rate", "… changes a second that the API server took", "/s", 1, 0),
     Row("churn.cpu", "… CPU, itself and its tools", "%", 100, 0),
-    Row("churn.rss.start", "… RSS after the first half minute", "MiB", 1, 0),
+    Row("churn.rss.start", "… RSS after the first minute", "MiB", 1, 0),
     Row("churn.rss.end", "… RSS at the end", "MiB", 1, 0, _always(compared(1.05, "churn.rss.start", "at the start"))),
 )  # fmt: skip
 
