@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from kproxy.config.config import Config
+from kproxy.config.config import Config, DnsConfig
 from kproxy.config.gates import enabled
 from kproxy.model.desired import DetectMode
 
@@ -21,7 +21,28 @@ def find_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "detect_mode", "InterfaceNamePrefix needs detectLocal.interfaceNamePrefix"
     if config.dns.enabled and not config.dns.cluster_dns and not config.dns.listen:
         yield "dns.cluster_dns", "must not be empty while dns.enabled is true, unless dns.listen names addresses"
+    yield from _corefile(config)
     yield from _logging(config)
+
+
+# What a Corefile says itself: two words on one thing are one too many.
+_SAID_BY_COREFILE = {
+    "zone": "the zones of kubernetes",
+    "ttl_s": "ttl of kubernetes",
+    "pods": "pods of kubernetes",
+    "upstreams": "forward",
+    "resolv_conf": "forward",
+    "search_path": "autopath",
+}
+
+
+def _corefile(config: Config) -> Iterator[tuple[str, str]]:
+    """A setting that is not as it would be anyway contradicts a Corefile."""
+    default = DnsConfig()
+    for name, directive in _SAID_BY_COREFILE.items() if config.dns.corefile else ():
+        if getattr(config.dns, name) != getattr(default, name):
+            place = "dns.upstreams" if name == "resolv_conf" else f"dns.{name}"
+            yield place, f"is said by the Corefile ({directive}) when there is dns.corefile: remove one of the two"
 
 
 def _periods(config: Config) -> Iterator[tuple[str, str]]:

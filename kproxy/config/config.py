@@ -99,6 +99,16 @@ class DnsConfig:
     pods: str = "insecure"  # a-b-c-d.ns.pod names; what kubeadm's Corefile says
     allowed_networks: tuple[str, ...] = ()  # who is answered; empty: whoever reaches the addresses
     service: str = "kube-system/kube-dns"  # the Service in front of the cluster's DNS servers
+    # Where a Corefile is: a file's path, or configmap:NAMESPACE/NAME (its key Corefile), read from the API and followed. "": the other
+    # fields of this section say what is answered.
+    corefile: str = ""
+    search_path: bool = (
+        True  # pods' search lists are walked here: one query instead of ten; a Corefile says it by `autopath`
+    )
+    aliases: tuple[str, ...] = ()  # further words for `svc` in names: services.cluster.local
+    forward_dot_local: bool = (
+        False  # names below .local that are no cluster's leave the node, against RFC 6762 section 22
+    )
     workers: int = 0  # answering processes; 0: one for each core, a packet loop fills one core and no more
 
 

@@ -77,6 +77,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     _text("--cluster-dns", "IP[,IP]", "Addresses of the cluster DNS, held by this node."),
     _text("--cluster-domain", "ZONE", "The cluster's DNS zone."),
     _text("--dns-upstreams", "IP[:PORT],…|FILE", "Resolvers for all other names, or resolv.conf files to take them from."),
+    _text("--corefile", "FILE|configmap:NS/NAME", "What DNS answers, as CoreDNS's Corefile; instead of the settings for it."),
     _whole("--dns-workers", "N", "Answering processes; 0: one for each core."),
     _text("--run-dir", "DIRECTORY", "Sockets, lock and last known state."),
     _text("--logging-format", "text|json", "Form of log lines."),

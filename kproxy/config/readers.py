@@ -290,6 +290,26 @@ def namespaced(value: Any) -> str:
     return found
 
 
+def labels(value: Any) -> tuple[str, ...]:
+    """Labels of DNS names, in lower case."""
+    found = tuple(dict.fromkeys(item.lower() for item in texts(value)))
+    for item in found:
+        if not _LABEL.fullmatch(item):
+            raise ValueError(f"must hold words such as services, not {item!r}")
+    return found
+
+
+def corefile(value: Any) -> str:
+    """An absolute path, or `configmap:namespace/name`."""
+    found = text(value)
+    if not found.startswith("configmap:"):
+        return absolute_path(value) if found else ""
+    try:
+        return f"configmap:{namespaced(found.removeprefix('configmap:'))}"
+    except ValueError:
+        raise ValueError(f"must be a path or configmap:namespace/name, not {value!r}") from None
+
+
 def interface(value: Any) -> str:
     """A network interface's name or the start of one: at most 15 octets, no blanks, no slash."""
     found = text(value)

@@ -123,6 +123,10 @@ _WITH_EFFECT = (
     _ours("dns.pods", "dns.pods", r.one_of(*PODS_MODES)),
     _ours("dns.allowedNetworks", "dns.allowed_networks", r.networks, write=w.listed),
     _ours("dns.service", "dns.service", r.namespaced),
+    _ours("dns.corefile", "dns.corefile", r.corefile, "corefile"),
+    _ours("dns.searchPath", "dns.search_path", r.truth),
+    _ours("dns.aliases", "dns.aliases", r.labels, write=w.listed),
+    _ours("dns.forwardDotLocal", "dns.forward_dot_local", r.truth),
     _ours("dns.workers", "dns.workers", r.whole(0, 256), "dns_workers"),
 )  # fmt: skip
 

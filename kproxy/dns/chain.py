@@ -40,7 +40,7 @@ def default_blocks(settings: DnsSettings) -> tuple[ServerBlock, ...]:
             port=settings.port,
             errors=Errors(),
             loadbalance=LoadBalance(),
-            autopath=Autopath(),
+            autopath=Autopath() if settings.search_path else None,
             cache=Cache(
                 success_entries=settings.forward_cache_entries,
                 success_ttl_s=settings.forward_cache_ttl_s,

@@ -33,6 +33,7 @@ class DnsSettings:
     zonal: bool = False  # `<zone>.pin._zone.<service>…` of headless Services
     external: bool = False  # a `k8s_external` answers from these Services
     aliases: tuple[str, ...] = ()  # words that mean `svc`, such as `services`
+    search_path: bool = True  # the pods' search lists are walked here
     endpoint_pod_names: bool = False  # endpoints without hostname are called by their pod's name
     ignore_empty_service: bool = False  # a ClusterIP Service without ready endpoint does not exist
     forward_dot_local: bool = (
@@ -54,6 +55,7 @@ class DnsSettings:
     forward_deadline_s: float = 5.0  # for one question, all upstreams and attempts together; then SERVFAIL
     forward_attempt_s: float = 1.5  # for one UDP attempt at one upstream
     forward_in_flight: int = 2000  # different questions under way at once; beyond them SERVFAIL at once
+    forward_mixed_case: bool = True  # questions in random upper and lower case, which a forger has to guess (0x20)
     forward_cache_entries: int = 10_000  # remembered upstream answers; 0: none
     forward_cache_ttl_s: int = 30  # the longest one is remembered: kubeadm's `cache 30`
 
