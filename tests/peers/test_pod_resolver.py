@@ -86,6 +86,13 @@ def test_pods_get_the_resolv_conf_that_is_expected_of_the_kubelet(tmp_path: Path
         cases.append(_case(tmp_path, len(cases), spec, node, cluster_dns, domain))
 
     collect()
+    for searches in (
+        [f"n{i}.example" for i in range(40)],
+        [f"{'w' * 60}.{'x' * 60}.n{i}" for i in range(30)],
+        ["y" * 63 + ".z" * 100],
+    ):
+        spec = {"dnsPolicy": "ClusterFirst", "dnsConfig": {"searches": searches}}
+        cases.append(_case(tmp_path, len(cases), spec, "search internal", ["10.96.0.10"], "cluster.local"))
     assert len(cases) >= PODS // 2
     text = "".join(f"{line}\n" for line, _ in cases)
     done = subprocess.run([program], input=text, capture_output=True, text=True, timeout=60, check=False)
