@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from kproxy.dns import names, wire
 from kproxy.dns.apexes import Apex, Tree
 from kproxy.dns.lookup import Place, PlaceKind, find_apex, locate, owners_of
+from kproxy.dns.nameservers import name_servers
+from kproxy.dns.srv import addresses_of, pairs_of, srv
 from kproxy.dns.wire import OWNER, Query, Rcode, Transport, Type
 from kproxy.dns.zone import RecordKind, ServiceRecords, Zone
 
@@ -203,9 +205,9 @@ def _records(zone: Zone, apex: Apex, start: int, place: Place, query: Query) -> 
         case PlaceKind.VERSION if qtype == Type.TXT:
             return _Found((wire.record(OWNER, Type.TXT, VERSION_TTL, VERSION),))
         case PlaceKind.SERVER:
-            return _Found(_addresses(OWNER, qtype, ttl, _own(zone)))
+            return _Found(addresses_of(OWNER, qtype, ttl, own_addresses(zone)))
         case PlaceKind.POD:
-            return _Found(_addresses(OWNER, qtype, ttl, (place.address,)))
+            return _Found(addresses_of(OWNER, qtype, ttl, (place.address,)))
         case PlaceKind.ADDRESS if qtype == Type.PTR:
             suffix = _SVC + names.encode(zone.settings.zone).lower()
             targets = [owner + suffix for owner in owners_of(zone, place.address)]
@@ -218,15 +220,11 @@ def _records(zone: Zone, apex: Apex, start: int, place: Place, query: Query) -> 
             if service.kind is RecordKind.EXTERNAL:
                 return _external(zone, query, service)
             if qtype == Type.SRV:
-                return _srv(zone, start, place, query)
-            return _Found(_addresses(OWNER, qtype, ttl, _hosts(place, service)), owner=service.key)
+                groups = place.groups if place.kind is PlaceKind.ENDPOINT else None
+                suffix = _SVC + query.name[start:]  # the zone in the question's case
+                return _Found(*srv(query, pairs_of(service, place.port, groups), suffix, ttl), service.key)
+            return _Found(addresses_of(OWNER, qtype, ttl, _hosts(place, service)), owner=service.key)
     return _Found()
-
-
-def _addresses(owner: bytes, qtype: int, ttl: int, packed: Sequence[bytes]) -> list[bytes]:
-    """A or AAAA records, one per different address; nothing for other types."""
-    size = 4 if qtype == Type.A else 16 if qtype == Type.AAAA else 0
-    return [wire.record(owner, qtype, ttl, address) for address in dict.fromkeys(packed) if len(address) == size]
 
 
 def _hosts(place: Place, service: ServiceRecords) -> Sequence[bytes]:
@@ -239,60 +237,6 @@ def _hosts(place: Place, service: ServiceRecords) -> Sequence[bytes]:
     if place.port is not None:
         groups = tuple(g for g in groups if any((p.name, p.protocol) == place.port for p in g.ports))
     return [member.address for group in groups for member in group.members]
-
-
-def _srv(zone: Zone, start: int, place: Place, query: Query) -> _Found:
-    """SRV records with their targets' addresses. Targets are not compressed (RFC 2782), the additional owners point at them.
-
-    Weight: 100 divided by the number of (address, port) pairs, at least 1, counted before equal records are merged.
-    """
-    assert place.service is not None
-    ttl = zone.settings.ttl
-    pairs = _pairs(place, place.service)
-    weight = max(1, 100 // len(pairs)) if pairs else 0
-    suffix = _SVC + query.name[start:]  # the zone in the question's case
-    at = wire.HEADER + len(query.question)
-    answer: dict[tuple[bytes, int], bytes] = {}
-    offsets: dict[bytes, int] = {}
-    additional: dict[tuple[bytes, bytes], bytes] = {}
-    for relative, number, address in pairs:
-        target = relative + suffix
-        if len(target) > names.MAX_NAME:
-            continue
-        if (relative, number) not in answer:
-            rdata = b"\0\0" + weight.to_bytes(2, "big") + number.to_bytes(2, "big") + target
-            item = wire.record(OWNER, Type.SRV, ttl, rdata)
-            answer[(relative, number)] = item
-            offsets.setdefault(relative, at + len(item) - len(target))
-            at += len(item)
-        if (relative, address) not in additional:
-            offset = offsets[relative]
-            owner = wire.pointer(offset) if offset < 0x4000 else target
-            kind = Type.A if len(address) == 4 else Type.AAAA
-            additional[(relative, address)] = wire.record(owner, kind, ttl, address)
-    return _Found(list(answer.values()), list(additional.values()), place.service.key)
-
-
-def _pairs(place: Place, service: ServiceRecords) -> list[tuple[bytes, int, bytes]]:
-    """(target's labels, port number, address) of every SRV record before merging."""
-
-    def wanted(port: tuple[bytes, bytes]) -> bool:
-        return place.port is None or place.port == port
-
-    if place.kind is not PlaceKind.ENDPOINT and service.kind is RecordKind.CLUSTER:
-        return [
-            (service.key, port.number, address)
-            for address in service.addresses
-            for port in service.ports
-            if wanted((port.name, port.protocol))
-        ]
-    return [
-        (group.name_of(member, service.key), port.number, member.address)
-        for group in (place.groups if place.kind is PlaceKind.ENDPOINT else service.groups)
-        for member in group.members
-        for port in group.ports
-        if wanted((port.name, port.protocol))
-    ]
 
 
 def _external(zone: Zone, query: Query, service: ServiceRecords) -> _Found | Forward:
@@ -312,6 +256,8 @@ def _external(zone: Zone, query: Query, service: ServiceRecords) -> _Found | For
             return Forward(query, target, qtype, tuple(chain))
         apex, start = found
         place = locate(zone, apex, target, start)
+        if place.kind is PlaceKind.MISSING and apex.passes(target):
+            return Forward(query, target, qtype, tuple(chain))
         if place.service is not None and place.service.kind is RecordKind.EXTERNAL:
             service = place.service
             continue
@@ -324,16 +270,12 @@ def _external(zone: Zone, query: Query, service: ServiceRecords) -> _Found | For
 def _inner(zone: Zone, place: Place, owner: bytes, qtype: int) -> list[bytes]:
     ttl = zone.settings.ttl
     if place.kind is PlaceKind.SERVER:
-        return _addresses(owner, qtype, ttl, _own(zone))
+        return addresses_of(owner, qtype, ttl, own_addresses(zone))
     if place.kind is PlaceKind.POD:
-        return _addresses(owner, qtype, ttl, (place.address,))
+        return addresses_of(owner, qtype, ttl, (place.address,))
     if place.service is not None:
-        return _addresses(owner, qtype, ttl, _hosts(place, place.service))
+        return addresses_of(owner, qtype, ttl, _hosts(place, place.service))
     return []
-
-
-def _own(zone: Zone) -> list[bytes]:
-    return [names.pack(text) for text in zone.settings.own_addresses or zone.settings.listen]
 
 
 def _apex(zone: Zone, apex: Apex, start: int, query: Query) -> _Found:
@@ -350,32 +292,3 @@ def _apex(zone: Zone, apex: Apex, start: int, query: Query) -> _Found:
         for address in addresses:
             additional.append(wire.record(target, Type.A if len(address) == 4 else Type.AAAA, ttl, address))
     return _Found(answer, additional)
-
-
-def name_servers(zone: Zone) -> list[tuple[bytes, Sequence[bytes]]]:
-    """Labels in front of the zone, and glue, of each of its name servers: the Services through which this server is reached.
-
-    A Service whose cluster IP is one of our own addresses settles it. Failing that, the configured one; failing that, every Service with
-    one of our addresses behind it (CoreDNS's way, which on the host's network would also name other daemons' Services); at last ns.dns.
-    """
-    own = _own(zone)
-    services = sorted({key for address in own for key in zone.owners.get(address, ())})
-    behind = [zone.services[key] for key in services if zone.services[key].namespace in zone.namespaces]
-    found = [service for service in behind if any(address in service.addresses for address in own)]
-    if not found:
-        namespace, name = zone.settings.service.encode().lower().split(b"/")
-        key = bytes((len(name),)) + name + bytes((len(namespace),)) + namespace
-        configured = zone.services.get(key)
-        found = [configured] if configured is not None and configured.kind is RecordKind.CLUSTER else behind
-    servers: list[tuple[bytes, Sequence[bytes]]] = []
-    for service in found:
-        if service.kind is RecordKind.CLUSTER:
-            servers.append((service.key + _SVC, service.addresses))
-        else:
-            servers += [
-                (group.name_of(member, service.key) + _SVC, (member.address,))
-                for group in service.groups
-                for member in group.members
-                if member.address in own
-            ]
-    return servers or [(b"\x02ns\x03dns", own)]
