@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from kproxy.dns import names, wire
 from kproxy.dns.apexes import Apex, Tree
 from kproxy.dns.lookup import Place, PlaceKind, find_apex, locate, owners_of
-from kproxy.dns.nameservers import name_servers
+from kproxy.dns.nameservers import name_servers, own_addresses
 from kproxy.dns.srv import addresses_of, pairs_of, srv
 from kproxy.dns.wire import OWNER, Query, Rcode, Transport, Type
 from kproxy.dns.zone import RecordKind, ServiceRecords, Zone
