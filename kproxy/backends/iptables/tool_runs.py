@@ -65,7 +65,8 @@ async def run_tool(program: Sequence[str], text: Text, timeout_s: float) -> Done
 
 async def _end_of(process: asyncio.subprocess.Process, timeout_s: float) -> Done | None:
     try:
-        out, err = await asyncio.wait_for(process.communicate(), timeout_s)
+        async with asyncio.timeout(timeout_s):  # wait_for of Python 3.11 may swallow a cancellation
+            out, err = await process.communicate()
     except TimeoutError:
         return None
     return Done(process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace"))
