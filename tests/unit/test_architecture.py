@@ -65,6 +65,7 @@ PURE = (
     "kproxy.dns.lookup",
     "kproxy.dns.wire",
     "kproxy.dns.cache",
+    "kproxy.dns.denial",
     "kproxy.dns.clients",
     "kproxy.sync.pacer",
     "kproxy.config.gates",
