@@ -21,6 +21,7 @@ _COMMANDS = {
     "lab": "a three-node cluster network in namespaces, to learn on and to test with",
     "render": "the iptables rules for manifests, without cluster or root",
     "resolve": "the DNS answer for manifests, without cluster or root",
+    "dig": "a name as a pod looks it up: every attempt, its time and reason, and what would save questions",
     "trace": "where a packet goes, chain by chain, and why",
     "cleanup": "remove all service rules of kproxy and kube-proxy from this node",
     "version": "what this is and what it runs on",

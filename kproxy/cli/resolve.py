@@ -7,44 +7,30 @@ files → snapshot → zone → `answer()`, the very function that the workers r
 from __future__ import annotations
 
 import json
-import secrets
-import struct
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from kproxy.cli.options import output_option
 from kproxy.cli.terminal import plain
-from kproxy.dns import names
-from kproxy.dns.answer import Forward, respond
+from kproxy.dns import chain, names
 from kproxy.dns.blocks import PodRecords
+from kproxy.dns.chain import Served
 from kproxy.dns.compile import compile_zone
-from kproxy.dns.lookup import find_apex, locate
 from kproxy.dns.settings import DnsSettings
-from kproxy.dns.text import show, type_number
-from kproxy.dns.wire import Transport
+from kproxy.dns.text import type_number
 from kproxy.dns.zone import Zone
 from kproxy.errors import ConfigError, ExitCode
+from kproxy.explain.resolution import FOUND, Attempt, attempt
 from kproxy.model.events import Applied
 from kproxy.model.objects import Decoded, Namespace, key_of
 from kproxy.model.snapshot import fold
 from kproxy.watch.manifests import describe, load, snapshot_of
 
 NDOTS = 5  # what the kubelet writes into a pod's resolv.conf
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One question of the walk. rcode: NODATA for an empty answer, FORWARDED when the node's resolvers would be asked."""
-
-    name: str
-    rcode: str
-    reason: str
-    answer: tuple[str, ...] = ()
-    additional: tuple[str, ...] = ()
 
 
 @click.command("resolve", context_settings={"help_option_names": ["-h", "--help"]})
@@ -89,7 +75,7 @@ def command(name: str, rest: Sequence[str], namespace: str, zone: str, ttl: int,
         click.echo(f"kproxy: {remark}", err=True)
     number = type_number(qtype)
     assert number is not None
-    attempts = _walk(compiled, candidates, number)
+    attempts = _walk(chain.serve(settings, (compiled,)), candidates, number)
     found = bool(attempts[-1].answer)
     if output == "json":
         told = {"name": name, "type": qtype, "namespace": namespace, "resolved": found}
@@ -122,34 +108,14 @@ def _candidates(name: str, namespace: str, zone: str) -> list[str]:
     return [name, *searched] if name.count(".") >= NDOTS else [*searched, name]
 
 
-def _walk(zone: Zone, candidates: Sequence[bytes], qtype: int) -> list[Attempt]:
+def _walk(served: Served, candidates: Sequence[bytes], qtype: int) -> list[Attempt]:
     """Asks one candidate after the other until one has an answer, as glibc does."""
     attempts = []
     for wire_name in candidates:
-        attempts.append(_ask(zone, wire_name, qtype))
-        if attempts[-1].rcode in ("NOERROR", "FORWARDED"):
+        attempts.append(attempt(served, wire_name, qtype))
+        if attempts[-1].rcode in FOUND:
             break
     return attempts
-
-
-def _ask(zone: Zone, name: bytes, qtype: int) -> Attempt:
-    head = secrets.token_bytes(2) + b"\x01\0\0\1\0\0\0\0\0\0"
-    outcome = respond(zone, head + name + struct.pack("!HH", qtype, 1), Transport.TCP)
-    text = names.decode(name)
-    lowered = name.lower()
-    found = find_apex(zone, lowered)
-    reason = locate(zone, found[0], lowered, found[1]).reason if found else "not a name of the cluster"
-    if isinstance(outcome, Forward):
-        if not outcome.prefix:
-            return Attempt(text, "FORWARDED", f"{reason}: the node's resolvers are asked")
-        target = names.decode(outcome.name)
-        alias = f"{text} {zone.settings.ttl} CNAME {target}"
-        return Attempt(text, "FORWARDED", f"{reason}: the node's resolvers are asked for {target}", (alias,))
-    assert outcome is not None
-    shown = show(outcome.reply)
-    if shown.rcode == "NODATA":
-        reason = f"{reason}; it has no record of this type"
-    return Attempt(text, shown.rcode, reason, shown.answer, shown.additional)
 
 
 def _problems(zone: Zone) -> list[tuple[str, str]]:
@@ -160,9 +126,9 @@ def _problems(zone: Zone) -> list[tuple[str, str]]:
 
 def _lines(attempts: Sequence[Attempt], qtype: str) -> list[str]:
     lines = []
-    for attempt in attempts:
-        lines.append(f"{attempt.name} {qtype}: {attempt.rcode}")
-        lines.append(f"    because {attempt.reason}")
-        lines += [f"    {record}" for record in attempt.answer]
-        lines += [f"    also {record}" for record in attempt.additional]
+    for one in attempts:
+        lines.append(f"{one.name} {qtype}: {one.rcode}")
+        lines.append(f"    because {one.reason}")
+        lines += [f"    {record}" for record in one.answer]
+        lines += [f"    also {record}" for record in one.additional]
     return lines
