@@ -63,6 +63,8 @@ class Forward:
 
     block, first: whose `forward` directives, and which of them to begin with. options: EDNS options that `rewrite edns0` sends upstream.
     after: makes the client's message from the one that was made for `query`, which then is not the client's own (`rewrite`, `minimal` …).
+    then: the reply, made whole and gone through `after`, decides what comes next (`rewrite cname`); its outcome is the client's.
+    personal: as for an Outcome.
     """
 
     query: Query
@@ -73,6 +75,8 @@ class Forward:
     first: int = 0
     options: bytes = b""
     after: Callable[[bytes, Transport], bytes] | None = None
+    then: Callable[[bytes], Outcome | Forward] | None = None
+    personal: bool = False
 
 
 @dataclass(frozen=True, slots=True)

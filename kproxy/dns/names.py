@@ -8,6 +8,7 @@ API objects, people. All comparison is by ASCII lower case (RFC 4343); other byt
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 
 MAX_NAME = 255  # octets of a name in wire form, RFC 1035 section 2.3.4
 MAX_LABEL = 63
@@ -180,3 +181,16 @@ def reverse_zones(network: str) -> list[bytes]:
         offsets = starts(name)
         zones.append(name[offsets[skip] :])
     return zones
+
+
+def zones(texts: Iterable[str]) -> tuple[bytes, ...]:
+    """Zones in lower-case wire form, from names and networks such as 10.96.0.0/16. Raises ValueError."""
+    found: list[bytes] = []
+    for text in texts:
+        found += reverse_zones(text) if "/" in text else [encode(text).lower()]
+    return tuple(dict.fromkeys(found))
+
+
+def is_below_any(wire: bytes, suffixes: Iterable[bytes]) -> bool:
+    """Whether lower-case `wire` is one of `suffixes` or lies below one."""
+    return any(is_below(wire, suffix) for suffix in suffixes)

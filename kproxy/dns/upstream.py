@@ -156,8 +156,9 @@ def finish(
     reply: None when nobody answered. ttl: what every record of the reply has left, seconds; None: as its own records say. turn: several
     addresses begin with this one of them (modulo), so that a remembered reply does not send everybody to the same.
     """
-    made = _finish(forward, reply, transport, ttl, turn)
-    return made if forward.after is None else forward.after(made, transport)
+    if forward.after is None:
+        return _finish(forward, reply, transport if forward.then is None else Transport.TCP, ttl, turn)
+    return forward.after(_finish(forward, reply, Transport.TCP, ttl, turn), transport)  # made whole: it is taken apart again
 
 
 def _finish(forward: Forward, reply: Reply | None, transport: Transport, ttl: int | None, turn: int) -> bytes:
