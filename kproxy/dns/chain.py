@@ -52,7 +52,7 @@ class Served:
     """What a worker answers from: one value, replaced as a whole when zones, settings or files change.
 
     blocks: as configured, `Forward.block` and `Outcome.block` are indices of it. ports: every port that some block is asked on. logged:
-    some block has `log`, so replies must not be sent without a look at `Outcome.block`.
+    some block has `log`, so replies must not be sent without a look at `Outcome.block`. addressed: which address a query came to matters.
     """
 
     settings: DnsSettings
@@ -60,6 +60,7 @@ class Served:
     blocks: tuple[ServerBlock, ...]
     ports: tuple[int, ...]
     logged: bool
+    addressed: bool
     files: Mapping[str, str]
     compiled: tuple[Compiled, ...]
     tables: Mapping[tuple[str, int], Table]
@@ -87,6 +88,7 @@ def serve(
         blocks=blocks,
         ports=ports,
         logged=any(block.log for block in blocks),
+        addressed=any(block.bind or any("{server_ip}" in r.arguments for r in block.rewrites) for block in blocks),
         files=dict(files),
         compiled=compiled,
         tables=made,
