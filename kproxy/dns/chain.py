@@ -128,8 +128,12 @@ def respond(
         return _refused(query, transport, -1)
     if block.plain and block.zone >= 0 and query.qclass == 1 and query.qtype not in NOT_QUESTIONS:
         outcome = answer.answer_query(served.zones[block.zone], query, transport, turn if block.rotates else 0)
-        if type(outcome) is Outcome and not (block.walks and client.heads):
-            return outcome if not block.index else replace(outcome, block=block.index)
+        if type(outcome) is Outcome:
+            said = outcome if not block.index else replace(outcome, block=block.index)
+            if not block.walks or not client.heads:
+                return said
+            arrival = Arrival(data=data, transport=transport, client=client, turn=turn, address=address, port=port)
+            return _walked_from(served, block, query, arrival, said, b"")
     arrival = Arrival(
         data=data, transport=transport, client=client, turn=turn, address=address, port=port, source_port=source_port
     )
@@ -181,16 +185,25 @@ def _within(served: Served, block: Compiled, query: Query, arrival: Arrival, dep
 def _walked(served: Served, block: Compiled, query: Query, arrival: Arrival, depth: int, options: bytes) -> Said:
     """`autopath`: the client's search list is walked where the question is the first of one."""
     first = _behind(served, block, query, arrival, depth, options)
-    listed, client = block.listed, arrival.client
-    if depth or not isinstance(first, Outcome | Forward) or not (listed or (block.walks and client.heads)):
+    if depth or not isinstance(first, Outcome | Forward):
         return first
+    if block.listed is None and not (block.walks and arrival.client.heads):
+        return first
+    return _walked_from(served, block, query, arrival, first, options)
+
+
+def _walked_from(
+    served: Served, block: Compiled, query: Query, arrival: Arrival, first: Outcome | Forward, options: bytes
+) -> Outcome | Forward | Walk:
+    """first: what is said without a walk."""
+    listed, client = block.listed, arrival.client
     if not names.is_below_any(query.lowered, block.walked):
         return first
     whole = replace(arrival, transport=Transport.TCP)
 
     def ask(name: bytes, qtype: int) -> Ended:
         about = search.about(query, name, qtype)
-        said = _behind(served, block, about, whole, depth + 1, options)
+        said = _behind(served, block, about, whole, 1, options)
         return said if isinstance(said, Outcome | Forward) else None
 
     if listed is None:
