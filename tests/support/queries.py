@@ -9,13 +9,14 @@ A row is a line `id | set | question | result | answer | additional`:
 * result: OK, ND (NODATA), NX (NXDOMAIN), SERVFAIL; `+TC` where the answer must say that it was cut;
 * records are `[owner] TYPE data`, separated by `;`. The owner is the question's when left out; order is free.
 
-`LEFT_OUT` (query_rows.py) names the rows of the catalogue's sections 7.2-7.8 that are not here, each with its reason.
+Further settings stand for directives: `external_zones` and `headless` for `k8s_external`, `stub` for a second server block that forwards
+its zone, `block` for a server block of that zone only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -26,19 +27,23 @@ import dns.rcode
 import dns.rdatatype
 import dns.rrset
 
-from kproxy.dns.blocks import PodRecords
+from kproxy.dns.blocks import External, Forward, PodRecords, ServerBlock
+from kproxy.dns.chain import Served, serve
 from kproxy.dns.compile import NEEDED, compile_zone
+from kproxy.dns.directives import directive_of, zone_settings
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.zone import Zone, empty_zone
+from kproxy.dns.zones import compile_zones
 from kproxy.model.events import Event, Replaced
 from kproxy.model.objects import Kind
 from kproxy.model.snapshot import Snapshot, fold
 from kproxy.watch.decode import decode
 from tests.support.query_objects import BASE, FIXTURES
-from tests.support.query_rows import LEFT_OUT, SERIAL, TABLE, UPSTREAM
+from tests.support.query_rows import SERIAL, TABLE, UPSTREAM
 
-__all__ = ["LEFT_OUT", "ROWS", "UPSTREAM", "Row", "check"]
+__all__ = ["OUTSIDE", "ROWS", "UPSTREAM", "Row", "check"]
 
+OUTSIDE = "127.0.0.9:5309"  # where the table's upstream listens
 FIXED_WORDS = ("svc", "pod", "dns-version", "ns.dns", "dns")
 
 
@@ -63,12 +68,33 @@ class Row:
     @property
     def settings(self) -> DnsSettings:
         """The server's settings for this row; nothing falls through unless the row says so."""
-        return DnsSettings(**({"fallthrough": ()} | BASE[self.fixture] | self.options))
+        fields = {"fallthrough": (), "upstreams": (OUTSIDE,)} | BASE[self.fixture] | self.options
+        extra = {name: fields.pop(name, ()) for name in ("external_zones", "headless", "stub", "block")}
+        flat = DnsSettings(**fields)
+        if not any(extra.values()):
+            return flat
+        external = External(zones=extra["external_zones"], headless=bool(extra["headless"]))
+        main = ServerBlock(
+            zones=extra["block"] or (".",),
+            kubernetes=directive_of(flat),
+            external=external if extra["external_zones"] else None,
+            forwards=() if extra["stub"] or extra["block"] else (Forward(to=(OUTSIDE,)),),
+        )
+        stub = ServerBlock(zones=extra["stub"], forwards=(Forward(to=(OUTSIDE,)),))
+        return replace(flat, blocks=(main, stub) if extra["stub"] else (main,))
+
+    @property
+    def served(self) -> Served:
+        """What the row is asked of."""
+        return served_of(self.fixture, self.settings, self.synced)
 
     @property
     def zone(self) -> Zone:
-        """The zone the row is asked of."""
-        return zone_of(self.fixture, self.settings, self.synced)
+        """The zone of the row's `kubernetes`."""
+        return self.served.zones[0]
+
+
+ALL_LABELS = frozenset({"tier", "team", "gone"})  # that some row's selector asks for
 
 
 @cache
@@ -77,7 +103,7 @@ def snapshot_of(fixture: str) -> Snapshot:
     by_kind: dict[Kind, list[Any]] = {kind: [] for kind in Kind}
     for manifest in FIXTURES[fixture]():
         kind = Kind(manifest["kind"])
-        by_kind[kind].append(decode(kind, manifest))
+        by_kind[kind].append(decode(kind, manifest, ALL_LABELS))
     events: list[Event] = [Replaced(kind, tuple(found)) for kind, found in by_kind.items()]
     return fold(Snapshot(), events)
 
@@ -90,6 +116,14 @@ def zone_of(fixture: str, settings: DnsSettings, synced: bool = True) -> Zone:
     snapshot = snapshot_of(fixture)
     assert snapshot.synced >= NEEDED
     return compile_zone(snapshot, settings, serial=SERIAL)
+
+
+@cache
+def served_of(fixture: str, settings: DnsSettings, synced: bool = True) -> Served:
+    """A fixture as a worker serves it."""
+    flat = zone_settings(settings)
+    zones = compile_zones(snapshot_of(fixture), settings, serial=SERIAL) if synced else tuple(map(empty_zone, flat))
+    return serve(settings, zones)
 
 
 def absolute(name: str) -> str:
@@ -110,6 +144,10 @@ def _value(text: str) -> Any:
 
 def _option(text: str) -> tuple[str, Any]:
     key, _, value = text.partition("=")
+    if key in ("labels", "namespace_labels"):
+        return key, value.replace("+", " ")
+    if key in ("stub", "block", "further_zones", "aliases"):
+        return key, (value,)
     return key, PodRecords(value) if key == "pods" else _value(value)
 
 
@@ -151,13 +189,15 @@ def check(row: Row, query: bytes, reply: bytes) -> None:
     assert reply[:2] == query[:2] and reply[2] & 0x80, shown
     end = 12 + len(dns.name.from_text(row.qname).to_wire()) + 4
     assert reply[12:end] == query[12:end], f"the question is not echoed byte for byte\n{shown}"
-    rcode = {"OK": "NOERROR", "ND": "NOERROR", "NX": "NXDOMAIN"}.get(row.result, row.result)
+    rcode = {"OK": "NOERROR", "ND": "NOERROR", "NX": "NXDOMAIN", "FAIL": "SERVFAIL"}.get(row.result, row.result)
     assert dns.rcode.to_text(message.rcode()) == rcode, shown
     assert bool(message.flags & dns.flags.TC) == row.truncated, shown
     assert _texts(message.answer) == _wanted(row, row.answer), shown
     if row.result == "OK":
         assert _texts(message.additional) == _wanted(row, row.additional), shown
         _check_ttls(row, message, shown)
+    elif row.result in ("FAIL", "REFUSED"):
+        assert not message.flags & dns.flags.AA and not message.authority and not message.additional, shown
     else:
         _check_negative(row, message, shown)
 
@@ -171,7 +211,9 @@ def _check_negative(row: Row, message: dns.message.Message, shown: str) -> None:
     assert soa.ttl == min(settings.ttl, 300) and soa[0].minimum == settings.ttl, shown
     apex = soa.name.to_text()
     assert row.qname.endswith(apex), f"the SOA's owner is not in the question's case\n{shown}"
-    assert soa[0].mname.to_text() == f"ns.dns.{apex}" and soa[0].rname.to_text() == f"hostmaster.{apex}", shown
+    outside = row.settings.blocks and apex.rstrip(".").lower() in BASE[row.fixture].get("external_zones", ())
+    wanted = ("ns1.dns", "hostmaster.dns") if outside else ("ns.dns", "hostmaster")
+    assert (soa[0].mname.to_text(), soa[0].rname.to_text()) == tuple(f"{name}.{apex}" for name in wanted), shown
 
 
 def _check_ttls(row: Row, message: dns.message.Message, shown: str) -> None:
@@ -181,7 +223,9 @@ def _check_ttls(row: Row, message: dns.message.Message, shown: str) -> None:
             assert rrset.ttl == min(ttl, 300), shown
         elif rrset.rdtype == dns.rdatatype.TXT:
             assert rrset.ttl == 28800, shown
-        elif (row.qname.lower(), row.qtype) not in UPSTREAM and not rrset.name.to_text().endswith((".test.", ".net.")):
+        elif (row.qname.lower(), row.qtype) not in UPSTREAM and not rrset.name.to_text().endswith(
+            (".test.", ".net.", ".acme.local.")
+        ):
             assert rrset.ttl == ttl, shown
 
 

@@ -1,4 +1,4 @@
-"""The objects of the DNS behaviour table: sets U, R, C, E of the reference's catalogue, as API manifests.
+"""The objects of the DNS behaviour table: sets U, R, C, E, X, Z, M of the reference's catalogue, as API manifests.
 
 They are complete enough for a real API server, so that CoreDNS can be fed with the same. `BASE` are the settings of the server in each
 set of the catalogue, where they differ from ours.
@@ -13,9 +13,43 @@ from kproxy.dns.blocks import PodRecords
 Manifest = dict[str, Any]
 
 
-def namespace(name: str) -> Manifest:
+def namespace(name: str, **labels: str) -> Manifest:
     """A Namespace."""
-    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+
+
+def labelled(manifest: Manifest, **labels: str) -> Manifest:
+    """The same object with labels."""
+    return manifest | {"metadata": manifest["metadata"] | {"labels": labels}}
+
+
+def pod(name: str, ips: str, phase: str = "Running", **metadata: Any) -> Manifest:
+    """A Pod `namespace/name` with its addresses."""
+    space, short = name.split("/")
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": short, "namespace": space} | metadata,
+        "spec": {"nodeName": "node-1"},
+        "status": {"phase": phase, "podIP": ips.split()[0], "podIPs": [{"ip": ip} for ip in ips.split()]},
+    }
+
+
+def balanced(manifest: Manifest, **ingress: str) -> Manifest:
+    """A Service with a load balancer's status."""
+    spec = manifest["spec"] | {"type": "LoadBalancer"}
+    return manifest | {"spec": spec, "status": {"loadBalancer": {"ingress": [ingress]}}}
+
+
+def imported(name: str, ips: str, ports: str) -> Manifest:
+    """A ServiceImport; headless without addresses."""
+    space, short = name.split("/")
+    return {
+        "apiVersion": "multicluster.x-k8s.io/v1alpha1",
+        "kind": "ServiceImport",
+        "metadata": {"name": short, "namespace": space},
+        "spec": {"type": "ClusterSetIP" if ips else "Headless", "ips": ips.split(), "ports": ports_of(ports)},
+    }
 
 
 def ports_of(text: str) -> list[Manifest]:
@@ -41,7 +75,7 @@ def external(name: str, target: str, ports: str = "") -> Manifest:
 def slices(name: str, endpoints: str, ports: str = "", suffix: str = "") -> list[Manifest]:
     """The EndpointSlices of Service `namespace/name`, one per family.
 
-    Endpoints are words `address[=hostname][@pod][!]`; `!` is not ready, `?` leaves the condition out, `~` is terminating and serving.
+    Endpoints are words `address[=hostname][@pod][%zone][!]`; `!` is not ready, `?` leaves that out, `~` is terminating and serving.
     """
     space, short = name.split("/")
     found: dict[str, list[Manifest]] = {}
@@ -52,11 +86,14 @@ def slices(name: str, endpoints: str, ports: str = "", suffix: str = "") -> list
                 word[-1]
             ]
             word = word[:-1]
+        word, _, place = word.partition("%")
         word, _, pod = word.partition("@")
         address, _, hostname = word.partition("=")
         entry: Manifest = {"addresses": [address], "conditions": conditions}
         if hostname:
             entry["hostname"] = hostname
+        if place:
+            entry["zone"] = place
         if pod:
             entry["targetRef"] = {"kind": "Pod", "name": pod, "namespace": space}
         found.setdefault("IPv6" if ":" in address else "IPv4", []).append(entry)
@@ -80,8 +117,10 @@ def slices(name: str, endpoints: str, ports: str = "", suffix: str = "") -> list
 def _set_u() -> list[Manifest]:
     six = "5678:abcd::1 5678:abcd::2"
     return [
-        *map(namespace, ("testns", "podns", "svcns", "kube-system", "unexposedns")),
-        service("testns/svc1", "10.0.0.1", "http/tcp/80"),
+        namespace("testns", team="red"),
+        namespace("podns", team="blue"),
+        *map(namespace, ("svcns", "kube-system", "unexposedns")),
+        labelled(service("testns/svc1", "10.0.0.1", "http/tcp/80"), tier="front"),
         service("testns/svcempty", "10.0.0.1", "http/tcp/80"),
         service("testns/svc6", "1234:abcd::1", "http/tcp/80"),
         service("testns/svc-dual-stack", "10.0.0.3 10::3", "http/tcp/80"),
@@ -89,6 +128,9 @@ def _set_u() -> list[Manifest]:
         service("testns/hdlsprtls", "None"),
         external("testns/external", "ext.interwebs.test", "http/tcp/80"),
         external("testns/external-to-service", "svc1.testns.svc.cluster.local."),
+        external("testns/homeless", "missing.test"),
+        external("testns/failing", "failing.test"),
+        external("testns/stubbed", "abc.acme.local"),
         service("unexposedns/svc1", "10.0.0.2", "http/tcp/80"),
         service("kube-system/kubedns", "10.0.0.10", "dns/udp/53"),
         *slices("testns/svc1", "172.0.0.1=ep1a", "http/tcp/80"),
@@ -115,6 +157,11 @@ def _set_u() -> list[Manifest]:
         external("testns/loop-b", "loop-a.testns.svc.cluster.local"),
         service("testns/two-ports", "10.0.0.8", "http/tcp/80 dns/udp/53"),
         service("nons/orphan", "10.0.0.9", "http/tcp/80"),
+        pod("podns/foo", "10.240.0.1 fd00:240::1"),
+        pod("podns/ended", "10.240.0.9", "Succeeded"),
+        pod("podns/leaving", "10.240.0.10", deletionTimestamp="2026-01-01T00:00:00Z", deletionGracePeriodSeconds=30),
+        pod("podns/beside-1", "10.240.0.11"),
+        pod("podns/beside-2", "10.240.0.11"),
     ]
 
 
@@ -193,6 +240,51 @@ def _set_e() -> list[Manifest]:
     ]
 
 
+def _set_x() -> list[Manifest]:
+    """`k8s_external`."""
+    http = "http/tcp/80"
+    return [
+        *map(namespace, ("testns", "kube-system")),
+        service("testns/svc1", "10.0.0.1", http, externalIPs=["1.2.3.4"]),
+        service("testns/svc6", "1234:abcd::1", http, externalIPs=["1:2::5"]),
+        balanced(service("testns/svc11", "10.0.0.11", http), ip="2.3.4.5"),
+        balanced(service("testns/svc12", "10.0.0.12", http), hostname="dummy.hostname"),
+        service("testns/plain", "10.0.0.13", http),
+        service("testns/svc-headless", "None", http),
+        *slices("testns/svc-headless", "1.2.3.4=endpoint-svc-0 1.2.3.5=endpoint-svc-1", http),
+    ]
+
+
+def _set_z() -> list[Manifest]:
+    """Zonal names."""
+    http = "http/tcp/80"
+    return [
+        namespace("testns"),
+        service("testns/hdls", "None", http),
+        *slices("testns/hdls", "172.0.0.1%us-west-2a 172.0.0.2%us-west-2b 172.0.0.3%us-west-2b", http),
+        service("testns/webs", "None", http),
+        *slices("testns/webs", "172.0.0.9%corp.example.com", http),
+        service("testns/clstr", "10.0.0.10", http),
+    ]
+
+
+def _set_m() -> list[Manifest]:
+    """Imported Services of a set of clusters, and one Service that is not imported."""
+    http = "http/tcp/80"
+    six = "5678:abcd::1 5678:abcd::2"
+    many = slices("testns/hdls1", f"172.0.0.2 172.0.0.3 172.0.0.4=dup-name 172.0.0.5=dup-name {six}", http)
+    prefix = "multicluster.kubernetes.io"
+    labels = {f"{prefix}/service-name": "hdls1", f"{prefix}/source-cluster": "cluster1"}
+    return [
+        namespace("testns"),
+        imported("testns/svc1", "10.0.0.1", http),
+        imported("testns/svc-dual-stack", "10.0.0.3 10::3", http),
+        imported("testns/hdls1", "", http),
+        *(item | {"metadata": item["metadata"] | {"labels": labels}} for item in many),
+        service("testns/only-here", "10.0.0.4", http),
+    ]
+
+
 def _set_big() -> list[Manifest]:
     """T080: a headless Service of 1,000 endpoints; P21: one of 28."""
     many = [f"10.244.{i // 250}.{i % 250 + 1}" for i in range(1000)]
@@ -205,7 +297,17 @@ def _set_big() -> list[Manifest]:
     ]
 
 
-FIXTURES = {"U": _set_u, "R": _set_r, "C": _set_c, "N": _set_n, "E": _set_e, "big": _set_big}
+FIXTURES = {
+    "U": _set_u,
+    "R": _set_r,
+    "C": _set_c,
+    "N": _set_n,
+    "E": _set_e,
+    "X": _set_x,
+    "Z": _set_z,
+    "M": _set_m,
+    "big": _set_big,
+}
 
 # Reverse zones as the catalogue's servers have them; CoreDNS's `pods disabled` is its default, `own` stands for its local address.
 BASE: dict[str, dict[str, Any]] = {
@@ -221,5 +323,18 @@ BASE: dict[str, dict[str, Any]] = {
     },
     "N": {"own_addresses": ("10.244.0.20",)},
     "E": {"own_addresses": ("10.96.0.10",), "reverse_zones": ("10.96.0.0/16", "10.244.0.0/16")},
+    "X": {
+        "own_addresses": ("10.96.0.10",),
+        "reverse_zones": (),
+        "pods": PodRecords.DISABLED,
+        "external_zones": ("example.com", "in-addr.arpa"),
+    },
+    "Z": {"reverse_zones": (), "pods": PodRecords.DISABLED},
+    "M": {
+        "reverse_zones": (),
+        "pods": PodRecords.DISABLED,
+        "further_zones": ("clusterset.local",),
+        "multicluster": ("clusterset.local",),
+    },
     "big": {},
 }

@@ -22,6 +22,14 @@ _ADD_HDLS = (
     "dup-name.hdls1.testns.svc A 172.0.0.5; 5678-abcd--1.hdls1.testns.svc AAAA 5678:abcd::1; "
     "5678-abcd--2.hdls1.testns.svc AAAA 5678:abcd::2"
 )
+_MANY = ".cluster1.hdls1.testns.svc.clusterset.local."
+_SRV_MANY = "; ".join(
+    f"SRV 0 16 80 {label}{_MANY}" for label in ("172-0-0-2", "172-0-0-3", "dup-name", "5678-abcd--1", "5678-abcd--2")
+)
+_ADD_MANY = (
+    f"172-0-0-2{_MANY} A 172.0.0.2; 172-0-0-3{_MANY} A 172.0.0.3; dup-name{_MANY} A 172.0.0.4; dup-name{_MANY} A 172.0.0.5; "
+    f"5678-abcd--1{_MANY} AAAA 5678:abcd::1; 5678-abcd--2{_MANY} AAAA 5678:abcd::2"
+)
 _ZONE_MIXED = "cLuStEr.LoCaL."
 
 
@@ -64,12 +72,20 @@ T031 | U | a.b.c.svc1.testns.svc A | NX
 T032 | U | svc1.testns.pood.cluster.local A | NX
 T033 | U ignore_empty_service=true | svcempty.testns.svc A | NX
 T034 | U ignore_empty_service=true | svc1.testns.svc A | OK | A 10.0.0.1
+T035 | U no_endpoints=true | hdls1.testns.svc A, dup-name.hdls1.testns.svc A, ep1a.svc1.testns.svc A | NX
+T035 | U no_endpoints=true | svc1.testns.svc A | OK | A 10.0.0.1
 T036 | C | svc-1-a.test-1.svc SRV | OK | SRV 0 50 80 svc-1-a.test-1.svc; SRV 0 50 443 svc-1-a.test-1.svc | svc-1-a.test-1.svc A 10.96.0.100
 T037 | C | svc-1-a.test-1.svc A | OK | A 10.96.0.100
 T038 | C | bogusservice.test-1.svc A | NX
 T039 | C | bogusendpoint.svc-1-a.test-1.svc A | NX
 T040 | C | svc-c.test-2.svc A | OK | A 10.96.0.120
 T041 | C namespaces=test-1 | svc-c.test-2.svc A | NX
+K009 | U labels=tier=front | svc1.testns.svc A | OK | A 10.0.0.1
+K009 | U labels=tier=front | svc6.testns.svc AAAA, hdls1.testns.svc A, external.testns.svc CNAME | NX
+K010 | U labels=tier!=front,!gone | svc6.testns.svc AAAA | OK | AAAA 1234:abcd::1
+K010 | U labels=tier!=front,!gone | svc1.testns.svc A | NX
+K011 | U namespace_labels=team+in+(red,blue) | svc1.testns.svc A | OK | A 10.0.0.1
+K011 | U namespace_labels=team+in+(red,blue) | kubedns.kube-system.svc A, svc1.unexposedns.svc A, svcns.svc A | NX
 T046 | U | node-port.testns.svc A | OK | A 10.0.0.6
 T047 | E | kubernetes.default.svc A | OK | A 10.96.0.1
 T048 | U | 1kubernetes.testns.svc A | OK | A 10.0.0.7
@@ -78,6 +94,10 @@ K002 | U | _udp.svc1.testns.svc A, _udp.two-ports.testns.svc.testns.svc A | NX
 K003 | U | _udp.two-ports.testns.svc A | ND
 K004 | U | _._.svc1.testns.svc SRV, _http._.svc1.testns.svc SRV | NX
 K005 | U | two-ports.testns.svc SRV | OK | SRV 0 50 80 two-ports.testns.svc; SRV 0 50 53 two-ports.testns.svc | two-ports.testns.svc A 10.0.0.8
+S015 | U aliases=services | svc1.testns.services.cluster.local A | OK | A 10.0.0.1
+S015 | U aliases=services | testns.services.cluster.local A, services.cluster.local A | ND
+S015 | U aliases=services | svc0.testns.services.cluster.local A | NX
+S015 | U aliases=services | _http._tcp.svc1.testns.services.cluster.local SRV | OK | SRV 0 100 80 svc1.testns.svc | svc1.testns.svc A 10.0.0.1
 K006 | U | svc1.testns.services.cluster.local A, testns.services.cluster.local A | NX
 T050 | U | hdls1.testns.svc A | OK | A 172.0.0.2; A 172.0.0.3; A 172.0.0.4; A 172.0.0.5
 T051 | U | hdls1.testns.svc AAAA | OK | AAAA 5678:abcd::1; AAAA 5678:abcd::2
@@ -121,6 +141,13 @@ T094 | U | endpoint.external.testns.svc CNAME | NX
 T095 | U | subdomain.subdomain.external.testns.svc CNAME | NX
 T096 | U | external.testns.svc SRV TXT MX | ND
 T097 | U | _http._tcp.external.testns.svc SRV | NX
+T098 | U | homeless.testns.svc A | OK | CNAME missing.test.
+T099 | U | failing.testns.svc A | FAIL
+T106 | U stub=acme.local | stubbed.testns.svc A | OK | CNAME abc.acme.local.; abc.acme.local. A 1.1.1.1
+K012 | U further_zones=other.test | svc1.testns.svc.other.test A | OK | A 10.0.0.1
+K012 | U further_zones=other.test | external-to-service.testns.svc.other.test A | OK | CNAME svc1.testns.svc; svc1.testns.svc A 10.0.0.1
+K012 | U further_zones=other.test | _http._tcp.svc1.testns.svc.other.test SRV | OK | SRV 0 100 80 svc1.testns.svc.other.test. | svc1.testns.svc.other.test. A 10.0.0.1
+K012 | U further_zones=other.test | svc0.testns.svc.other.test A | NX
 T100 | U | literal.testns.svc A CNAME | NX
 T101 | U | loop-a.testns.svc A | ND
 T102 | U ignore_empty_service=true | external.testns.svc CNAME | OK | CNAME ext.interwebs.test.
@@ -145,12 +172,14 @@ T125 | U | dns A | ND
 T126 | U | cluster.local TXT, svc.cluster.local TXT, testns.svc TXT | ND
 T127 | U | Cluster.LOCAL NS | OK | NS ns.dns.Cluster.LOCAL. | ns.dns.Cluster.LOCAL. A 127.0.0.1
 T128 | U unsynced pods=insecure | svc0.testns.svc A, svc1.testns.svc A, 10-240-0-1.podns.pod A | SERVFAIL
+T129 | U unsynced pods=insecure fallthrough=cluster.local | svc0.testns.svc A, svc1.testns.svc A | SERVFAIL
 T131 | U ttl=30 | svc0.testns.svc A | NX
 T132 | U ttl=3600 | cluster.local SOA | OK | SOA ns.dns.cluster.local. hostmaster.cluster.local. {SERIAL} 7200 1800 86400 3600
 T135 | U | SvC1.TeStNs.SvC.cLuStEr.LoCaL A | OK | A 10.0.0.1
 T136 | U | _HtTp._TcP.sVc1.TeStNs.SvC.cLuStEr.LoCaL SRV | OK | SRV 0 100 80 svc1.testns.svc.{_ZONE_MIXED} | svc1.testns.svc.{_ZONE_MIXED} A 10.0.0.1
 T137 | U | not-a-service.testns.svc.ClUsTeR.lOcAl A | NX
 T138 | U | Cluster.local SOA | OK | SOA ns.dns.Cluster.local. hostmaster.Cluster.local. {SERIAL} 7200 1800 86400 5
+T139 | U | sVc1.TestNS.svc A | OK | A 10.0.0.1
 T140 | R | 100.1.168.192.IN-ADDR.ARPA PTR | OK | PTR svc1.testns.svc
 T141 | R | 100.0.0.10.in-addr.arpa PTR | OK | PTR ep1a.svc1.testns.svc
 T142 | R | 100.1.168.192.in-addr.arpa PTR | OK | PTR svc1.testns.svc
@@ -179,6 +208,8 @@ T163 | R reverse_zones=192.168.1.0/25 | 100.1.168.192.in-addr.arpa PTR | OK | PT
 T163 | R reverse_zones=192.168.1.0/25 | x.100.1.168.192.in-addr.arpa PTR | NX
 S016 | C | 10.0.96.10.in-addr.arpa PTR | OK | PTR kube-dns.kube-system.svc
 K007 | R | 1.0.0.10.in-addr.arpa.0.10.in-addr.arpa PTR, 01.0.0.10.in-addr.arpa PTR, 256.0.0.10.in-addr.arpa PTR | NX
+T163 | R block=192.168.1.0/25 | 128.1.168.192.in-addr.arpa PTR, 1.2.168.192.in-addr.arpa PTR, svc1.testns.svc A | REFUSED
+T163 | R block=192.168.1.0/25 | 100.1.168.192.in-addr.arpa PTR | OK | PTR svc1.testns.svc
 T170 | U | 10-240-0-1.podns.pod A | NX
 T171 | U | 172-0-0-2.podns.pod A | NX
 T172 | U | podns.pod A | NX
@@ -190,10 +221,71 @@ T177 | U pods=insecure | podns.pod A | ND
 T178 | U pods=insecure | 10-240-0-1.podns.pod AAAA SRV | ND
 T179 | U pods=insecure | fd00--1.podns.pod AAAA | OK | AAAA fd00::1
 T180 | U pods=insecure | 1-2-3-400.podns.pod A, 1-2-3-04.podns.pod A | NX
+T181 | U pods=verified | 10-240-0-1.podns.pod A | OK | A 10.240.0.1
+T182 | U pods=verified | podns.pod A | ND
+T183 | U pods=verified | svcns.svc A | ND
+T184 | U pods=verified | pod-nons.pod A | NX
+T185 | U pods=verified | 172-0-0-2.podns.pod A | NX
+T186 | U pods=verified | 10-240-0-1.testns.pod A | NX
+T187 | U pods=verified | fd00-240--1.podns.pod AAAA | OK | AAAA fd00:240::1
+T187 | U pods=verified | fd00-240--1.podns.pod A | ND
+T191 | C pods=verified | 10-20-0-101.test-1.pod A | NX
+T192 | U pods=verified | 10-240-0-9.podns.pod A, 10-240-0-10.podns.pod A | NX
+K013 | U pods=verified | 10-240-0-11.podns.pod A | OK | A 10.240.0.11
 T188 | C | 10-20-0-101.test-1.pod A | NX
 T189 | C pods=insecure | 10-20-0-101.test-1.pod A | OK | A 10.20.0.101
 T190 | C pods=insecure | 10-20-0-101.test-X.pod A | NX
 T193 | U pods=insecure | x.10-240-0-1.podns.pod A | NX
+T190 | C pods=verified | 10-20-0-101.test-X.pod A | NX
+T250 | X | svc1.testns.example.com A | OK | A 1.2.3.4
+T251 | X | svc1.testns.example.com SRV, _http._tcp.svc1.testns.example.com SRV | OK | SRV 0 100 80 svc1.testns.example.com. | svc1.testns.example.com. A 1.2.3.4
+T252 | X | *._not-udp-or-tcp.svc1.testns.example.com SRV | NX
+T253 | X | svc1.testns.example.com AAAA TXT | ND
+T254 | X | svc0.testns.example.com A AAAA, svc0.svc-nons.example.com A | NX
+T255 | X | svc6.testns.example.com AAAA | OK | AAAA 1:2::5
+T255 | X | svc6.testns.example.com SRV | OK | SRV 0 100 80 svc6.testns.example.com. | svc6.testns.example.com. AAAA 1:2::5
+T256 | X | testns.example.com A SOA | ND
+T257 | X | svc11.testns.example.com A | OK | A 2.3.4.5
+T258 | X | svc12.testns.example.com A | OK | CNAME dummy.hostname.
+T259 | X | svc12.testns.example.com SRV | OK | SRV 0 100 80 dummy.hostname.
+K014 | X | svc12.testns.example.com CNAME | OK | CNAME dummy.hostname.
+T260 | X headless=true | svc-headless.testns.example.com A | OK | A 1.2.3.4; A 1.2.3.5
+T261 | X headless=true | svc-headless.testns.example.com SRV, _http._tcp.svc-headless.testns.example.com SRV | OK | SRV 0 50 80 endpoint-svc-0.svc-headless.testns.example.com.; SRV 0 50 80 endpoint-svc-1.svc-headless.testns.example.com. | endpoint-svc-0.svc-headless.testns.example.com. A 1.2.3.4; endpoint-svc-1.svc-headless.testns.example.com. A 1.2.3.5
+T262 | X headless=true | endpoint-svc-0.svc-headless.testns.example.com SRV | OK | SRV 0 100 80 endpoint-svc-0.svc-headless.testns.example.com. | endpoint-svc-0.svc-headless.testns.example.com. A 1.2.3.4
+K015 | X | svc-headless.testns.example.com A, endpoint-svc-0.svc-headless.testns.example.com A, plain.testns.example.com A, x.svc1.testns.example.com A | NX
+T263 | X | 4.3.2.1.in-addr.arpa PTR | OK | PTR svc1.testns.example.com.
+K016 | X | 4.3.2.1.in-addr.arpa A | ND
+K016 | X | 5.3.2.1.in-addr.arpa PTR | NX
+T264 | X | example.com SOA | OK | SOA ns1.dns.example.com. hostmaster.dns.example.com. {SERIAL} 7200 1800 86400 5
+T264 | X | example.com NS | OK | NS ns1.dns.example.com. | ns1.dns.example.com. A 10.96.0.10
+T264 | X | example.com SRV | ND
+T265 | X | dns.example.com SRV NS, ns1.dns.example.com SRV NS | ND
+K017 | X | ns1.dns.example.com A | OK | A 10.96.0.10
+K017 | X | ns2.dns.example.com A, x.ns1.dns.example.com A | NX
+T266 | Z zonal=true | us-west-2a.pin._zone.hdls.testns.svc A | OK | A 172.0.0.1
+T267 | Z zonal=true | us-west-2b.pin._zone.hdls.testns.svc A | OK | A 172.0.0.2; A 172.0.0.3
+T267 | Z zonal=true | us-west-2b.pin._zone.hdls.testns.svc SRV | OK | SRV 0 50 80 172-0-0-2.hdls.testns.svc; SRV 0 50 80 172-0-0-3.hdls.testns.svc | 172-0-0-2.hdls.testns.svc A 172.0.0.2; 172-0-0-3.hdls.testns.svc A 172.0.0.3
+T268 | Z zonal=true | us-west-2c.pin._zone.hdls.testns.svc A TXT, us-west-2a.pin._zone.hdls.testns.svc AAAA | ND
+T269 | Z zonal=true | us-west-2a.prefer._zone.hdls.testns.svc A | OK | A 172.0.0.1
+T270 | Z zonal=true | us-west-2c.prefer._zone.hdls.testns.svc A | OK | A 172.0.0.1; A 172.0.0.2; A 172.0.0.3
+T270 | Z zonal=true | us-west-2c.prefer._zone.hdls.testns.svc SRV | OK | SRV 0 33 80 172-0-0-1.hdls.testns.svc; SRV 0 33 80 172-0-0-2.hdls.testns.svc; SRV 0 33 80 172-0-0-3.hdls.testns.svc | 172-0-0-1.hdls.testns.svc A 172.0.0.1; 172-0-0-2.hdls.testns.svc A 172.0.0.2; 172-0-0-3.hdls.testns.svc A 172.0.0.3
+T271 | Z zonal=true | us-west-2a.florp._zone.hdls.testns.svc A, us-west-2a.pin._zone.ghost.testns.svc A, us-west-2a.pin._zone.clstr.testns.svc A | NX
+T272 | Z | us-west-2a.pin._zone.hdls.testns.svc A | NX
+T273 | Z zonal=true | corp.example.com.pin._zone.webs.testns.svc A | OK | A 172.0.0.9
+K018 | Z zonal=true | pin._zone.hdls.testns.svc A, _zone.hdls.testns.svc A | ND
+T286 | M | 172-0-0-2.cluster1.hdls1.testns.svc.clusterset.local A | OK | A 172.0.0.2
+T287 | M | 5678-abcd--1.hdls1.testns.svc.clusterset.local AAAA, cluster1.hdls1.testns.svc.clusterset.local A | NX
+T288 | M | _http._tcp.hdls1.testns.svc.clusterset.local SRV | OK | {_SRV_MANY} | {_ADD_MANY}
+T289 | M | hdls1.testns.svc.clusterset.local A | OK | A 172.0.0.2; A 172.0.0.3; A 172.0.0.4; A 172.0.0.5
+T289 | M | hdls1.testns.svc.clusterset.local AAAA | OK | AAAA 5678:abcd::1; AAAA 5678:abcd::2
+T289 | M | svc1.testns.svc.clusterset.local A | OK | A 10.0.0.1
+T289 | M | svc1.testns.svc.clusterset.local AAAA, testns.svc.clusterset.local A | ND
+T289 | M | svc0.testns.svc.clusterset.local A, only-here.testns.svc.clusterset.local A | NX
+T289 | M | svc-dual-stack.testns.svc.clusterset.local AAAA | OK | AAAA 10::3
+T289 | M | svc-dual-stack.testns.svc.clusterset.local SRV | OK | SRV 0 50 80 svc-dual-stack.testns.svc.clusterset.local. | svc-dual-stack.testns.svc.clusterset.local. A 10.0.0.3; svc-dual-stack.testns.svc.clusterset.local. AAAA 10::3
+T289 | M | dns-version.clusterset.local TXT | OK | TXT "1.1.0"
+K019 | M | only-here.testns.svc A | OK | A 10.0.0.4
+K019 | M | hdls1.testns.svc A, svc1.testns.svc A | NX
 K008 | U pods=insecure | 10-1-1-1.10-240-0-1.podns.pod A | NX
 """
 
@@ -202,24 +294,9 @@ UPSTREAM: dict[tuple[str, str], tuple[str, bool, Sequence[str]]] = {
     ("ext.interwebs.test.", "A"): ("NOERROR", True, ("ext.interwebs.test. A 1.2.3.4",)),
     ("example.net.", "A"): ("NOERROR", False, ("example.net. A 13.14.15.16",)),
     ("53.53.168.192.in-addr.arpa.", "PTR"): ("NOERROR", False, ("53.53.168.192.in-addr.arpa. PTR outside.test.",)),
+    ("missing.test.", "A"): ("NXDOMAIN", False, ()),
+    ("failing.test.", "A"): ("SERVFAIL", False, ()),
+    ("dummy.hostname.", "A"): ("NXDOMAIN", False, ()),
+    ("abc.acme.local.", "A"): ("NOERROR", False, ("abc.acme.local. A 1.1.1.1",)),
     ("123.2.0.192.in-addr.arpa.", "PTR"): ("NOERROR", False, ("123.2.0.192.in-addr.arpa. PTR my.test.",)),
-}
-
-LEFT_OUT = {
-    "T035": "needs `noendpoints`, a Corefile option",
-    "T042": "a sequence of changes: tests/dns/test_changes.py",
-    "T043": "a sequence of changes: tests/dns/test_changes.py",
-    "T044": "a sequence of changes: tests/dns/test_changes.py",
-    "T045": "a sequence of changes: tests/dns/test_changes.py",
-    "T080": "two transports at once: tests/dns/test_protocol.py",
-    "T084": "a sequence of changes: tests/dns/test_changes.py",
-    "T098": "an upstream that fails: tests/dns/test_forward.py",
-    "T099": "an upstream that fails: tests/dns/test_forward.py",
-    "T104": "a sequence of changes: tests/dns/test_changes.py",
-    "T105": "a sequence of changes: tests/dns/test_changes.py",
-    "T106": "needs a stub domain, a second server block of a Corefile",
-    "T129": "needs `fallthrough` on the forward zone, a Corefile option; T128 is its other half",
-    "T130": "a sequence of changes: tests/unit/dns/test_compile.py",
-    "T139": "holds for every row: `check` compares the question byte for byte",
-    **{f"T{n}": "needs `pods verified`, a Corefile option" for n in (*range(181, 188), 191, 192)},
 }
