@@ -1,8 +1,9 @@
 """Finished replies by the raw bytes of their queries: what makes a hot answer one dictionary look-up.
 
 In: a query's bytes behind the ID (flags, counts, question, the OPT record as sent) and the reply made for them. Out: the reply's bytes
-behind the ID. Equal bytes are an equal query, so nothing of it need be parsed again, and spelling, RD, CD, EDNS size and DO are right by
-construction. What must not happen here: forwarded answers (they age; `forward` keeps its own), or replies that may differ for equal bytes.
+behind the ID, with the list in which its uses are counted. Equal bytes are an equal query, so nothing of it need be parsed again, and
+spelling, RD, CD, EDNS size and DO are right by construction. What must not happen here: replies that may differ for equal keys; where
+they depend on who asks the key says for whom, and replies that age are in a cache of their own that is emptied every second.
 
 The zone is authoritative and never stale, so a change must throw out what it touches before the next query: positive replies made from one
 Service go with that Service, everything else (NXDOMAIN, NODATA, the SOA's serial, PTR, NS, chains) goes at every change.
@@ -16,12 +17,15 @@ every flood a search.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 from kproxy.dns.answer import Outcome
 from kproxy.dns.wire import Rcode
 
 TURNS = 32
+
+Entry = tuple[bytes, list[int]]  # a reply without its ID; how often it was used over IPv4 and over IPv6
+NOT_COUNTED = [0, 0]
 
 _LASTING = frozenset({Rcode.NOERROR, Rcode.NXDOMAIN})
 
@@ -32,7 +36,7 @@ class _Round:
     __slots__ = ("addresses", "next", "orders", "wanted")
 
     def __init__(self, addresses: int) -> None:
-        self.orders: list[bytes] = []
+        self.orders: list[Entry] = []
         self.wanted = min(addresses, TURNS)
         self.addresses = addresses
         self.next = 0
@@ -47,14 +51,18 @@ class AnswerCache:
     def __init__(self, *, entries: int = 32768, octets: int = 8 << 20) -> None:
         self.entries = entries
         self.octets = octets
-        self.lasting: dict[bytes, bytes] = {}
-        self.fleeting: dict[bytes, bytes] = {}
-        self._rounds: dict[bytes, _Round] = {}
-        self._by_owner: dict[bytes, list[bytes]] = {}
+        self.lasting: dict[Hashable, Entry] = {}
+        self.fleeting: dict[Hashable, Entry] = {}
+        self._rounds: dict[Hashable, _Round] = {}
+        self._by_owner: dict[bytes, list[Hashable]] = {}
         self._lasting_octets = 0
         self._fleeting_octets = 0
 
-    def next_order(self, key: bytes) -> bytes | None:
+    def get(self, key: Hashable) -> Entry | None:
+        """What is remembered under `key`; of several orders the next one."""
+        return self.lasting.get(key) or self.fleeting.get(key) or self.next_order(key)
+
+    def next_order(self, key: Hashable) -> Entry | None:
         """The next order of a reply with several addresses; None until all of its orders are made."""
         known = self._rounds.get(key)
         if known is None or len(known.orders) < known.wanted:
@@ -62,51 +70,57 @@ class AnswerCache:
         known.next = (known.next + 1) % known.wanted
         return known.orders[known.next]
 
-    def turn_to_make(self, key: bytes) -> int:
+    def turn_to_make(self, key: Hashable) -> int:
         """The address that the next order to be made begins with; evenly spread where there are more addresses than orders."""
         known = self._rounds.get(key)
         return 0 if known is None else len(known.orders) * known.addresses // known.wanted
 
-    def store(self, data: bytes, outcome: Outcome) -> None:
+    def store(
+        self, data: bytes, outcome: Outcome, counts: list[int] = NOT_COUNTED, *, key: Hashable | None = None
+    ) -> None:
         """Remembers the reply to the UDP query `data`, unless equal bytes will hardly come again.
 
-        Left out: mixed case (0x20 clients choose it anew each time), EDNS options (cookies), refusals and SERVFAIL.
+        Left out: mixed case (0x20 clients choose it anew each time), EDNS options (cookies), refusals and SERVFAIL. key: where the bytes
+        alone do not make the reply.
         """
         query = outcome.query
         if query is None or not query.whole or outcome.rcode not in _LASTING or query.name != query.lowered:
             return
         if query.edns is not None and query.edns.options:
             return
-        key, value = data[2:], outcome.reply[2:]
-        size = len(key) + len(value)
-        if outcome.owner:
-            if len(self.lasting) + len(self._rounds) >= self.entries or self._lasting_octets + size > self.octets:
-                self._empty_lasting()
-            self._lasting_octets += size
-            if outcome.turns > 1:
-                orders = self._rounds.setdefault(key, _Round(outcome.turns)).orders
-                orders.append(value)
-                if len(orders) > 1:
-                    return
-            else:
-                self.lasting[key] = value
-            self._by_owner.setdefault(outcome.owner, []).append(key)
-        else:
+        found = data[2:] if key is None else key
+        self._keep(found, outcome, (outcome.reply[2:], counts))
+
+    def _keep(self, key: Hashable, outcome: Outcome, entry: Entry) -> None:
+        size = _octets(entry)
+        if not outcome.owner and outcome.turns == 1:
             if len(self.fleeting) >= self.entries or self._fleeting_octets + size > self.octets:
                 self._empty_fleeting()
-            self.fleeting[key] = value
+            self.fleeting[key] = entry
             self._fleeting_octets += size
+            return
+        if len(self.lasting) + len(self._rounds) >= self.entries or self._lasting_octets + size > self.octets:
+            self._empty_lasting()
+        self._lasting_octets += size
+        if outcome.turns > 1:
+            orders = self._rounds.setdefault(key, _Round(outcome.turns)).orders
+            orders.append(entry)
+            if len(orders) > 1:
+                return
+        else:
+            self.lasting[key] = entry
+        self._by_owner.setdefault(outcome.owner, []).append(key)
 
     def forget(self, owners: Iterable[bytes]) -> None:
         """Throws out what a change of these Services touches: their own replies and everything fleeting."""
         self._empty_fleeting()
-        for owner in owners:
+        for owner in (*owners, b""):
             for key in self._by_owner.pop(owner, ()):
                 if key in self._rounds:
                     gone = self._rounds.pop(key).orders
                 else:
                     gone = [self.lasting.pop(key)]
-                self._lasting_octets -= sum(len(key) + len(value) for value in gone)
+                self._lasting_octets -= sum(map(_octets, gone))
 
     def clear(self) -> None:
         """Throws out everything: another zone, other settings, other namespaces."""
@@ -122,3 +136,8 @@ class AnswerCache:
     def _empty_fleeting(self) -> None:
         self.fleeting.clear()
         self._fleeting_octets = 0
+
+
+def _octets(entry: Entry) -> int:
+    """Of key and reply at most: what is repeated of the query in a reply is as long as what is kept of it as a key."""
+    return 2 * len(entry[0])

@@ -98,7 +98,7 @@ class Networks:
 
 
 class Clients:
-    """The table. `known` may be read directly by the hot loop: who is missing there is asked of `find`."""
+    """The table. `known` holds the allowed ones and may be read directly by the hot loop: who is missing there is asked of `find`."""
 
     def __init__(
         self,
@@ -113,6 +113,7 @@ class Clients:
         Raises ValueError for a text that is no network.
         """
         self.known: dict[str, Client] = {}
+        self._strangers: dict[str, Client] = {}
         self._allowed = Networks(allowed)
         self._places = tuple(map(Networks, places))
         self._capacity = capacity
@@ -129,11 +130,13 @@ class Clients:
 
     def find(self, address: str) -> Client:
         """The client at a source address in the kernel's spelling; never raises."""
-        client = self.known.get(address)
+        client = self.known.get(address) or self._strangers.get(address)
         if client is None:
-            if len(self.known) >= self._capacity:
-                self.known.clear()
-            client = self.known[address] = self._make(address)
+            client = self._make(address)
+            table = self.known if client.allowed else self._strangers
+            if len(table) >= self._capacity:
+                table.clear()
+            table[address] = client
         return client
 
     def _joined(self, pod: PodView) -> tuple[SearchList, ...]:

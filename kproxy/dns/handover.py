@@ -20,8 +20,8 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from kproxy.dns.channel import ZonePublisher
 from kproxy.dns.presence import Presence
+from kproxy.dns.publisher import ZonePublisher
 from kproxy.dns.vigil import Vigil
 from kproxy.telemetry.logs import fields
 

@@ -1,346 +1,382 @@
-"""The sockets of one worker: queries in, replies out, nothing decided here.
+"""One worker's service: its sockets, what it answers from, and how both change while queries come.
 
-Hot path (`_drain`): one dictionary look-up on the bytes behind the ID, the ID in front of what was found, one send. Everything else goes
-through `respond` once and is remembered. What must not happen here:
-* asyncio's DatagramProtocol: it costs five times the CPU of draining the socket on a readable event (28 us a query against 5, measured);
-* an OSError ending a batch: a packet from port 0 makes sendto fail with EINVAL, and the others behind it are innocent;
-* a packet ending the worker. A fault of ours in the slow path is counted, told once, and answered SERVFAIL: were it to end the process, one
-  packet a second would keep every worker of a node down.
-
-One socket per address and transport, so that a reply comes from the address that was asked; SO_REUSEPORT, so that workers (and the next
-version's) share them; IP_FREEBIND, so that they may be bound before the node holds the address.
+In: settings, zones, who is served. Out: replies on every address that the settings name. What must not happen here: deciding what a reply
+says (`responding` and the chain behind it do), and losing a query: sockets whose address stays are kept through every change, new ones are
+bound before old ones go, and those that go leave their SO_REUSEPORT group first and are read empty then.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import socket
-import struct
-import sys
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from time import monotonic, perf_counter
 from typing import Any
 
-from kproxy.dns import upstream, wire
-from kproxy.dns.answer import Forward, Outcome, respond
-from kproxy.dns.cache import AnswerCache
-from kproxy.dns.forward import Forwarder
+from kproxy.dns import chain
+from kproxy.dns.answer import Forward, Outcome, Transfer
+from kproxy.dns.blocks import ServerBlock
+from kproxy.dns.clients import Client, Clients, PodView, served_networks
+from kproxy.dns.datagrams import Caches, Datagrams, Hot
+from kproxy.dns.denial import denying
+from kproxy.dns.observing import Observing
+from kproxy.dns.refusing import Strangers
+from kproxy.dns.responding import Pending, Responder, Spawn, may_be_dated
+from kproxy.dns.search import Walk
 from kproxy.dns.settings import DnsSettings
+from kproxy.dns.sockets import bound, leave_group, link_addresses
+from kproxy.dns.streams import Answer, Connection, Streams
+from kproxy.dns.tally import Tally
 from kproxy.dns.wire import Rcode, Transport
 from kproxy.dns.zone import Zone
 
 log = logging.getLogger("kproxy.dns.server")
 
-BATCH = 128  # packets per readable event: under a millisecond, so TCP, forwards and the channel get their turn
-RECEIVE = 4096  # octets of a query; longer ones are cut by the kernel and then malformed
-SOCKET_BUFFER = 4 << 20
-WAITING = 20_000  # forwarded queries that may wait at once, UDP and TCP together
-WRITE_TIMEOUT_S = 5.0
 LAST_PATIENCE_S = 0.05  # with a TCP client's next query, once this process is to end
 
-_IP_FREEBIND = 15
-_IPV6_FREEBIND = 78
-_SO_RCVBUFFORCE = 33
-
-Spawn = Callable[[Coroutine[Any, Any, None]], object]
+Place = tuple[str, int]  # address and port
 
 
 class Server:
-    """Answers for one zone on all configured addresses. `spawn` starts a task in the worker's task group."""
+    """Answers on all configured addresses. `spawn` starts a task in the worker's task group."""
 
-    def __init__(
-        self, settings: DnsSettings, zone: Zone, forwarder: Forwarder, counters: Counter[str], spawn: Spawn
-    ) -> None:
+    def __init__(self, settings: DnsSettings, zones: Sequence[Zone], counters: Counter[str], spawn: Spawn) -> None:
+        """Raises ValueError for settings that cannot be compiled."""
         self.settings = settings
-        self.zone = zone
-        self.cache = AnswerCache()
+        self.zones = tuple(zones)
         self.counters = counters
-        self._forwarder = forwarder
+        self.tally = Tally(counters)
+        self.hot = Hot(counters)
+        self.responder = Responder(chain.serve(settings, self.zones), counters, self.tally, spawn)
+        self.streams = Streams(settings, self, counters, spawn)
+        self.strangers = Strangers(counters)
+        self.observing = Observing(self._watch)
+        self._networks = served_networks(settings.allowed_networks, (*settings.listen, *settings.own_addresses), ())
+        self._pods: tuple[PodView, ...] = ()
         self._spawn = spawn
-        self._datagram: list[socket.socket] = []
-        self._listeners: list[asyncio.Server] = []
-        self._connections: Counter[str] = Counter()
-        self._streams: set[asyncio.StreamWriter] = set()
-        self._reading: set[asyncio.Timeout] = set()
-        self._patience_s = settings.tcp_idle_s
-        self._waiting = 0
-        self._faults: set[str] = set()
-        self._less = asyncio.Event()  # a forward or a connection has ended
+        self._datagrams: dict[Place, Datagrams] = {}
+        self._listeners: dict[Place, tuple[socket.socket, int]] = {}
+        self._caches: dict[int, Caches] = {}
+        self._denying: tuple[Zone | None, ...] = ()  # of each block, the zone that alone denies names there
+        self._second: asyncio.TimerHandle | None = None
+        self._files: Mapping[str, str] = {}
+        self._know()
+
+    def places(self) -> tuple[Place, ...]:
+        """Where this server listens, or is going to."""
+        return tuple(listeners(self.settings, self.blocks))
 
     async def start(self) -> None:
         """Binds every address. Raises OSError when one cannot be bound."""
-        loop = asyncio.get_running_loop()
-        for address in self.settings.listen:
-            sock = bound(socket.SOCK_DGRAM, address, self.settings.port)
-            self._datagram.append(sock)
-            stream = bound(socket.SOCK_STREAM, address, self.settings.port)
-            self._listeners.append(await asyncio.start_server(self._serve, sock=stream, backlog=512, limit=65537))
-        for sock in self._datagram:
-            loop.add_reader(sock.fileno(), self._drain, sock)
+        self._bind(listeners(self.settings, self.blocks))
+        self.responder.upstreams.start()
 
-    def replace_zone(self, zone: Zone, changed: list[bytes] | None) -> None:
-        """Answers from `zone` from now on. changed: keys of the Services that differ; None when anything may."""
-        self.zone = zone
+    def _bind(self, wanted: Mapping[Place, int]) -> None:
+        """Brings the sockets to `wanted` (place → port as blocks call it): new ones first, then old ones go."""
+        made: list[Datagrams] = []
+        for (address, port), name in wanted.items():
+            if (address, port) in self._datagrams:
+                continue
+            sock = bound(socket.SOCK_DGRAM, address, port)
+            try:
+                stream = bound(socket.SOCK_STREAM, address, port)
+            except OSError:
+                sock.close()
+                raise
+            caches = self._caches.setdefault(name, Caches())
+            datagrams = Datagrams(sock, name, self.hot, caches, self._slowly, self._watched, self.strangers.limited)
+            self._datagrams[(address, port)] = datagrams
+            self._listeners[(address, port)] = (stream, name)
+            self.streams.listen(stream, name)
+            made.append(datagrams)
+        for place in [place for place in self._datagrams if place not in wanted]:
+            self._unbind(place)
+        for datagrams in made:
+            datagrams.watch(self.observing.active)
+            datagrams.start()
+
+    def _unbind(self, place: Place) -> None:
+        datagrams = self._datagrams.pop(place)
+        stream, name = self._listeners.pop(place)
+        leave_group(datagrams.sock)
+        self.streams.unlisten(stream, name)
+        datagrams.finish()
+        # Replies that are being waited for still go out on it; whoever asked has given up after that.
+        asyncio.get_running_loop().call_later(self.settings.forward_deadline_s, datagrams.close)
+
+    def answer_from(
+        self,
+        settings: DnsSettings,
+        zones: Sequence[Zone],
+        changed: Iterable[bytes] | None,
+        files: Mapping[str, str] | None = None,
+    ) -> None:
+        """Answers from these zones from now on, under these settings, at the addresses they name.
+
+        changed: keys of the Services that differ; None when anything may. Raises ValueError for settings that cannot be compiled, OSError
+        for an address that cannot be bound; everything is as before then.
+        """
+        if files is not None:
+            self._files = files
+        served = chain.serve(settings, zones, self._files, self.responder.served)
+        if settings != self.settings or files is not None:
+            changed = None
+            if self._datagrams:
+                self._bind(listeners(settings, served.blocks))
+        self.zones = tuple(zones)
+        self.responder.use(served)
+        if settings != self.settings:
+            self.settings = settings
+            self.streams.bounds = settings
+            self.streams.idle_s = settings.tcp_idle_s
+            self._know()
+        self.observing.follow(served)
         if changed is None:
-            self.cache.clear()
+            self.responder.walked.clear()
         else:
-            self.cache.forget(changed)
+            changed = list(changed)
+            self.responder.walked.forget(changed)
+        self._denying = denying(served.blocks, chain.kubernetes_of(settings), self.zones)
+        for caches in self._caches.values():
+            caches.dated.clear()
+            caches.denials.clear()
+            for cache in (caches.common, caches.personal):
+                if changed is None:
+                    cache.clear()
+                else:
+                    cache.forget(changed)
+
+    @property
+    def blocks(self) -> tuple[ServerBlock, ...]:
+        """The server blocks in force."""
+        return self.responder.served.blocks
+
+    def take_files(self, files: Mapping[str, str]) -> None:
+        """The texts of the files that directives name, by path."""
+        try:
+            self.answer_from(self.settings, self.zones, None, files)
+        except (OSError, ValueError) as error:  # a line that cannot be read: what was read before stays
+            log.warning("%s", error)
+
+    def know(self, networks: Sequence[str], pods: Sequence[PodView], cookie_secrets: Sequence[bytes]) -> None:
+        """Who is served, whose pods are on this node, and what cookies are made with. Raises ValueError for what is no network."""
+        self.responder.cookie_secrets = tuple(cookie_secrets)
+        if tuple(networks) == self._networks and tuple(pods) == self._pods:
+            return
+        before = self._networks, self._pods
+        self._networks, self._pods = tuple(networks), tuple(pods)
+        try:
+            self._know()
+        except ValueError:
+            self._networks, self._pods = before
+            raise
+
+    def _know(self) -> None:
+        clients = Clients(self._networks, self._pods, chain.places_of(self.settings))
+        heads = clients.heads != self.hot.clients.heads
+        self.hot.clients = clients
+        self.responder.walked.clear()
+        for caches in self._caches.values():
+            caches.personal.clear()
+            caches.dated.clear()
+            caches.denials.clear()
+            if heads:  # what was everybody's may depend on who asks now
+                caches.common.clear()
+
+    def counted(self) -> dict[str, int]:
+        """All counters, up to date."""
+        hot = self.hot
+        self.tally.settle(max(0.0, hot.quick_s - hot.slow_s))
+        hot.quick_s = hot.slow_s = 0.0
+        return dict(self.counters)
 
     async def stop(self, grace_s: float = 2.0) -> None:
         """Answers what has arrived, takes no more, and gives what is under way `grace_s` seconds."""
-        loop = asyncio.get_running_loop()
-        for listener in self._listeners:
-            listener.close()
-        for sock in self._datagram:
-            loop.remove_reader(sock.fileno())
-            for _ in range(100):  # bounded: a flood must not keep us
-                if not self._drain(sock):
-                    break
-        self._patience_s = LAST_PATIENCE_S
-        for reading in self._reading:  # idle connections end now, the others after what they have sent
-            reading.reschedule(loop.time() + LAST_PATIENCE_S)
-        await asyncio.sleep(0.01)  # connections that were accepted a moment ago get to their first line
+        datagrams = list(self._datagrams.values())
+        for one in datagrams:
+            leave_group(one.sock)
+        for stream, name in self._listeners.values():
+            self.streams.unlisten(stream, name)
+        for one in datagrams:
+            one.finish()
+        self.streams.hurry(LAST_PATIENCE_S)
+        await asyncio.sleep(0.01)  # what was accepted a moment ago gets to its first query
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                while self._waiting or self._streams:
-                    self._less.clear()
-                    await self._less.wait()
-        for writer in self._streams:
-            writer.transport.abort()
-        for sock in self._datagram:
-            sock.close()
+                while self.responder.waiting or self.streams.connections:
+                    self.responder.less.clear()
+                    self.streams.less.clear()
+                    waits = [asyncio.ensure_future(event.wait()) for event in (self.responder.less, self.streams.less)]
+                    try:
+                        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        for wait in waits:
+                            wait.cancel()
+        self.streams.abort()
+        for one in datagrams:
+            one.close()
+        if self._second is not None:
+            self._second.cancel()
 
-    def _drain(self, sock: socket.socket) -> bool:
-        """Answers up to a batch of queries; whether there may be more."""
-        receive, send = sock.recvfrom, sock.sendto
-        lasting, fleeting, next_order = self.cache.lasting.get, self.cache.fleeting.get, self.cache.next_order
-        slow = errors = served = 0
-        try:
-            while served < BATCH:
-                data, peer = receive(RECEIVE)
-                served += 1
-                key = data[2:]
-                reply = lasting(key) or fleeting(key) or next_order(key)
-                if reply is None:
-                    slow += 1
-                    self._slowly(sock, data, peer)
-                    continue
-                try:
-                    send(data[:2] + reply, peer)
-                except OSError:
-                    errors += 1
-            return True
-        except BlockingIOError:
-            return False
-        except OSError:  # an error of an earlier send, reported here; the next readable event goes on
-            errors += 1
-            return True
-        finally:
-            counters = self.counters
-            counters["queries_udp"] += served
-            counters["cache_hits"] += served - slow
-            if errors:
-                counters["socket_errors"] += errors
-
-    def _slowly(self, sock: socket.socket, data: bytes, peer: Any) -> None:
-        outcome = self._respond(data, Transport.UDP, self.cache.turn_to_make(data[2:]))
-        if isinstance(outcome, Forward):
-            reply = self._at_once(outcome, Transport.UDP)
-            if reply is None:
-                self._spawn(self._forward_udp(sock, outcome, peer))
-                return
-        elif outcome is None:
+    def _slowly(self, at: Datagrams, data: bytes, peer: Any, keep: bool) -> None:
+        """One query over UDP that is not remembered."""
+        began = perf_counter()
+        client = self.hot.clients.find(peer[0])
+        if not client.allowed:
+            refusal = self.strangers.refusal(data, client.address)
+            if refusal is not None:
+                at.send(refusal, peer)
             return
+        if not peer[1] or (peer[1] == at.port and (peer[0], peer[1]) in self._datagrams):
+            self.counters["dropped"] += 1  # a reply would go nowhere, or to ourselves
+            return
+        key, now = data[2:], monotonic()
+        walked = self.responder.walked.get(client, key, now)
+        if walked is not None:
+            self._reply_walked(at, data, peer, client, walked, began)
+            return
+        caches = at.caches
+        turn = caches.common.turn_to_make(key) or caches.personal.turn_to_make((client.view, key))
+        pending = self.responder.respond(data, Transport.UDP, client, turn, at.port, peer[1], at.sock)
+        how = "zone"
+        if isinstance(pending, Forward | Walk):
+            how = "walk" if isinstance(pending, Walk) else "forward"
+            outcome = self.responder.at_once(pending, Transport.UDP, caches.dated.turn_to_make((client.view, key)))
+            if outcome is None:
+                self._spawn(self._later(at, data, peer, client, pending, began))
+                return
+        elif isinstance(pending, Outcome):
+            outcome = pending
         else:
-            reply = outcome.reply
-            self.cache.store(data, outcome)
-        self._send(sock, reply, peer)
+            return
+        if keep:
+            self._keep(at, data, outcome, client, pending, now)
+        self._reply(at, data, peer, client, outcome, how, began)
+        self.hot.slow_s += perf_counter() - began
 
-    def _send(self, sock: socket.socket, reply: bytes, peer: Any) -> None:
-        self._count(reply)
-        try:
-            sock.sendto(reply, peer)
-        except OSError:
-            self.counters["socket_errors"] += 1
+    def _keep(
+        self, at: Datagrams, data: bytes, outcome: Outcome, client: Client, pending: Outcome | Pending, now: float
+    ) -> None:
+        if isinstance(pending, Walk):
+            self.responder.walked.store(client, data, pending, outcome, now)
+            return
+        how = "forward" if isinstance(pending, Forward) else "zone"
+        counts = self.responder.kind(outcome, outcome.reply, len(data), "udp", at.port, how, quick=True)
+        zone = self._denying[outcome.block] if 0 <= outcome.block < len(self._denying) else None
+        if how == "zone" and zone is not None and outcome.rcode == Rcode.NXDOMAIN:
+            at.caches.denials.learn(data, client, outcome, zone, counts)
+        if how == "zone" and not outcome.personal:
+            at.caches.common.store(data, outcome, counts)
+        elif client.view < 0:
+            return
+        elif how == "zone":
+            at.caches.personal.store(data, outcome, counts, key=(client.view, data[2:]))
+        elif may_be_dated(outcome):
+            at.caches.dated.store(data, outcome, counts, key=(client.view, data[2:]))
+            if self._second is None:
+                self._second = asyncio.get_running_loop().call_later(1.0, self._next_second)
 
-    def _count(self, reply: bytes) -> None:
-        self.counters[f"rcode_{reply[3] & 15}"] += 1
+    def _reply_walked(
+        self, at: Datagrams, data: bytes, peer: Any, client: Client, walked: tuple[bytes, int], began: float
+    ) -> None:
+        reply, saved = data[:2] + walked[0], walked[1]
+        at.send(reply, peer)
+        self.responder.again(reply, len(data), at.port, "walk", saved)[at.family] += 1
+        if self.observing.active:
+            took = perf_counter() - began
+            self.observing.answered(data, reply, peer, client, took, "walk", "udp", saved=saved)
 
-    def _respond(self, data: bytes, transport: Transport, turn: int) -> Outcome | Forward | None:
-        try:
-            outcome = respond(self.zone, data, transport, turn)
-        except Exception as error:  # see the module's text
-            self._fault(error, data)
-            return Outcome(wire.bare(data, Rcode.SERVFAIL), rcode=Rcode.SERVFAIL)
-        if outcome is None:
-            self.counters["dropped"] += 1
-        return outcome
+    def _next_second(self) -> None:
+        self._second = None
+        for caches in self._caches.values():
+            caches.dated.clear()
 
-    def _fault(self, error: Exception, data: bytes) -> None:
-        self.counters["faults"] += 1
-        kind = f"{type(error).__name__}: {error}"[:200]
-        if kind not in self._faults and len(self._faults) < 20:
-            self._faults.add(kind)
-            log.error(
-                "a query made this server fail; it was answered SERVFAIL. Query: %s", data[:512].hex(), exc_info=error
+    async def _later(
+        self, at: Datagrams, data: bytes, peer: Any, client: Client, pending: Pending, began: float
+    ) -> None:
+        outcome = await self.responder.later(pending, Transport.UDP, client)
+        if isinstance(pending, Walk):
+            self.responder.walked.store(client, data, pending, outcome, monotonic())
+        how = "walk" if isinstance(pending, Walk) else "forward"
+        self._reply(at, data, peer, client, outcome, how, began)
+
+    def _reply(
+        self, at: Datagrams, data: bytes, peer: Any, client: Client, outcome: Outcome, how: str, began: float
+    ) -> None:
+        """Sends and counts a reply over UDP."""
+        reply = self.responder.dressed(outcome.reply, outcome.query, client, Transport.UDP)
+        at.send(reply, peer)
+        self.responder.kind(outcome, reply, len(data), "udp", at.port, how, quick=False)[at.family] += 1
+        took = perf_counter() - began
+        self.tally.took(self.responder.place(outcome.block, at.port), took)
+        if self.observing.active:
+            self.observing.answered(
+                data, reply, peer, client, took, how, "udp", block=outcome.block, saved=outcome.saved
             )
 
-    def _at_once(self, forward: Forward, transport: Transport) -> bytes | None:
-        """The reply to a forwarded query that needs no waiting: nobody to ask, too much under way, or still remembered."""
-        question = upstream.question_of(forward)
-        known = self._forwarder.remembered(question)
-        if known is not None:
-            turn = self.counters["forward_cache_hits"]
-            return upstream.finish(forward, known[0], transport, ttl=max(0, known[0].ttl - known[1]), turn=turn)
-        if not self._forwarder.has_upstream() and not forward.prefix:
-            size = wire.limit(forward.query, transport)
-            return wire.build(forward.query, rcode=Rcode.REFUSED, authoritative=False, size=size)
-        if self._waiting >= WAITING:
-            self.counters["forward_overload"] += 1
-            return upstream.finish(forward, None, transport)
-        return None
+    def _watch(self, on: bool) -> None:
+        for datagrams in self._datagrams.values():
+            datagrams.watch(on)
 
-    async def _forwarded(self, forward: Forward, transport: Transport) -> bytes:
-        self._waiting += 1
-        try:
-            reply = await self._forwarder.resolve(upstream.question_of(forward))
-            return upstream.finish(forward, reply, transport)
-        except Exception as error:  # as in _respond: an upstream's packet must not end the worker either
-            self._fault(error, forward.query.question)
-            return upstream.finish(forward, None, transport)
-        finally:
-            self._waiting -= 1
-            self._less.set()
+    def _watched(self, reply: bytes, data: bytes, peer: Any, began: float) -> None:
+        client = self.hot.clients.find(peer[0])
+        self.observing.answered(data, data[:2] + reply, peer, client, perf_counter() - began, "cache", "udp")
 
-    async def _forward_udp(self, sock: socket.socket, forward: Forward, peer: Any) -> None:
-        self._send(sock, await self._forwarded(forward, Transport.UDP), peer)
+    def answer_stream(self, data: bytes, connection: Connection) -> Answer:
+        """The reply to a query over TCP; see `streams.Answering`."""
+        began = perf_counter()
+        client = self.hot.clients.find(connection.peer[0])
+        if not client.allowed:
+            connection.end()
+            self.counters["refused_clients"] += 1
+            return None
+        turn = self.counters["queries_tcp"]
+        pending = self.responder.respond(
+            data, Transport.TCP, client, turn, connection.port, connection.peer[1], connection.sock
+        )
+        if isinstance(pending, Transfer):
+            return pending.messages
+        if pending is None:
+            return None
+        if isinstance(pending, Outcome):
+            return self._stream_reply(data, connection, client, pending, "zone", began)
+        outcome = self.responder.at_once(pending, Transport.TCP, turn)
+        how = "walk" if isinstance(pending, Walk) else "forward"
+        if outcome is not None:
+            return self._stream_reply(data, connection, client, outcome, how, began)
+        return self._stream_later(data, connection, client, pending, how, began)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One TCP connection: queries as they come, replies as they are ready (RFC 7766), bounded in number, time and memory."""
-        peer = writer.get_extra_info("peername")
-        source = peer[0] if peer else ""
-        allowed = self._connections[source] < self.settings.tcp_connections_per_source
-        if len(self._streams) >= self.settings.tcp_connections or not allowed:
-            self.counters["tcp_refused"] += 1
-            writer.transport.abort()
-            return
-        self._connections[source] += 1
-        self._streams.add(writer)
-        self.counters["tcp_connections"] += 1
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                await self._converse(reader, writer, tasks)
-            if not writer.transport.is_closing():
-                async with asyncio.timeout(WRITE_TIMEOUT_S):
-                    writer.close()
-                    await writer.wait_closed()
-        except* (OSError, EOFError, TimeoutError):
-            pass  # the client's affair
-        finally:
-            self._streams.discard(writer)
-            self._connections[source] -= 1
-            if not self._connections[source]:
-                del self._connections[source]
-            self._less.set()
-            writer.transport.abort()
+    async def _stream_later(
+        self, data: bytes, connection: Connection, client: Client, pending: Pending, how: str, began: float
+    ) -> bytes:
+        outcome = await self.responder.later(pending, Transport.TCP, client)
+        return self._stream_reply(data, connection, client, outcome, how, began)
 
-    async def _converse(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tasks: asyncio.TaskGroup
-    ) -> None:
-        room = asyncio.Semaphore(self.settings.tcp_in_flight)
-        while True:
-            try:
-                data = await self._read(reader)
-            except (EOFError, TimeoutError):
-                return
-            if not data:
-                return
-            self.counters["queries_tcp"] += 1
-            outcome = self._respond(data, Transport.TCP, self.counters["queries_tcp"])
-            if isinstance(outcome, Forward):
-                reply = self._at_once(outcome, Transport.TCP)
-                if reply is None:
-                    await room.acquire()
-                    tasks.create_task(self._forward_tcp(outcome, writer, room))
-                    continue
-            elif outcome is None:
-                continue
-            else:
-                reply = outcome.reply
-            await self._write(writer, reply)
-
-    async def _read(self, reader: asyncio.StreamReader) -> bytes:
-        """One query. Raises EOFError at the end of the stream, TimeoutError for a client that takes its time."""
-        async with asyncio.timeout(self._patience_s) as reading:
-            self._reading.add(reading)
-            try:
-                size = struct.unpack("!H", await reader.readexactly(2))[0]
-                return await reader.readexactly(size)
-            finally:
-                self._reading.discard(reading)
-
-    async def _forward_tcp(self, forward: Forward, writer: asyncio.StreamWriter, room: asyncio.Semaphore) -> None:
-        try:
-            await self._write(writer, await self._forwarded(forward, Transport.TCP))
-        finally:
-            room.release()
-
-    async def _write(self, writer: asyncio.StreamWriter, reply: bytes) -> None:
-        """Raises TimeoutError for a client that does not read; asyncio's buffer holds 64 KiB before this waits."""
-        self._count(reply)
-        writer.write(struct.pack("!H", len(reply)) + reply)
-        async with asyncio.timeout(WRITE_TIMEOUT_S):
-            await writer.drain()
+    def _stream_reply(
+        self, data: bytes, connection: Connection, client: Client, outcome: Outcome, how: str, began: float
+    ) -> bytes:
+        reply = self.responder.dressed(outcome.reply, outcome.query, client, Transport.TCP)
+        family = 1 if ":" in connection.peer[0] else 0
+        self.responder.kind(outcome, reply, len(data), "tcp", connection.port, how, quick=False)[family] += 1
+        took = perf_counter() - began
+        self.tally.took(self.responder.place(outcome.block, connection.port), took)
+        if self.observing.active:
+            self.observing.answered(
+                data, reply, connection.peer, client, took, how, "tcp", block=outcome.block, saved=outcome.saved
+            )
+        return reply
 
 
-def bound(kind: socket.SocketKind, address: str, port: int) -> socket.socket:
-    """A bound, non-blocking socket. Raises OSError naming the address."""
-    six = ":" in address
-    sock = socket.socket(socket.AF_INET6 if six else socket.AF_INET, kind | socket.SOCK_NONBLOCK)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if six:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
-        else:
-            sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
-        if kind == socket.SOCK_DGRAM:
-            _enlarge(sock)
-        sock.bind((address, port))
-    except OSError as error:
-        sock.close()
-        remedy = _REMEDIES.get(error.errno or 0, "").format(port=port)
-        raise OSError(error.errno, f"cannot listen on {address} port {port}: {error.strerror}{remedy}") from error
-    return sock
-
-
-_REMEDIES = {
-    errno.EADDRINUSE: " (see `ss -lntup 'sport = :{port}'`; stop it, or choose other addresses)",
-    errno.EACCES: " (ports below 1024 need root or CAP_NET_BIND_SERVICE)",
-}
-
-
-def is_taken(address: str, port: int) -> bool:
-    """Whether some process has a UDP socket on this very address, without disturbing it: a trial bind would refuse a sibling's real one."""
-    packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
-    # The kernel prints each 32-bit word of an address as a host-order (little endian) number.
-    text = "".join(packed[i : i + 4][:: -1 if sys.byteorder == "little" else 1].hex() for i in range(0, len(packed), 4))
-    wanted = f"{text}:{port:04x}".upper()
-    try:
-        with Path("/proc/self/net/udp6" if ":" in address else "/proc/self/net/udp").open() as lines:
-            return any(line.split()[1] == wanted for line in lines)
-    except OSError:
-        return False
-
-
-def _enlarge(sock: socket.socket) -> None:
-    """A burst of queries waits in the kernel instead of being lost. FORCE passes net.core.rmem_max and needs NET_ADMIN."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, SOCKET_BUFFER)
-    except OSError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
+def listeners(settings: DnsSettings, blocks: Sequence[ServerBlock]) -> dict[Place, int]:
+    """Where to listen: address and port, and the port as the blocks call it. `bind` may name a link: its addresses."""
+    found: dict[Place, int] = {}
+    for block in blocks:
+        port = settings.port if block.port == 53 else block.port  # a node whose port 53 is somebody else's has another
+        for word in block.bind or settings.listen:
+            addresses = (word,) if ":" in word or word.replace(".", "").isdigit() else link_addresses(word)
+            for address in addresses:
+                found.setdefault((address, port), block.port)
+    return found

@@ -25,10 +25,16 @@ MAX_TCP = 65535
 OWNER = b"\xc0\x0c"  # pointer to the question's name
 CLASS_IN = b"\x00\x01"
 
+COOKIE = 10  # EDNS options: RFC 7873 …
+KEEPALIVE = 11  # … and RFC 7828
+COOKIE_ROOM = 4 + 24
+KEEPALIVE_ROOM = 4 + 2
+
 _QR, _AA, _TC, _RD, _RA, _AD, _CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0010
 _COUNTS = struct.Struct("!HHHH")
 _HEAD = struct.Struct("!HHHHHH")
 _OPT = struct.Struct("!BHHBBHH")
+_OPT_START = struct.pack("!BHH", 0, 41, 1232)  # of our own OPT records: root, type, the size we take
 
 
 class Transport(Enum):
@@ -48,6 +54,7 @@ class Rcode(IntEnum):
     NOTIMP = 4
     REFUSED = 5
     BADVERS = 16
+    BADCOOKIE = 23
 
 
 class Type(IntEnum):
@@ -73,11 +80,16 @@ class Type(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Edns:
-    """What the client's OPT record says. options: it carries any, so its bytes are hardly the same twice (cookies)."""
+    """What the client's OPT record says. options: it carries any, so its bytes are hardly the same twice (cookies).
+
+    cookie: 8 octets, or 16 to 40 with a server's half; b"" without. keepalive: how long a TCP connection may idle was asked.
+    """
 
     udp_size: int
     dnssec_ok: bool
     options: bool
+    cookie: bytes = b""
+    keepalive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +159,18 @@ def parse_query(data: bytes) -> Query | bytes | None:
     return query
 
 
+def cookie_request(data: bytes) -> Edns | None:
+    """The OPT record of a query without question that carries a cookie (RFC 7873 section 5.4); None for any other message."""
+    if len(data) < HEADER or data[4:HEADER] != b"\0\0\0\0\0\0\0\1":
+        return None
+    try:
+        found, _ = _record(data, HEADER)
+        edns = _edns(found) if found is not None and not found[1] else None
+    except _Malformed:
+        return None
+    return edns if edns is not None and edns.cookie else None
+
+
 def bare(data: bytes, rcode: Rcode) -> bytes:
     """A reply of a header only, to a message whose question may not even be readable."""
     return data[:2] + bytes((0x80 | (data[2] & 0x79), rcode)) + b"\0\0\0\0\0\0\0\0"
@@ -201,23 +225,30 @@ def _edns(opt: tuple[int, int, int, bytes]) -> Edns:
     """Checks the options' framing; a cookie of impossible length is malformed (RFC 7873 section 5.2.2), unknown options are ignored."""
     size, _, flags, options = opt
     at = 0
+    cookie, keepalive = b"", False
     while at < len(options):
         if at + 4 > len(options):
             raise _Malformed
         code, length = struct.unpack_from("!HH", options, at)
         at += 4 + length
-        if at > len(options) or (code == 10 and length != 8 and not 16 <= length <= 40):
+        if at > len(options):
             raise _Malformed
-    return Edns(size, bool(flags & 0x8000), bool(options))
+        if code == COOKIE:
+            if length != 8 and not 16 <= length <= 40:
+                raise _Malformed
+            cookie = cookie or options[at - length : at]  # the first one counts: RFC 7873 section 5.2
+        elif code == KEEPALIVE:
+            keepalive = True
+    return Edns(size, bool(flags & 0x8000), bool(options), cookie, keepalive)
 
 
 def limit(query: Query, transport: Transport) -> int:
-    """How long the reply may be, octets."""
-    if transport is Transport.TCP:
-        return MAX_TCP
-    if query.edns is None:
-        return MIN_UDP
-    return min(max(query.edns.udp_size, MIN_UDP), MAX_UDP)
+    """How long the reply may be, octets. Room for the options that `with_options` puts in later is taken off."""
+    edns = query.edns
+    if edns is None:
+        return MAX_TCP if transport is Transport.TCP else MIN_UDP
+    room = (COOKIE_ROOM if edns.cookie else 0) + (KEEPALIVE_ROOM if edns.keepalive else 0)
+    return (MAX_TCP if transport is Transport.TCP else min(max(edns.udp_size, MIN_UDP), MAX_UDP)) - room
 
 
 def record(owner: bytes, rtype: int, ttl: int, rdata: bytes) -> bytes:
@@ -265,6 +296,25 @@ def build(
     counts = _COUNTS.pack(1, len(answer), len(authority), len(additional) + (1 if opt else 0))
     head = query.id + struct.pack("!H", flags) + counts + query.question
     return b"".join((head, *answer, *authority, *additional, opt))
+
+
+def with_options(reply: bytes, options: bytes) -> bytes:
+    """The reply with further EDNS options in its OPT record, which `build` puts last; the same reply when it has none."""
+    at = len(reply) - _OPT.size
+    while at >= HEADER:
+        at = reply.rfind(_OPT_START, HEADER, at + len(_OPT_START))
+        if at < 0:
+            break
+        if at + _OPT.size + int.from_bytes(reply[at + 9 : at + 11], "big") == len(reply):
+            length = len(reply) - at - _OPT.size + len(options)
+            return reply[: at + 9] + length.to_bytes(2, "big") + reply[at + 11 :] + options
+        at -= 1
+    return reply
+
+
+def option(code: int, value: bytes) -> bytes:
+    """One EDNS option."""
+    return struct.pack("!HH", code, len(value)) + value
 
 
 def _fitting(records: Sequence[bytes], room: int) -> tuple[Sequence[bytes], int, bool]:

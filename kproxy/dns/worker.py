@@ -18,122 +18,38 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
-import random
 import resource
 import signal
 import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from kproxy.dns import channel
-from kproxy.dns.channel import Begin, Change, Counts, End, FromController, Held, Hello, Part, Resync, Tell
-from kproxy.dns.forward import Forwarder
-from kproxy.dns.server import Server, bound, is_taken
+from kproxy.dns.directives import zone_settings
+from kproxy.dns.feed import Feed
+from kproxy.dns.files import follow_files
+from kproxy.dns.forward import Forwarders
+from kproxy.dns.server import Place, Server
 from kproxy.dns.settings import DnsSettings
-from kproxy.dns.zone import Loading, empty_zone, with_changes
+from kproxy.dns.sockets import bound, is_taken
+from kproxy.dns.zone import empty_zone
 from kproxy.process import drop_capabilities, settle
-from kproxy.telemetry.logs import configure
+from kproxy.telemetry.logs import configure, fields
 
 log = logging.getLogger("kproxy.dns.worker")
 
-COUNTS_EVERY_S = 2.0
-FIRST_PAUSE_S = 0.05  # before connecting again; doubles with jitter
-LONGEST_PAUSE_S = 2.0
-GRACE_S = 0.5  # a controller that is there sends its zone well within it
+# For the first zone, where nobody else answers: a controller that starts beside us is there in one to two seconds, on a busy node in more,
+# and one that cannot reach its API server has the zone of its last life on disk. Nobody is sent here before there is a zone.
+GRACE_S = 5.0
+MEMORY_AFTER_S = 0.5  # without a zone from a controller, and with nobody else who answers: the one on disk is used
 LOOK_EVERY_S = 0.1
 FILES = 16384
-
-
-class Feed:
-    """The worker's side of the channel: connects, applies what comes, reports counters, and connects again for ever."""
-
-    def __init__(self, path: str, server: Server) -> None:
-        self._path = path
-        self._server = server
-        self._number = -1
-        self._loading: Loading | None = None
-        self._writer: asyncio.StreamWriter | None = None
-        self._listening = False
-        self._complaint = ""
-        self.arrived = asyncio.Event()  # the first zone
-
-    async def run(self) -> None:
-        """Never returns; cancelled at the end of the process."""
-        pause = FIRST_PAUSE_S
-        while True:
-            try:
-                reader, writer = await asyncio.open_unix_connection(self._path)
-                pause = FIRST_PAUSE_S
-                try:
-                    await self._follow(reader, writer)
-                finally:
-                    self._loading = None
-                    writer.transport.abort()
-            except (OSError, EOFError, TimeoutError):
-                pass  # the controller is away; what is held is answered
-            except ValueError as error:  # another version's, during an upgrade
-                if str(error) != self._complaint:
-                    self._complaint = str(error)
-                    log.warning("the controller's messages cannot be read: %s", error)
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(pause * 2, LONGEST_PAUSE_S)
-
-    async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._number = -1  # numbers are the controller's, and this may be another one
-        self._writer = writer
-        writer.write(channel.frame(Hello(os.getpid())))
-        self._timer = asyncio.get_running_loop().call_later(COUNTS_EVERY_S, self._report, writer)
-        try:
-            while True:
-                self._take(await channel.receive_from_controller(reader), writer)
-                await asyncio.sleep(0)  # queries first: a zone comes in many parts
-        finally:
-            self._writer = None
-            self._timer.cancel()
-
-    def _report(self, writer: asyncio.StreamWriter) -> None:
-        writer.write(channel.frame(Counts(dict(self._server.counters))))
-        self._timer = asyncio.get_running_loop().call_later(COUNTS_EVERY_S, self._report, writer)
-
-    def _take(self, message: FromController, writer: asyncio.StreamWriter) -> None:
-        match message:
-            case Tell():
-                writer.write(channel.frame(Counts(dict(self._server.counters))))
-            case Begin():
-                self._loading = Loading(message.settings)
-            case Part() if self._loading is not None:
-                self._loading.add(message.services)
-            case End() if self._loading is not None:
-                self._server.replace_zone(self._loading.finish(message.delta), None)
-                self._loading = None
-                self._hold(message.number, writer)
-                settle_memory()
-            case Change() if message.base == self._number:
-                delta = message.delta
-                changed = None if delta.namespaces is not None else [r.key for r in delta.changed] + list(delta.removed)
-                self._server.replace_zone(with_changes(self._server.zone, delta), changed)
-                self._hold(message.number, writer)
-            case _:
-                writer.write(channel.frame(Resync()))
-
-    def _hold(self, number: int, writer: asyncio.StreamWriter) -> None:
-        self._number = number
-        self.arrived.set()
-        if self._listening:
-            writer.write(channel.frame(Held(number)))
-
-    def listening(self) -> None:
-        """The sockets are bound: from now on a zone that is held is a zone that is answered from."""
-        self._listening = True
-        if self._writer is not None and self._number >= 0:
-            self._writer.write(channel.frame(Held(self._number)))
+NET_BIND_SERVICE = 10  # the one capability kept: a Corefile may name another port below 1024 at any time
 
 
 def raise_file_limit() -> None:
@@ -151,17 +67,39 @@ def settle_memory() -> None:
     gc.freeze()
 
 
-async def _worth_binding(settings: DnsSettings, feed: Feed, ended: asyncio.Event) -> bool:
+def _recalled(feed: Feed, memory: Path | None) -> bool:
+    """Whether there is a zone on disk to answer from; what is wrong with it is told."""
+    if memory is None:
+        return False
+    try:
+        feed.recall(memory)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        log.warning("the zone on disk is not used", extra=fields(path=memory, why=error))
+        return False
+    return True
+
+
+async def _worth_binding(
+    places: Iterable[Place], feed: Feed, ended: asyncio.Event, grace_s: float, memory: Path | None
+) -> bool:
     """Waits for the moment to bind (the module's text says which); False when the process is to end instead.
 
     Raises OSError at once when a stranger has the port.
     """
-    for address in settings.listen:
+    wanted = tuple(places)
+    for address, port in wanted:
         # Bound and not listening, a TCP socket takes nothing from siblings, yet a stranger without SO_REUSEPORT refuses it.
-        bound(socket.SOCK_STREAM, address, settings.port).close()
+        bound(socket.SOCK_STREAM, address, port).close()
     begun = time.monotonic()
+    tried = False
     while not feed.arrived.is_set():
-        if time.monotonic() - begun >= GRACE_S and not any(is_taken(a, settings.port) for a in settings.listen):
+        if not tried and time.monotonic() - begun >= min(MEMORY_AFTER_S, grace_s):
+            tried = True
+            if not any(is_taken(*place) for place in wanted) and _recalled(feed, memory):
+                break
+        if time.monotonic() - begun >= grace_s and not any(is_taken(*place) for place in wanted):
             break
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOOK_EVERY_S):
@@ -171,7 +109,9 @@ async def _worth_binding(settings: DnsSettings, feed: Feed, ended: asyncio.Event
     return True
 
 
-async def serve(settings: DnsSettings, path: str, *, announce: bool) -> None:
+async def serve(
+    settings: DnsSettings, path: str, *, announce: bool, grace_s: float = GRACE_S, memory: Path | None = None
+) -> None:
     """Binds, says `ready` on standard output if wished, answers until SIGTERM or SIGINT. Raises OSError when it cannot bind."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
@@ -180,19 +120,19 @@ async def serve(settings: DnsSettings, path: str, *, announce: bool) -> None:
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
     counters: Counter[str] = Counter()
     async with asyncio.TaskGroup() as tasks:
-        forwarder = Forwarder(settings, counters)
-        server = Server(settings, empty_zone(settings), forwarder, counters, tasks.create_task)
-        feed = Feed(path, server)
+        server = Server(settings, [empty_zone(flat) for flat in zone_settings(settings)], counters, tasks.create_task)
+        feed = Feed(path, server, settle_memory)
         tasks.create_task(feed.run())
-        if await _worth_binding(settings, feed, ended):
+        tasks.create_task(follow_files(server))
+        if await _worth_binding(server.places(), feed, ended, grace_s, memory):
             await server.start()
-            if (
-                why := drop_capabilities()
-            ):  # nothing here needs one once the sockets are bound, and packets may be hostile
+            server.responder.upstreams.start()
+            # Nothing here needs more than this once the sockets are bound, and packets may be hostile.
+            if why := drop_capabilities([NET_BIND_SERVICE]):
                 log.warning("the capabilities cannot be given up: %s", why)
             feed.listening()
             settle_memory()
-            log.info("answering on %s port %d", ", ".join(settings.listen), settings.port)
+            log.info("answering on %s port %d", ", ".join(server.settings.listen), server.settings.port)
             if announce:
                 print("ready", flush=True)
             await ended.wait()
@@ -209,6 +149,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--name", default="kproxy-dns", help="what ps shows")
     parser.add_argument("--parent", type=int, default=None, metavar="PID", help="end when this process ends")
     parser.add_argument("--announce", action="store_true", help="say `ready` on standard output once it answers")
+    parser.add_argument(
+        "--grace", type=float, default=GRACE_S, metavar="S", help="wait so long for a zone where nobody else answers"
+    )
+    parser.add_argument("--memory", metavar="FILE", help="the zones on disk, for when no controller brings any")
     parser.add_argument("--log-format", default="text", choices=("text", "json"), help="form of log lines")
     parser.add_argument("--verbosity", type=int, default=0, metavar="N", help="4 and more: debug lines too")
     options = parser.parse_args(argv)
@@ -219,14 +163,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         raw = Path(text[1:]).read_bytes() if text.startswith("@") else text.encode()
         settings = msgspec.json.decode(raw, type=DnsSettings)
-        empty_zone(settings)
-        Forwarder(settings, Counter())
+        for flat in zone_settings(settings):
+            empty_zone(flat)
+        Forwarders(settings, Counter())
     except (OSError, ValueError) as error:
         print(f"{options.name}: --config: {error}", file=sys.stderr)
         return 2
-    code = 0
+    code, memory = 0, Path(options.memory) if options.memory else None
     try:
-        run(serve(settings, options.channel, announce=options.announce))
+        run(serve(settings, options.channel, announce=options.announce, grace_s=options.grace, memory=memory))
     except* OSError as group:
         print(f"{options.name}: {group.exceptions[0]}", file=sys.stderr)
         code = 3

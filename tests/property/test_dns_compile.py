@@ -108,7 +108,7 @@ def test_incremental_equals_fresh_and_so_does_a_workers_zone(batches: list[list[
         assert (after.serial > zone.serial) == (after != zone), "the serial grows with every change, and only then"
         delta = difference(zone, after)
         assert delta is not None
-        worker = with_changes(worker, _through_the_wire(Change(0, 1, delta)).delta)
+        worker = with_changes(worker, _through_the_wire(Change(0, 1, (delta,))).deltas[0])
         assert worker == after
         assert _loaded(after) == after
         zone = after

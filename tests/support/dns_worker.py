@@ -7,10 +7,12 @@ replaces code of ours: the workers are processes started exactly as the supervis
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import selectors
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -27,7 +29,7 @@ from typing import Any
 import dnslib
 import msgspec
 
-from kproxy.dns.channel import WorkerStatus, ZonePublisher
+from kproxy.dns.publisher import WorkerStatus, ZonePublisher
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.zone import Zone
 
@@ -112,6 +114,7 @@ class Workers:
                 *("--config", msgspec.json.encode(self.settings).decode()),
                 *("--name", f"kproxy-dns-{len(self.processes)}"),
                 *("--parent", str(os.getpid())),
+                *("--grace", "0.5"),
             ],
             stdout=subprocess.PIPE,
         )
@@ -129,12 +132,17 @@ class Workers:
                 told = selector.select(PATIENCE_S)
             assert told and process.stdout.readline() == b"ready\n", "the worker did not start"
 
-    def publish(self, zone: Zone) -> None:
-        """Publishes and waits until every living worker answers from it. The zone is told where these workers listen."""
+    def publish(self, *zones: Zone, settings: DnsSettings | None = None) -> None:
+        """Publishes and waits until every living worker answers from it.
+
+        settings: what the workers are to follow from now on, at the addresses where these workers listen; None: what they have.
+        """
         assert self.publisher is not None
         alive = sum(process.poll() is None for process in self.processes)
         wait_until(lambda: len(self.status()) == alive, "the workers did not connect")
-        self.call(self.publisher.publish(zone))
+        if settings is not None:
+            settings = replace(settings, listen=self.settings.listen, port=self.settings.port)
+        self.call(self.publisher.publish(*zones, settings=settings))
         self.call(self.publisher.delivered())
         self.ready()
 
@@ -214,15 +222,27 @@ Step = Callable[[dnslib.DNSRecord], Sequence[bytes]]
 
 @dataclass
 class Outside:
-    """A resolver on UDP and TCP. `says` maps (name, type) to a step; unknown names are NXDOMAIN with an SOA. A context manager."""
+    """A resolver on UDP and TCP. `says` maps (name, type) to a step; unknown names are NXDOMAIN with an SOA. A context manager.
+
+    seen: the questions but for those of kproxy's own (`asked_for_itself`: probes of health and of loops). concurrent: a thread for each
+    datagram, so that a slow step holds up nobody else. tls: its TCP is TLS.
+    """
 
     address: str = "127.0.0.9"
     port: int = 5309
     says: dict[tuple[str, str], Step] = field(default_factory=dict)
     says_by_tcp: dict[tuple[str, str], Step] = field(default_factory=dict)
     seen: list[tuple[str, str, str]] = field(default_factory=list)  # transport, name, type
+    asked_for_itself: list[tuple[str, str, str]] = field(default_factory=list)
+    spelled: list[str] = field(default_factory=list)  # names as they were written, all questions
+    connections: int = 0
+    concurrent: bool = False
+    tls: ssl.SSLContext | None = None
+    closes_after_s: float = PATIENCE_S  # an idle connection
+    peers: set[str] = field(default_factory=set)
     ports: set[int] = field(default_factory=set)
     ids: set[int] = field(default_factory=set)
+    otherwise: Step = field(default=lambda query: missing(query))
 
     def __enter__(self) -> Outside:
         self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -256,26 +276,44 @@ class Outside:
             if not data:
                 return
             self.ports.add(peer[1])
-            for reply in self._replies(data, "udp"):
+            self.peers.add(peer[0])
+            if self.concurrent:
+                threading.Thread(target=self._datagram, args=(data, peer), daemon=True).start()
+            else:
+                self._datagram(data, peer)
+
+    def _datagram(self, data: bytes, peer: Any) -> None:
+        for reply in self._replies(data, "udp"):
+            with contextlib.suppress(OSError):  # closed meanwhile
                 self._udp.sendto(reply, peer)
 
     def _streams(self) -> None:
         while True:
             try:
-                sock, _ = self._tcp.accept()
+                sock, peer = self._tcp.accept()
             except OSError:
                 return
-            with sock:
-                for reply in self._replies(read_frame(sock), "tcp"):
-                    sock.sendall(framed(reply))
+            self.peers.add(peer[0])
+            self.connections += 1
+            threading.Thread(target=self._conversation, args=(sock,), daemon=True).start()
+
+    def _conversation(self, sock: socket.socket) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            sock.settimeout(self.closes_after_s)
+            with sock if self.tls is None else self.tls.wrap_socket(sock, server_side=True) as talking:
+                while True:
+                    for reply in self._replies(read_frame(talking), "tcp"):
+                        talking.sendall(framed(reply))
 
     def _replies(self, data: bytes, transport: str) -> Sequence[bytes]:
         query = dnslib.DNSRecord.parse(data)
-        name, kind = str(query.q.qname), dnslib.QTYPE[query.q.qtype]
+        self.spelled.append(str(query.q.qname))
+        name, kind = str(query.q.qname).lower(), dnslib.QTYPE[query.q.qtype]
         self.ids.add(query.header.id)
-        self.seen.append((transport, name, kind))
+        own = (name, kind) == (".", "NS") or (kind == "HINFO" and len(name.split(".")[0]) == 16)
+        (self.asked_for_itself if own else self.seen).append((transport, name, kind))
         steps = self.says_by_tcp if transport == "tcp" and (name, kind) in self.says_by_tcp else self.says
-        return steps.get((name, kind), missing)(query)
+        return steps.get((name, kind), self.otherwise)(query)
 
 
 def records(*lines: str, rcode: str = "NOERROR", truncated: bool = False) -> Step:

@@ -87,7 +87,7 @@ def test_both_halves_are_bounded_in_entries_and_octets() -> None:
             store(cache, query("svc1.testns.svc", use_edns=0, payload=512 + number % 700))
             for half in (cache.fleeting, cache.lasting):
                 assert len(half) <= bounds["entries"]
-                assert sum(len(k) + len(v) for k, v in half.items()) <= bounds["octets"]
+                assert sum(len(k) + len(v[0]) for k, v in half.items()) <= bounds["octets"]
         assert cache.fleeting and cache.lasting
 
 
@@ -98,7 +98,7 @@ def first_address(reply: bytes) -> str:
 def asked(cache: AnswerCache, data: bytes) -> str:
     kept = cache.next_order(data[2:])
     if kept is not None:
-        return first_address(data[:2] + kept)
+        return first_address(data[:2] + kept[0])
     outcome = respond(ZONE, data, Transport.UDP, cache.turn_to_make(data[2:]))
     assert isinstance(outcome, Outcome)
     cache.store(data, outcome)

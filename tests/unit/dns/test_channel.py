@@ -17,16 +17,15 @@ from kproxy.dns.channel import (
     Hello,
     Part,
     Resync,
-    ZonePublisher,
     frame,
     receive_from_controller,
     receive_from_worker,
 )
 from kproxy.dns.compile import compile_zone
-from kproxy.dns.forward import Forwarder
+from kproxy.dns.feed import Feed
+from kproxy.dns.publisher import ZonePublisher
 from kproxy.dns.server import Server
 from kproxy.dns.settings import DnsSettings
-from kproxy.dns.worker import Feed
 from kproxy.dns.zone import ZoneDelta, empty_zone
 from kproxy.model.events import Applied, Removed
 from kproxy.model.names import NamespacedName
@@ -67,7 +66,7 @@ def test_whole_zone_then_differences_then_the_whole_again_on_request(tmp_path: P
         reader, writer = await asyncio.open_unix_connection(path)
         writer.write(frame(Hello(1)))
         begin, count, end = await whole(reader)
-        assert begin.settings == SETTINGS and count == len(zone.services) and end.number == 1
+        assert begin.zones == (SETTINGS,) and count == len(zone.services) and end.number == 1
         assert publisher.answering() == 0 and len(publisher.workers()) == 1
         writer.write(frame(Held(1)))
         writer.write(frame(Counts({"queries_udp": 3})))
@@ -78,16 +77,16 @@ def test_whole_zone_then_differences_then_the_whole_again_on_request(tmp_path: P
         await publisher.publish(after)
         change = await receive_from_controller(reader)
         assert isinstance(change, Change) and (change.base, change.number) == (1, 2)
-        assert [records.name for records in change.delta.changed] == ["testns/new"] and not change.delta.removed
+        assert [records.name for records in change.deltas[0].changed] == ["testns/new"] and not change.deltas[0].removed
         writer.write(frame(Resync()))
         assert (await whole(reader))[1:] == (
             len(after.services),
-            End(2, ZoneDelta(serial=after.serial, synced=True, namespaces=after.namespaces)),
+            End(2, (ZoneDelta(serial=after.serial, synced=True, namespaces=after.namespaces),)),
         )
         removed = compile_zone(fold(added, [Removed(key_of(SERVICE))]), SETTINGS, after, serial=SERIAL)
         await publisher.publish(removed)
         change = await receive_from_controller(reader)
-        assert isinstance(change, Change) and change.base == 2 and len(change.delta.removed) == 1
+        assert isinstance(change, Change) and change.base == 2 and len(change.deltas[0].removed) == 1
         assert publisher.counters() == {"queries_udp": 3}
         writer.close()
         await publisher.close()
@@ -111,7 +110,7 @@ def test_what_changes_no_answer_is_not_sent(tmp_path: Path) -> None:
         change = await receive_from_controller(reader)
         assert isinstance(change, Change) and change.number == 2
         await publisher.publish(compile_zone(snapshot_of("C"), DnsSettings(ttl=9), serial=SERIAL + 1))
-        assert (await whole(reader))[0].settings.ttl == 9, "other settings are another zone"
+        assert (await whole(reader))[0].zones[0].ttl == 9, "other settings are another zone"
         writer.close()
         await publisher.close()
 
@@ -124,9 +123,9 @@ def test_a_worker_that_missed_a_number_asks_for_the_whole(tmp_path: Path) -> Non
     rest = ZoneDelta(serial=zone.serial, synced=True, namespaces=zone.namespaces)
 
     async def controller(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for message in (Begin(SETTINGS), Part(tuple(zone.services.values())), End(5, rest)):
+        for message in (Begin((SETTINGS,)), Part(tuple(zone.services.values())), End(5, (rest,))):
             writer.write(frame(message))
-        writer.write(frame(Change(3, 6, ZoneDelta(serial=1, synced=True, removed=tuple(zone.services)))))
+        writer.write(frame(Change(3, 6, (ZoneDelta(serial=1, synced=True, removed=tuple(zone.services)),))))
         while True:
             try:
                 await heard.put(await receive_from_worker(reader))
@@ -138,14 +137,14 @@ def test_a_worker_that_missed_a_number_asks_for_the_whole(tmp_path: Path) -> Non
         listening = await asyncio.start_unix_server(controller, path)
         async with asyncio.TaskGroup() as tasks:
             counters: Counter[str] = Counter()
-            server = Server(SETTINGS, empty_zone(SETTINGS), Forwarder(SETTINGS, counters), counters, tasks.create_task)
+            server = Server(SETTINGS, [empty_zone(SETTINGS)], counters, tasks.create_task)
             feed = Feed(str(path), server)
             feed.listening()
             running = tasks.create_task(feed.run())
             assert isinstance(await heard.get(), Hello)
             assert await heard.get() == Held(5)
             assert await heard.get() == Resync()
-            assert server.zone == zone, "a change that does not fit is not applied"
+            assert server.zones == (zone,), "a change that does not fit is not applied"
             running.cancel()
         listening.close()
         await asyncio.sleep(0.05)

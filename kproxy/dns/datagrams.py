@@ -1,0 +1,275 @@
+"""One UDP socket of a worker: queries in, replies out, at the cost of two system calls and a look-up.
+
+In: packets. Out: replies that are remembered (cache.py), found by the bytes behind the ID; everything else goes to `slowly`. What must not
+happen here:
+* asyncio's DatagramProtocol: it costs five times the CPU of draining the socket on a readable event (28 us a query against 5, measured);
+* an OSError ending a batch: a packet from port 0 makes sendto fail with EINVAL, and the others behind it are innocent;
+* a cost for what happens rarely. There are three ways to read, one in force at a time: `_drain`; `_drain_watched` while somebody observes;
+  and `_drain_fairly` when batches come back full, which reads everything first and lets those wait who send more than their share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import Counter, deque
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+from kproxy.dns.cache import AnswerCache
+from kproxy.dns.clients import Clients
+from kproxy.dns.denial import Denials
+from kproxy.dns.fairness import Shares
+
+BATCH = 128  # packets per readable event: under a millisecond, so TCP, forwards and the channel get their turn
+RECEIVE = 4096  # octets of a query; longer ones are cut by the kernel and then malformed
+FULL = 3  # batches in a row that came back full: more comes than is answered
+CALM_S = 1.0  # without a full reading, after which overload is over
+READ = 512  # packets of one reading under overload: a millisecond when they are dropped; who is not heavy is answered at once
+LINE = 512  # queries of heavy sources that wait
+TURN_S = 0.0004  # of the worker's time, every millisecond, for them
+
+Peer = Any  # (address, port) of IPv4, with two numbers more of IPv6
+
+
+class Caches:
+    """What is remembered for one port: for everybody, for clients of one view, and for this second alone (replies that age)."""
+
+    def __init__(self) -> None:
+        self.common = AnswerCache()
+        self.personal = AnswerCache()
+        self.dated = AnswerCache(entries=8192, octets=4 << 20)
+        self.denials = Denials()
+
+
+class Hot:
+    """What all sockets of a worker share and read anew for every batch."""
+
+    def __init__(self, counters: Counter[str]) -> None:
+        self.counters = counters
+        self.clients = Clients()
+        self.quick_s = 0.0  # time that batches took
+        self.slow_s = 0.0  # of it, in `slowly`
+
+
+class Datagrams:
+    """A bound socket. slowly(datagrams, data, peer, keep): answers what is not remembered; keep: it may be.
+
+    watched(reply, data, peer, began): is told of every reply that was remembered while somebody observes.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        port: int,
+        hot: Hot,
+        caches: Caches,
+        slowly: Callable[[Datagrams, bytes, Peer, bool], None],
+        watched: Callable[[bytes, bytes, Peer, float], None],
+        limited: Callable[[dict[str, int]], None],
+    ) -> None:
+        self.sock = sock
+        self.port = port
+        self.caches = caches
+        self.family = 1 if sock.family == socket.AF_INET6 else 0
+        self._hot = hot
+        self._slowly = slowly
+        self._watched = watched
+        self._limited = limited
+        self._full = 0
+        self._shares = Shares()
+        self._line: deque[tuple[bytes, Peer]] = deque()
+        self._overload_until = 0.0
+        self._turn: asyncio.TimerHandle | None = None
+        self._read: Callable[[], bool] = self._drain
+        self.is_watched = False
+
+    def start(self) -> None:
+        """Begins to read."""
+        asyncio.get_running_loop().add_reader(self.sock.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        self._read()
+
+    def watch(self, on: bool) -> None:
+        """Whether `watched` is told of replies from now on."""
+        self.is_watched = on
+        if not self._overload_until:
+            self._read = self._drain_watched if on else self._drain
+
+    def finish(self) -> None:
+        """Answers what has arrived, within bounds, and closes the socket. The group must have been left before."""
+        asyncio.get_running_loop().remove_reader(self.sock.fileno())
+        if self._turn is not None:
+            self._turn.cancel()
+        for data, peer in self._line:
+            self.answer(data, peer)
+        self._line.clear()
+        for _ in range(100):  # bounded: a flood must not keep us
+            if not self._drain():
+                break
+
+    def close(self) -> None:
+        """Closes the socket; replies that are still being waited for cannot be sent any more."""
+        self.sock.close()
+
+    def send(self, reply: bytes, peer: Peer) -> None:
+        """Sends, or counts that it was not possible."""
+        try:
+            self.sock.sendto(reply, peer)
+        except OSError:
+            self._hot.counters["socket_errors"] += 1
+
+    def _drain(self) -> bool:
+        """Answers up to a batch of queries; whether there may be more."""
+        receive, send, family, port = self.sock.recvfrom, self.sock.sendto, self.family, self.port
+        caches, slowly = self.caches, self._slowly
+        lasting, fleeting = caches.common.lasting.get, caches.common.fleeting.get
+        next_order, personal, dated = caches.common.next_order, caches.personal.get, caches.dated.get
+        denied = caches.denials.find
+        known = self._hot.clients.known.get
+        served = slow = errors = 0
+        began = perf_counter()
+        try:
+            while served < BATCH:
+                data, peer = receive(RECEIVE)
+                served += 1
+                client = known(peer[0])
+                if client is not None and peer[1] != port:
+                    key = data[2:]
+                    found = (
+                        lasting(key)
+                        or fleeting(key)
+                        or next_order(key)
+                        or personal((client.view, key))
+                        or dated((client.view, key))
+                        or denied(data, client)
+                    )
+                    if found is not None:
+                        reply, counts = found
+                        counts[family] += 1
+                        try:
+                            send(data[:2] + reply, peer)
+                        except OSError:
+                            errors += 1
+                        continue
+                slow += 1
+                slowly(self, data, peer, True)
+            self._full += 1
+            if self._full >= FULL:
+                self._overloaded()
+            return True
+        except BlockingIOError:
+            self._full = 0
+            return False
+        except OSError:  # an error of an earlier send, reported here; the next readable event goes on
+            errors += 1
+            return True
+        finally:
+            self._count(served, slow, errors, began)
+
+    def _count(self, served: int, slow: int, errors: int, began: float) -> None:
+        hot = self._hot
+        hot.quick_s += perf_counter() - began
+        counters = hot.counters
+        counters["queries_udp"] += served
+        counters["cache_hits"] += served - slow
+        if errors:
+            counters["socket_errors"] += errors
+
+    def _drain_watched(self) -> bool:
+        """As `_drain`, one packet after the other, and `watched` is told."""
+        try:
+            for _ in range(BATCH):
+                data, peer = self.sock.recvfrom(RECEIVE)
+                self.answer(data, peer)
+            self._full += 1
+            if self._full >= FULL:
+                self._overloaded()
+        except BlockingIOError:
+            self._full = 0
+            return False
+        except OSError:
+            self._hot.counters["socket_errors"] += 1
+        return True
+
+    def answer(self, data: bytes, peer: Peer, *, keep: bool = True) -> None:
+        """Answers one query, by what is remembered or not. keep: remember what was not, too."""
+        began = perf_counter()
+        counters = self._hot.counters
+        counters["queries_udp"] += 1
+        client = self._hot.clients.known.get(peer[0])
+        if client is not None and peer[1] != self.port:
+            caches, key = self.caches, data[2:]
+            found = caches.common.get(key) or caches.personal.get((client.view, key))
+            found = found or caches.dated.get((client.view, key)) or caches.denials.find(data, client)
+            if found is not None:
+                counters["cache_hits"] += 1
+                found[1][self.family] += 1
+                self.send(data[:2] + found[0], peer)
+                if self.is_watched:
+                    self._watched(found[0], data, peer, began)
+                self._hot.quick_s += perf_counter() - began
+                return
+        self._slowly(self, data, peer, keep)
+
+    def _overloaded(self) -> None:
+        self._hot.counters["overloads"] += 1
+        self._overload_until = perf_counter() + CALM_S
+        self._read = self._drain_fairly
+
+    def _drain_fairly(self) -> bool:
+        """Reads what there is. Answers at once who is not heavy; the others stand in line, or are dropped where that is full."""
+        receive, arrived, line, answer = self.sock.recvfrom, self._shares.arrived, self._line, self.answer
+        read = 0
+        try:
+            while read < READ:
+                data, peer = receive(RECEIVE)
+                read += 1
+                if not arrived(peer[0]):
+                    answer(data, peer)
+                elif len(line) < LINE:
+                    line.append((data, peer))
+                else:
+                    self._drop(data, peer)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._hot.counters["socket_errors"] += 1
+        now = perf_counter()
+        if read >= BATCH:
+            self._overload_until = now + CALM_S
+        if line:
+            if self._turn is None:
+                self._turn = asyncio.get_running_loop().call_later(0.001, self._their_turn)
+        elif now > self._overload_until:
+            self._calm()
+        return read > 0
+
+    def _their_turn(self) -> None:
+        """The line moves on, for a part of every millisecond."""
+        self._turn = None
+        line, answer = self._line, self.answer
+        until = perf_counter() + TURN_S
+        while line and perf_counter() < until:
+            data, peer = line.popleft()
+            answer(data, peer, keep=False)  # a flood of ever new names must not throw out what others ask for
+        if line:
+            self._turn = asyncio.get_running_loop().call_later(0.001, self._their_turn)
+        if self._shares.dropped:
+            self._limited(self._shares.take())
+
+    def _drop(self, data: bytes, peer: Peer) -> None:
+        counters = self._hot.counters
+        counters["queries_udp"] += 1
+        counters["limited"] += 1
+        if self._shares.drop(peer[0]) and len(data) >= 12 and not data[2] & 0x80:
+            # QR and TC, the opcode and RD as they came; nothing but the header: TCP will tell the rest
+            self.send(data[:2] + bytes((0x82 | (data[2] & 0x79), 0)) + b"\0\0\0\0\0\0\0\0", peer)
+
+    def _calm(self) -> None:
+        self._overload_until = 0.0
+        self._full = 0
+        self._shares.calm()
+        self._read = self._drain_watched if self.is_watched else self._drain

@@ -1,0 +1,65 @@
+"""Who takes more than their share of an overloaded socket, and how much of it they get all the same.
+
+In: source addresses of packets, as they are read while there are more than can be answered. Out: whether a source is *heavy*: it sends
+more than twice its even share while others are there. What must not happen here: clocks, any cost while there is no overload (nobody calls
+this then), or a memory of addresses that grows.
+
+Queries of a heavy source wait behind all others, in a line of bounded length that gets part of the worker's time; beyond it they are
+dropped. Of those dropped every SLIP-th is answered with nothing but TC instead, so that a client which means it well comes by TCP, where a
+connection's pace is the server's (what response rate limiting calls slip). An only source is never heavy: there is nobody to be fair to.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+WINDOW = 1024  # packets after which shares are looked at again: 5 to 30 ms of overload
+SOURCES = 4096  # told apart within a window: a forger's addresses must not cost memory
+LEAST = 64  # packets in a window below which nobody is heavy, whatever the share
+SLIP = 8
+
+
+class Shares:
+    """Of one socket."""
+
+    def __init__(self) -> None:
+        self.heavy: frozenset[str] = frozenset()
+        self.dropped: Counter[str] = Counter()  # by source, since `take` was called last
+        self._counts: Counter[str] = Counter()
+        self._seen = 0
+
+    def arrived(self, source: str) -> bool:
+        """Counts one packet; whether its source is heavy."""
+        if len(self._counts) < SOURCES or source in self._counts:
+            self._counts[source] += 1
+        self._seen += 1
+        if self._seen >= WINDOW:
+            self._judge()
+        return source in self.heavy
+
+    def _judge(self) -> None:
+        even = self._seen / max(1, len(self._counts))
+        heavy = frozenset(s for s, n in self._counts.items() if n > 2 * even and n > LEAST)
+        # Who was heavy stays so while half of that is still too much: no hopping in and out at the border.
+        still = frozenset(s for s in self.heavy if self._counts[s] > even and self._counts[s] > LEAST // 2)
+        self.heavy = heavy | still if len(self._counts) > 1 else frozenset()
+        self._counts.clear()
+        self._seen = 0
+
+    def drop(self, source: str) -> bool:
+        """Counts a query that is not answered; whether it should have a TC instead of silence."""
+        if len(self.dropped) < SOURCES or source in self.dropped:
+            self.dropped[source] += 1
+        return self.dropped[source] % SLIP == 1
+
+    def take(self) -> dict[str, int]:
+        """Queries dropped since the last time, by source."""
+        found = dict(self.dropped)
+        self.dropped.clear()
+        return found
+
+    def calm(self) -> None:
+        """The overload is over."""
+        self.heavy = frozenset()
+        self._counts.clear()
+        self._seen = 0
