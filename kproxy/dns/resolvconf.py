@@ -1,51 +1,76 @@
-"""Whom to ask for names that are not the cluster's: the node's own resolvers, out of its resolv.conf.
+"""Whom to ask for names that are not the cluster's: configured resolvers, or the node's own out of its resolv.conf.
 
-In: file names in order of preference. Out: addresses and ports. What must not come out: this server itself. A node whose resolv.conf
-names the cluster's DNS address, or systemd-resolved's stub that in turn asks it, would ask itself for ever; such entries are passed over,
-and for the stub (127.0.0.53) the next file, systemd's own list of real servers, is read. Files change (DHCP): they are looked at again
-when their modification time differs, at most every few seconds.
+In: addresses, or file names in order of preference. Out: addresses, ports and transports. What must not come out: this server itself. A
+node whose resolv.conf names the cluster's DNS address, or systemd-resolved's stub that in turn asks it, would ask itself for ever; such
+entries are passed over, and for the stub (127.0.0.53) the next file, systemd's own list of real servers, is read. Files change (DHCP):
+they are looked at again when their modification time differs, at most every few seconds.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-MAX_SERVERS = 8  # glibc reads 3; a few more cost nothing
+MAX_SERVERS = 15  # of one `forward`, as in CoreDNS; glibc reads 3 of a file
 MAX_OCTETS = 64 << 10
+STUBS_SOURCE = "/run/systemd/resolve/resolv.conf"  # what stands behind systemd-resolved's stub
 _STUBS = frozenset({"127.0.0.53", "127.0.0.54"})  # systemd-resolved's listeners
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Upstream:
-    """A resolver to ask."""
+    """A resolver to ask. servername: whom its certificate must name, "" for its address."""
 
     address: str  # canonical; IPv6 may carry a zone (`fe80::1%eth0`)
     port: int = 53
+    tls: bool = False
+    servername: str = ""
 
     def __str__(self) -> str:
         host = f"[{self.address}]" if ":" in self.address else self.address
-        return host if self.port == 53 else f"{host}:{self.port}"
+        port = "" if self.port == (853 if self.tls else 53) else f":{self.port}"
+        return f"tls://{host}{port}" if self.tls else host + port
+
+    @property
+    def label(self) -> str:
+        """As CoreDNS's metrics call it: always with the port."""
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{host}:{self.port}"
+
+
+_WRITTEN = (
+    re.compile(r"\[([^\]]*)\](%[^:]*)?(?::(.*))?"),  # [IPv6]%name:port
+    re.compile(r"([^:%]*)(%[^:]*)?(?::([^:]*))?"),  # IPv4%name:port
+    re.compile(r"([^%]*)(%.*)?()"),  # IPv6%zone, IPv6%name
+)
 
 
 def parse_upstream(text: str) -> Upstream:
-    """`ip`, `ip:port`, `[ip]` or `[ip]:port`. Raises ValueError for anything else."""
-    host, port = text.strip(), "53"
-    if host.startswith("["):
-        host, _, rest = host[1:].partition("]")
-        if rest and not rest.startswith(":"):
-            raise ValueError(f"upstream {text!r}: expected [address]:port")
-        port = rest[1:] or port
-    elif host.count(":") == 1:
-        host, _, port = host.partition(":")
+    """`ip`, `ip:port`, `[ip]` or `[ip]:port`; with `tls://` in front, `%servername` may stand behind the address.
+
+    Raises ValueError for anything else.
+    """
+    tls = text.startswith("tls://")
+    rest = text.strip().removeprefix("tls://").removeprefix("dns://")
+    host, mark, port = next(found.groups() for pattern in _WRITTEN if (found := pattern.fullmatch(rest)))
+    if port is None or (port == "" and not rest.endswith(":")):
+        port = "853" if tls else "53"
     if not port.isdigit() or not 0 < int(port) < 65536:
         raise ValueError(f"upstream {text!r}: the port is not within 1 to 65535")
+    mark = mark or ""
     try:
-        return Upstream(str(ipaddress.ip_address(host)), int(port))
+        address = str(ipaddress.ip_address(host if tls else host + mark))
     except ValueError:
         raise ValueError(f"upstream {text!r}: {host!r} is no IP address") from None
+    return Upstream(address, int(port), tls, mark[1:] if tls else "")
+
+
+def is_file(text: str) -> bool:
+    """Whether a `to` of `forward` names a file rather than a server."""
+    return "/" in text.removeprefix("tls://").removeprefix("dns://")
 
 
 def servers_in(text: str) -> list[Upstream]:
@@ -85,19 +110,29 @@ def _read(name: str) -> str:
 
 
 class Upstreams:
-    """The current list: fixed when configured, else followed from the files. `refresh` is cheap enough to call before every use."""
+    """The current list of one `forward`: addresses as configured, and those in files, which are followed.
+
+    `refresh` is cheap enough to call before every use.
+    """
 
     CHECK_S = 5.0
 
-    def __init__(self, fixed: Iterable[str], files: tuple[str, ...], own: frozenset[Upstream]) -> None:
-        """Raises ValueError when a configured upstream cannot be read."""
-        self._files = files
+    def __init__(self, to: Iterable[str], own: frozenset[Upstream], *, preferred_files: tuple[str, ...] = ()) -> None:
+        """to: addresses and names of files. preferred_files: of these only the first that is of use; taken when `to` is the same.
+
+        Raises ValueError when an address cannot be read.
+        """
+        to = tuple(to)
+        self._prefer = bool(to) and to == preferred_files
+        self._to = tuple(text if is_file(text) else parse_upstream(text) for text in to)
+        self._files = tuple(item for item in self._to if isinstance(item, str))
+        if "/etc/resolv.conf" in self._files and not self._prefer:
+            self._files = (*self._files, STUBS_SOURCE)
         self._own = own
         self._stamps: tuple[object, ...] = ()
         self._checked = float("-inf")
-        parsed = tuple(parse_upstream(text) for text in fixed)
-        self.fixed = bool(parsed)
-        self.servers = tuple(server for server in parsed if server not in own)
+        self.fixed = not self._files
+        self.servers = self._read() if self.fixed else ()
 
     def refresh(self, now: float) -> tuple[Upstream, ...]:
         """The servers to ask; `now` in monotonic seconds."""
@@ -106,8 +141,20 @@ class Upstreams:
             stamps = tuple(_stamp(name) for name in self._files)
             if stamps != self._stamps:
                 self._stamps = stamps
-                self.servers = choose(self._files, self._own)
+                self.servers = self._read()
         return self.servers
+
+    def _read(self) -> tuple[Upstream, ...]:
+        if self._prefer:
+            return choose(self._files, self._own)
+        found: list[Upstream] = []
+        for item in self._to:
+            if isinstance(item, str):
+                files = (item, STUBS_SOURCE) if item == "/etc/resolv.conf" else (item,)
+                found += choose(files, self._own)
+            elif item not in self._own:
+                found.append(item)
+        return tuple(dict.fromkeys(found))[:MAX_SERVERS]
 
 
 def _stamp(name: str) -> object:

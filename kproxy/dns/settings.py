@@ -58,6 +58,7 @@ class DnsSettings:
     forward_mixed_case: bool = True  # questions in random upper and lower case, which a forger has to guess (0x20)
     forward_cache_entries: int = 10_000  # remembered upstream answers; 0: none
     forward_cache_ttl_s: int = 30  # the longest one is remembered: kubeadm's `cache 30`
+    forward_stale_s: float = 3600.0  # how long after that it may still be told when upstream fails; 0: not at all
 
     tcp_connections: int = 1024  # open at once per worker
     tcp_connections_per_source: int = 128

@@ -61,6 +61,8 @@ PURE = (
     "kproxy.dns.lookup",
     "kproxy.dns.upstream",
     "kproxy.dns.cache_walked",
+    "kproxy.dns.cache_forward",
+    "kproxy.dns.room",
     "kproxy.dns.resolver",
     "kproxy.dns.text",
     "kproxy.dns.compile*",
