@@ -6,9 +6,13 @@
 
 What comes in: a list of children, `[{"name": …, "argv": […]}, …]`, and the form of log lines. What goes out: processes, and one line on
 stderr for each start and end, in klog's form or as JSON, without what the logging module would weigh. It keeps no state that matters,
-imports next to nothing, opens no file and talks to nobody, so there is nothing in it that can fail while the children run; they are
-children of this process and not of the controller, so that a controller that crashes, hangs or is killed takes no query and no
-connection with it.
+imports next to nothing, opens no file and talks to nobody but the DNS workers, so there is nothing in it that can fail while the children
+run; they are children of this process and not of the controller, so that a controller that crashes, hangs or is killed takes no query and
+no connection with it.
+
+It asks the DNS addresses all the time whether somebody answers (dns/vigil.py). When nobody does it ends the workers, which hang: that is
+the controller's to do, and sooner, but it may hang as well. A dead worker's sockets are gone, and the rules send queries to other nodes by
+themselves while nobody listens here.
 
 At the end the first child is asked first: the controller gives the DNS address back while the workers still answer on it.
 
@@ -27,6 +31,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+from kproxy.dns.vigil import Vigil
 from kproxy.process import END_OF_ALL, settle
 
 _FIRST_PAUSE_S = 0.1
@@ -35,6 +40,8 @@ _HEALTHY_AFTER_S = 60.0
 _REPEAT_S = 1.0  # a second SIGTERM this soon is the first one's echo: `timeout` and some shells signal the process and its group
 _HAND_OVER_S = 5.0  # how long the first child may take to end before the others are told as well
 _GRACE_S = 10.0  # between passing SIGTERM on and SIGKILL; a DaemonSet grants 30 s
+_LOOK_S = 0.2  # between two questions to the DNS workers: silence is known, and ended, within a second
+_YOUNG_S = 3.0  # a worker that has just started may still be waiting for its zone
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
 _FINAL_CODES = (2, 3)
 _say_json = False  # set once, by main
@@ -52,6 +59,7 @@ class Child:
     pause_s: float = _FIRST_PAUSE_S
     lives: int = 0
     told: bool = False  # that it is to end
+    answers: bool = False  # it is a DNS worker
 
 
 @dataclass(slots=True)
@@ -63,6 +71,8 @@ class Family:
     exit_code: int = 0
     asked_at: float = 0.0
     killed_at: float = field(default=float("inf"))
+    vigil: Vigil | None = None
+    lameduck_s: float = 0.0  # how long the first child goes on on purpose once it was asked to end
 
     @property
     def running(self) -> list[Child]:
@@ -134,15 +144,15 @@ def _stop(family: Family, now: float) -> None:
         return
     family.stopping = True
     family.asked_at = now
-    family.killed_at = now + _GRACE_S
+    family.killed_at = now + _GRACE_S + family.lameduck_s
     _tell(family, now)
 
 
 def _tell(family: Family, now: float) -> None:
     """Asks children to end: the first one (the controller), and the others once it has handed the DNS address over and is gone."""
-    first = family.children[0]
+    first, patience = family.children[0], _HAND_OVER_S + family.lameduck_s
     for child in family.children:
-        if child.pid and not child.told and (child is first or not first.pid or now - family.asked_at >= _HAND_OVER_S):
+        if child.pid and not child.told and (child is first or not first.pid or now - family.asked_at >= patience):
             os.kill(child.pid, signal.SIGTERM)
             child.told = True
 
@@ -151,8 +161,21 @@ def _next_wake(family: Family, now: float) -> float:
     """Seconds until something is due; an hour when nothing is."""
     if family.stopping:
         waiting = any(not child.told for child in family.running)
-        return max(0.0, (family.asked_at + _HAND_OVER_S if waiting else family.killed_at) - now)
-    return max(0.0, min((c.due - now for c in family.children if not c.pid), default=3600.0))
+        return max(0.0, (family.asked_at + _HAND_OVER_S + family.lameduck_s if waiting else family.killed_at) - now)
+    longest = _LOOK_S if family.vigil is not None else 3600.0
+    return max(0.0, min([longest, *(child.due - now for child in family.children if not child.pid)]))
+
+
+def _look(family: Family, vigil: Vigil, now: float) -> None:
+    """Ends DNS workers that hang: nobody answers, though they have been there for long enough."""
+    vigil.look(now)
+    if not vigil.silent:
+        return
+    vigil.forget()
+    for child in family.running:
+        if child.answers and now - child.started > _YOUNG_S:
+            _say(f"{child.name} does not answer: it is ended")
+            os.kill(child.pid, signal.SIGKILL)
 
 
 def supervise(family: Family) -> int:
@@ -171,6 +194,8 @@ def supervise(family: Family) -> int:
             for child in family.children:
                 if not child.pid and child.due <= now:
                     _start(child, now)
+            if family.vigil is not None:
+                _look(family, family.vigil, now)
         info = signal.sigtimedwait(_SIGNALS, _next_wake(family, now))
         now = time.monotonic()
         if info is not None and info.si_signo in (signal.SIGTERM, signal.SIGINT):
@@ -180,18 +205,34 @@ def supervise(family: Family) -> int:
         _reap(family, now)
 
 
-def command_line(children: list[tuple[str, list[str]]], log_format: str) -> list[str]:
-    """The argument vector that runs this module over `children`, for `os.execv`. log_format: `text` or `json`."""
+def command_line(
+    children: list[tuple[str, list[str]]],
+    log_format: str,
+    *,
+    dns: tuple[str, ...] = (),
+    port: int = 53,
+    lameduck_s: float = 0.0,
+) -> list[str]:
+    """The argument vector that runs this module over `children`, for `os.execv`.
+
+    log_format: `text` or `json`. dns, port: where the children called `dns worker …` answer. lameduck_s: how much longer the first child
+    may take to end.
+    """
     listed = json.dumps([{"name": name, "argv": argv} for name, argv in children])
-    return [sys.executable, "-m", "kproxy.supervisor", listed, log_format]
+    answers = json.dumps({"dns": dns, "port": port, "lameduck": lameduck_s})
+    return [sys.executable, "-m", "kproxy.supervisor", listed, log_format, answers]
 
 
 def main(argv: list[str]) -> int:
     """Entry point: the child list, and the form of log lines if it is not text."""
     global _say_json
-    _say_json = argv[1:] == ["json"]
+    _say_json = argv[1:2] == ["json"]
+    told = json.loads(argv[2]) if argv[2:] else {}
     settle("kproxy", parent_pid=None)
-    return supervise(Family([Child(item["name"], item["argv"]) for item in json.loads(argv[0])]))
+    listed = [(item["name"], item["argv"]) for item in json.loads(argv[0])]
+    children = [Child(name, words, answers=name.startswith("dns worker")) for name, words in listed]
+    vigil = Vigil(tuple(told["dns"]), told["port"]) if told.get("dns") else None
+    return supervise(Family(children, vigil=vigil, lameduck_s=told.get("lameduck", 0.0)))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ from kproxy.config.flags import run_options
 from kproxy.config.follow import fingerprint
 from kproxy.config.load import load_config
 from kproxy.config.show import written
-from kproxy.dns.configured import channel_path, dns_settings
+from kproxy.dns.configured import channel_path, dns_settings, with_corefile
+from kproxy.dns.memory import NAME
+from kproxy.dns.source import at_start
 from kproxy.errors import ConfigError
 from kproxy.loopback.listeners import loopback_path
 from kproxy.node.oom import set_oom_score
@@ -30,12 +32,14 @@ from kproxy.node.sysctls import apply, wanted_at_init
 from kproxy.process import family_name
 from kproxy.supervisor import command_line
 
+_LONGEST_ARGUMENT = 100_000  # octets; the kernel's MAX_ARG_STRLEN is 131,072
+
 
 def children(config: Config, flags: Mapping[str, object]) -> list[tuple[str, list[str]]]:
     """Names and command lines of the processes of this node; the controller first."""
     listed = [("controller", [sys.executable, "-m", "kproxy.app", json.dumps(flags)])]
     if config.dns.enabled:
-        settings = msgspec.json.encode(dns_settings(config, os.environ)).decode()
+        settings = _of_workers(config)
         channel = channel_path(config, family_name(os.getpid()))
         for number in range(config.dns.workers or os.cpu_count() or 1):
             arguments = [
@@ -43,6 +47,8 @@ def children(config: Config, flags: Mapping[str, object]) -> list[tuple[str, lis
                 channel,
                 "--config",
                 settings,
+                "--memory",
+                f"{config.run_dir}/{NAME}",
                 "--name",
                 f"kproxy-dns-{number}",
                 "--parent",
@@ -58,6 +64,16 @@ def children(config: Config, flags: Mapping[str, object]) -> list[tuple[str, lis
         arguments = ["--channel", loopback_path(config.run_dir, family_name(os.getpid())), "--parent", str(os.getpid())]
         listed.append(("loopback worker", [sys.executable, "-m", "kproxy.loopback.worker", *arguments]))
     return listed
+
+
+def _of_workers(config: Config) -> str:
+    """What the DNS workers are started with, as JSON. An argument's length is bounded: a long Corefile comes from the controller."""
+    base = dns_settings(config, os.environ)
+    corefile = at_start(config.dns.corefile, config.run_dir, os.environ)
+    for warning in corefile.warnings if corefile is not None else ():
+        click.echo(f"kproxy: {warning}", err=True)
+    encoded = msgspec.json.encode(with_corefile(base, config, corefile)).decode()
+    return encoded if len(encoded) <= _LONGEST_ARGUMENT else msgspec.json.encode(base).decode()
 
 
 def start(flags: Mapping[str, object]) -> None:
@@ -80,7 +96,9 @@ def start(flags: Mapping[str, object]) -> None:
         complaint = set_oom_score(config.oom_score_adj)
         if complaint and config.verbosity >= 2:  # as upstream: a container without CAP_SYS_RESOURCE is the usual case
             click.echo(f"kproxy: {complaint}", err=True)
-        argv = command_line(children(config, {**given, "config_read": read}), config.log_format)
+        held = (*config.dns.cluster_dns, *config.dns.local_addresses) if config.dns.enabled else ()
+        listed = children(config, {**given, "config_read": read})
+        argv = command_line(listed, config.log_format, dns=held, port=config.dns.port)
         os.execv(argv[0], argv)
 
 

@@ -9,6 +9,9 @@
 | Node | IptablesVariants | rules of services in both iptables variants: one of them is somebody's who left |
 | Node | ConntrackTableFull | the kernel's table of flows has no room, and new connections are dropped |
 | Service | LoopbackPortTaken | somebody else listens on its node port on loopback |
+| Node | DNSHandedBack | nobody answers at the DNS addresses of this node: queries go to other nodes |
+| Node | CorefileRefused | a Corefile has changed and is wrong: the one before stays in force |
+| Node | DNSFromMemory | the API cannot be heard: names are answered from the zone on disk |
 | Node | SyncFailed | rules could not be written, for example because another program holds the xtables lock |
 | Node | RulesRestored, RulesContested | somebody else changed our rules, and they were put right; again and again |
 """
@@ -74,6 +77,24 @@ def table_full(node: str, fullness: str) -> Note:
     """The kernel's table of flows has no room: new connections are dropped."""
     text = f"the kernel drops new connections: {fullness}; net.netfilter.nf_conntrack_max is too small (conntrack.maxPerCore)"
     return Note(about=of_node(node), reason="ConntrackTableFull", action="TrackConnections", text=text)
+
+
+def dns_handed_back(node: str, why: str) -> Note:
+    """Nobody answers here any more: rules lead to other nodes' servers."""
+    text = f"no DNS worker of this node answers ({why}); queries go to other nodes' servers until one does"
+    return Note(about=of_node(node), reason="DNSHandedBack", action="AnswerQueries", text=text)
+
+
+def corefile_refused(node: str, why: str) -> Note:
+    """A Corefile that has changed is wrong; `why` begins with file, line and column."""
+    text = f"the Corefile is wrong, the one in force stays: {why}"
+    return Note(about=of_node(node), reason="CorefileRefused", action="ReloadCorefile", text=text)
+
+
+def dns_from_memory(node: str, age_s: float) -> Note:
+    """There is no API server to hear: what was last known is answered."""
+    text = f"the API server has not been heard since the start; names are answered from the zone on disk, {age_s:.0f} s old"
+    return Note(about=of_node(node), reason="DNSFromMemory", action="AnswerQueries", text=text)
 
 
 def variants(node: str, warnings: Iterable[str]) -> Iterator[Note]:

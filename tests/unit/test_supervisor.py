@@ -21,9 +21,11 @@ Supervise = Callable[..., "subprocess.Popen[bytes]"]
 def supervise() -> Iterator[Supervise]:
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(**children: str) -> subprocess.Popen[bytes]:
-        listed = json.dumps([{"name": name, "argv": [sys.executable, "-c", code]} for name, code in children.items()])
-        process = subprocess.Popen([sys.executable, "-m", "kproxy.supervisor", listed], stderr=subprocess.DEVNULL)
+    def start(*further: str, **children: str) -> subprocess.Popen[bytes]:
+        named = {name.replace("_", " "): code for name, code in children.items()}
+        listed = json.dumps([{"name": name, "argv": [sys.executable, "-c", code]} for name, code in named.items()])
+        words = [sys.executable, "-m", "kproxy.supervisor", listed, *further]
+        process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
         started.append(process)
         return process
 
@@ -143,3 +145,22 @@ def test_lines_are_klogs_or_json() -> None:
                 assert set(json.loads(line)) == {"ts", "caller", "msg", "v"}
             else:
                 assert re.fullmatch(r'I\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ supervisor\.py:\d+\] "a .*"', line)
+
+
+def test_dns_workers_that_hang_are_ended_and_started_again(supervise: Supervise, tmp_path: Path) -> None:
+    """Nobody else may be there to do it: the controller may hang as well."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    answering = (
+        f"import os, socket; open({str(a)!r}, 'a').write(f'{{os.getpid()}}\\n');"
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('127.0.0.7', 5399));"
+        "exec('while True:\\n d, p = s.recvfrom(99); s.sendto(d, p)')"
+    )
+    watch = json.dumps({"dns": ["127.0.0.7"], "port": 5399})
+    supervise("text", watch, controller=_beating(b), dns_worker_0=answering)
+    _wait_for(lambda: len(_pids(a)) == 1 and len(_pids(b)) == 1, "both children start")
+    time.sleep(3.5)
+    assert len(_pids(a)) == 1, "one that answers is left alone"
+    os.kill(_pids(b)[0], signal.SIGSTOP)
+    os.kill(_pids(a)[0], signal.SIGSTOP)
+    _wait_for(lambda: len(_pids(a)) == 2, "the one that hangs is replaced")
+    assert not _alive(_pids(a)[0]) and len(_pids(b)) == 1
