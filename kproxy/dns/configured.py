@@ -7,8 +7,12 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 from kproxy.config.config import Config
-from kproxy.dns.blocks import PodRecords
+from kproxy.dns.blocks import Corefile, PodRecords
+from kproxy.dns.chain import serve
+from kproxy.dns.corefile.here import served_here
+from kproxy.dns.directives import zone_settings
 from kproxy.dns.settings import DnsSettings
+from kproxy.dns.zone import empty_zone
 from kproxy.errors import ConfigError
 
 
@@ -22,7 +26,7 @@ def dns_settings(config: Config, environment: Mapping[str, str]) -> DnsSettings:
     own = config.node_ips or tuple(filter(None, environment.get("NODE_IP", "").split(",")))
     for address in own:
         _check(address)
-    listen = tuple(dict.fromkeys((*dns.cluster_dns, *own, *dns.listen)))
+    listen = tuple(dict.fromkeys((*dns.cluster_dns, *dns.local_addresses, *own, *dns.listen)))
     try:
         settings = DnsSettings(
             zone=dns.zone,
@@ -34,10 +38,32 @@ def dns_settings(config: Config, environment: Mapping[str, str]) -> DnsSettings:
             port=dns.port,
             allowed_networks=dns.allowed_networks,
             upstreams=dns.upstreams,
+            search_path=dns.search_path,
+            aliases=dns.aliases,
+            forward_dot_local=dns.forward_dot_local,
         )
     except ValueError as error:
         raise ConfigError(str(error), where="dns") from error
     return replace(settings, resolv_conf=dns.resolv_conf) if dns.resolv_conf else settings
+
+
+def with_corefile(settings: DnsSettings, config: Config, corefile: Corefile | None) -> DnsSettings:
+    """The same under a Corefile's words: its blocks answer, at the addresses that the settings name unless `bind` does.
+
+    What it would forward to this node's own DNS addresses is answered here. Raises ConfigError when it cannot be compiled.
+    """
+    if corefile is None:
+        return settings
+    found = served_here(corefile, {*config.dns.cluster_dns, *config.dns.local_addresses})
+    blocks = tuple(replace(block, bind=()) if {"0.0.0.0", "::"} & {*block.bind} else block for block in found.blocks)
+    zones = [zone for block in blocks if block.kubernetes is not None for zone in block.kubernetes.zones]
+    primary = next((zone for zone in zones if not zone.endswith("arpa")), settings.zone)
+    made = replace(settings, blocks=blocks, pages=found.pages, zone=primary)
+    try:
+        serve(made, [empty_zone(flat) for flat in zone_settings(made)])
+    except ValueError as error:
+        raise ConfigError(str(error), where=config.dns.corefile) from error
+    return made
 
 
 def _check(address: str) -> None:

@@ -16,6 +16,8 @@ from kproxy.dns.corefile.place import Mistake, Token, shown
 from kproxy.dns.corefile.zones import is_domain_name, normal, read_address, split_scheme, zones
 
 MAX_UPSTREAMS = 15
+# node-local-dns's own program puts addresses in their place: see `here`.
+CLUSTER_DNS, UPSTREAM_SERVERS = "__PILLAR__CLUSTER__DNS__", "__PILLAR__UPSTREAM__SERVERS__"
 _OPTIONS = (
     "except", "force_tcp", "prefer_udp", "expire", "max_age", "max_idle_conns", "max_fails", "max_connect_attempts", "read_timeout", "tls",
     "tls_servername", "policy", "health_check", "max_concurrent", "next", "next_on_nodata", "failover", "failfast_all_unhealthy_upstreams",
@@ -61,6 +63,8 @@ def _origin(cursor: Cursor) -> str:
 
 def _upstream(word: Token, tls_servername: str) -> str:
     """A word as it is, once it is known to be an upstream that is served."""
+    if word.text in (CLUSTER_DNS, UPSTREAM_SERVERS):
+        return word.text
     scheme, rest = split_scheme(word.text)
     if scheme not in ("dns", "tls"):
         raise Mistake(
