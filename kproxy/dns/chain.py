@@ -200,10 +200,17 @@ def _walked_from(
     if not names.is_below_any(query.lowered, block.walked):
         return first
     whole = replace(arrival, transport=Transport.TCP)
+    port = arrival.port or served.settings.port
+    table = served.tables.get((arrival.address, port)) or served.tables.get(("", port))
 
     def ask(name: bytes, qtype: int) -> Ended:
         about = search.about(query, name, qtype)
-        said = _behind(served, block, about, whole, 1, options)
+        # A name of another block (a stub domain) is that block's, as it is when the client asks for it.
+        other = table.find(about.lowered, qtype) if table is not None else block
+        if other is None or other is block:
+            said: Said = _behind(served, block, about, whole, 1, options)
+        else:
+            said = _within(served, other, about, whole, 1)
         return said if isinstance(said, Outcome | Forward) else None
 
     if listed is None:
