@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import os
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from kproxy.telemetry.statepage import NodeState, StatusPage, snapshot_of_bytes,
 
 DEFAULT_RUN_DIR = "/run/kproxy"
 ANSWER_S = 15.0  # between two reads
+_LONGEST_LINE = 64 << 10
 _MOST = 512 << 20  # octets of one answer; 10,000 Services of 50 endpoints are 60 MB
 
 run_dir_option = click.option(
@@ -62,6 +64,22 @@ class Daemon:
         if len(body) > _MOST:
             raise KproxyError(f"the daemon's answer is larger than {_MOST >> 20} MiB")
         return body
+
+    def lines(self, page: str) -> Iterator[bytes]:
+        """The lines of a page that does not end, as they come. Raises as `get`."""
+        connection = _UnixConnection(self.path, ANSWER_S)
+        try:
+            connection.connect()
+            connection.request("GET", page)
+            answer = connection.getresponse()
+            if answer.status != 200:
+                raise KproxyError(f"the daemon refuses {page}: {answer.read(200).decode(errors='replace').strip()}")
+            while text := answer.readline(_LONGEST_LINE):
+                yield text
+        except (http.client.HTTPException, ConnectionError) as error:
+            raise KproxyError(f"the daemon's answer was cut off ({type(error).__name__}); ask again") from error
+        finally:
+            connection.close()
 
     def status(self) -> StatusPage:
         """How it is."""

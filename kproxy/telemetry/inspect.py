@@ -3,6 +3,7 @@
     GET /statusz             StatusPage as JSON
     GET /snapshot            the objects and settings that rules follow from, line by line (statepage.py)
     GET /wanted?family=IPv4  the rules as they were compiled last, as input of iptables-restore
+    GET /dns/…               resolver, ask, observe (inspect_dns.py), where DNS is served
 
 Only root may connect (mode 0600): the pages tell every Service of the cluster. What is sent are values that are replaced and never changed,
 so they go out in pieces of about a millisecond with the loop's other work in between, and no lock is taken. At most two long answers
@@ -24,6 +25,7 @@ from aiohttp import web
 
 from kproxy.backends.iptables.ruleset import BUILT_IN, Chain, FamilyRuleset, Ruleset, declaration
 from kproxy.model.names import Family
+from kproxy.telemetry.inspect_dns import DnsPages, add_routes
 from kproxy.telemetry.logs import fields
 from kproxy.telemetry.statepage import StatusPage, sockets, status_bytes
 
@@ -41,6 +43,7 @@ class StatePages:
     status: Callable[[], StatusPage]
     snapshot: Callable[[], Iterable[bytes]]
     wanted: Callable[[], Ruleset | None]
+    dns: DnsPages | None = None  # where DNS is served
 
 
 async def serve_state(pages: StatePages, path: Path) -> None:
@@ -108,6 +111,8 @@ def _application(pages: StatePages) -> web.Application:
     application = web.Application()
     for path, answer in (("/statusz", statusz), ("/snapshot", snapshot), ("/wanted", wanted)):
         application.router.add_get(path, answer)
+    if pages.dns is not None:
+        add_routes(application, pages.dns)
     return application
 
 
