@@ -127,7 +127,8 @@ class Streams:
             if sock.fileno() >= 0:
                 loop.add_reader(sock.fileno(), self._accept, sock, port)
 
-        if sock.fileno() >= 0 and loop.remove_reader(sock.fileno()):
+        if sock.fileno() >= 0:
+            loop.remove_reader(sock.fileno())
             loop.call_later(0.1, again)
 
     def _admit(self, sock: socket.socket, peer: Any, port: int) -> None:

@@ -30,6 +30,7 @@ from typing import Any
 
 import msgspec
 
+from kproxy.dns.chain import serve as serve_chain
 from kproxy.dns.directives import zone_settings
 from kproxy.dns.feed import Feed
 from kproxy.dns.files import follow_files
@@ -163,8 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         raw = Path(text[1:]).read_bytes() if text.startswith("@") else text.encode()
         settings = msgspec.json.decode(raw, type=DnsSettings)
-        for flat in zone_settings(settings):
-            empty_zone(flat)
+        serve_chain(settings, [empty_zone(flat) for flat in zone_settings(settings)])
         Forwarders(settings, Counter())
     except (OSError, ValueError) as error:
         print(f"{options.name}: --config: {error}", file=sys.stderr)
