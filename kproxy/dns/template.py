@@ -113,7 +113,7 @@ class Templates:
         return None
 
 
-def _text(text: str) -> Text:
+def record_text(text: str) -> Text:
     compiled = Text(text, FIELDS)
     for kind in _KIND.findall(re.sub(r"\{\{.*?\}\}", " ", text)):
         if not is_writable(type_of(kind)) and "\\#" not in text:

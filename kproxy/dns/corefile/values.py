@@ -11,6 +11,7 @@ from decimal import Decimal
 
 from kproxy.dns.corefile.place import Mistake, Token, shown
 from kproxy.dns.patterns import Pattern
+from kproxy.dns.template import record_text
 
 CLASSES = ("IN", "CS", "CH", "HS", "NONE", "ANY")
 RCODES = (
@@ -202,5 +203,7 @@ def pattern(token: Token) -> int:
 
 def record_template(token: Token) -> None:
     """Checks a Go text template. Raises Mistake."""
-    if token.text.count("{{") != token.text.count("}}"):
-        raise Mistake(token, f"{shown(token.text)} is no template: a {{{{ or }}}} is missing")
+    try:
+        record_text(token.text)
+    except ValueError as error:
+        raise Mistake(token, f"{shown(token.text)} is no template: {shown(str(error), 200)[1:-1]}") from None
