@@ -74,7 +74,10 @@ def _records(lines: Iterator[bytes]) -> Iterator[Seen | _Gap]:
         if not text.strip():
             continue
         try:
-            yield msgspec.json.decode(text, type=_Gap if text.startswith(b'{"left_out"') else Seen)
+            if text.startswith(b'{"left_out"'):
+                yield msgspec.json.decode(text, type=_Gap)
+            else:
+                yield msgspec.json.decode(text, type=Seen)
         except msgspec.MsgspecError as error:
             raise KproxyError(f"the daemon's records are not understood ({error}); is it of this version?") from error
 

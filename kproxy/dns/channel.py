@@ -1,7 +1,7 @@
 """What a controller and its DNS workers say to each other: framed messages over a Unix socket.
 
     worker → controller    Hello, then Counts from time to time, Held after every change, Resync when a number is missing;
-                           Limited when somebody sends too much; Observed while somebody looks
+                           Limited when somebody sends too much; Observed while somebody looks; Said to what a person asks
     controller → worker    About (who is served, pods, secrets), Begin, Part …, End (all zones), then one Change for each difference;
                            Observe when somebody begins or ends to look; Tell asks for a word
 
@@ -82,6 +82,23 @@ class Observe(msgspec.Struct, frozen=True, tag="observe"):
     on: bool
 
 
+class Ask(msgspec.Struct, frozen=True, tag="ask"):
+    """A person's question, to be answered as this client would be. walk: its search list may be walked for it."""
+
+    number: int
+    client: str
+    query: bytes
+    walk: bool
+
+
+class Said(msgspec.Struct, frozen=True, tag="said"):
+    """The reply to question `number`, empty for silence, and how long it took in microseconds."""
+
+    number: int
+    reply: bytes
+    duration: int
+
+
 class Begin(msgspec.Struct, frozen=True, tag="begin"):
     """Everything begins: the settings of each zone. settings: the worker's own from now on; None: as they are."""
 
@@ -111,8 +128,8 @@ class Change(msgspec.Struct, frozen=True, tag="change"):
     deltas: tuple[ZoneDelta, ...]
 
 
-FromWorker = Hello | Held | Counts | Resync | Limited | Observed
-FromController = About | Begin | Part | End | Change | Observe | Tell
+FromWorker = Hello | Held | Counts | Resync | Limited | Observed | Said
+FromController = About | Begin | Part | End | Change | Observe | Tell | Ask
 
 _encoder = msgspec.msgpack.Encoder()
 _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)

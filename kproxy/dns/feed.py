@@ -11,11 +11,13 @@ import logging
 import os
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from kproxy.dns import channel, memory
 from kproxy.dns.channel import (
     About,
+    Ask,
     Begin,
     Change,
     Counts,
@@ -28,6 +30,7 @@ from kproxy.dns.channel import (
     Observed,
     Part,
     Resync,
+    Said,
     Tell,
 )
 from kproxy.dns.directives import zone_settings
@@ -123,6 +126,9 @@ class Feed:
     def _limited(self, source: str, dropped: int) -> None:
         self._say(Limited(source, self._server.hot.clients.find(source).name, dropped))
 
+    def _said(self, number: int, reply: bytes, took_s: float) -> None:
+        self._say(Said(number, reply, int(took_s * 1e6)))
+
     def _take(self, message: FromController, writer: asyncio.StreamWriter | None) -> None:
         match message:
             case About():
@@ -131,6 +137,10 @@ class Feed:
                 self._server.observing.observe(message.on)
                 if message.on:
                     self._again(SHOWN_EVERY_S, self._show)
+            case Ask():
+                client = self._server.hot.clients.find(message.client or "127.0.0.1")
+                said = partial(self._said, message.number)
+                self._server.responder.ask_as(client, message.query, message.walk, said)
             case Tell():
                 self._say(Counts(self._server.counted()))
             case Begin():

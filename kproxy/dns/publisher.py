@@ -19,6 +19,7 @@ import msgspec
 
 from kproxy.dns.channel import (
     About,
+    Ask,
     Begin,
     Change,
     Counts,
@@ -30,6 +31,7 @@ from kproxy.dns.channel import (
     Observed,
     Part,
     Resync,
+    Said,
     Tell,
     frame,
     receive_from_worker,
@@ -39,6 +41,7 @@ from kproxy.dns.zone import ServiceRecords, Zone, difference, rest_of
 
 PART = 1000  # Services and endpoints together: a few milliseconds of a worker's time; queries are answered between two parts
 SEND_TIMEOUT_S = 10.0
+QUESTIONS, QUESTION_S = 64, 10.0  # of people, at once; seconds that one may take, a walk and all its upstreams included
 OBSERVERS = 8  # who may look at once
 BEHIND = 50  # batches of records that wait for one who looks; older ones are dropped and counted
 
@@ -68,6 +71,7 @@ class _Session:
     asking: bool = False
     asked: float = 0.0  # when it was asked for a word, without having said one since; 0: it was not
     counts: dict[str, int] = field(default_factory=dict)
+    questions: list[Ask] = field(default_factory=list)
 
 
 class ZonePublisher:
@@ -83,6 +87,8 @@ class ZonePublisher:
         self._sessions: set[_Session] = set()
         self._observers: set[asyncio.Queue[Observed]] = set()
         self._gone: Counter[str] = Counter()
+        self._questions: dict[int, asyncio.Future[Said]] = {}
+        self._asked = 0
         self._server: asyncio.Server | None = None
         self._moved = asyncio.Event()
 
@@ -165,6 +171,25 @@ class ZonePublisher:
         """The pids of workers that were asked for a word more than `limit_s` ago and have said nothing since."""
         return tuple(s.pid for s in self._sessions if s.asked and now - s.asked >= limit_s)
 
+    async def question(self, client: str, query: bytes, *, walk: bool) -> Said | None:
+        """What a worker answers to this client, now. None when none is there or it does not answer within QUESTION_S."""
+        session = next((one for one in self._sessions if one.held >= 0), None)
+        if session is None or len(self._questions) >= QUESTIONS:
+            return None
+        self._asked += 1
+        number = self._asked
+        answered: asyncio.Future[Said] = asyncio.get_running_loop().create_future()
+        self._questions[number] = answered
+        session.questions.append(Ask(number, client, query, walk))
+        session.wake.set()
+        try:
+            async with asyncio.timeout(QUESTION_S):
+                return await answered
+        except TimeoutError:
+            return None
+        finally:
+            del self._questions[number]
+
     async def observe(self) -> AsyncIterator[Observed]:
         """Answers of all workers as they give them, sampled, while somebody iterates. Raises OSError when too many look already."""
         if len(self._observers) >= OBSERVERS:
@@ -239,6 +264,10 @@ class ZonePublisher:
                     self._limited(message)
                 case Observed():
                     self._show(message)
+                case Said():
+                    waiting = self._questions.get(message.number)
+                    if waiting is not None and not waiting.done():
+                        waiting.set_result(message)
                 case Hello():
                     pass
 
@@ -255,6 +284,8 @@ class ZonePublisher:
             session.wake.clear()
             if session.closing:
                 raise EOFError
+            while session.questions:
+                writer.write(frame(session.questions.pop()))
             if session.asking:
                 session.asking = False
                 writer.write(frame(Tell()))

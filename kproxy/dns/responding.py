@@ -14,6 +14,8 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 from kproxy.dns import chain, cookies, search, upstream, wire
@@ -166,6 +168,24 @@ class Responder:
         finally:
             self.waiting -= 1
             self.less.set()
+
+    def ask_as(self, client: Client, data: bytes, walk: bool, said: Callable[[bytes, float], None]) -> None:
+        """Answers a person's question as that client's over TCP, without the caches, and without its search list unless `walk`.
+
+        said: told the reply, empty for silence, and the seconds it took; at once or later.
+        """
+        began = perf_counter()
+        client = client if walk else replace(client, lists=())
+        pending = self.respond(data, Transport.TCP, client, 0, self.served.settings.port)
+        if not isinstance(pending, Forward | Walk):
+            said(pending.reply if isinstance(pending, Outcome) and client.allowed else b"", perf_counter() - began)
+            return
+
+        async def later(asked: Pending) -> None:
+            outcome = self.at_once(asked, Transport.TCP, 0) or await self.later(asked, Transport.TCP, client)
+            said(outcome.reply, perf_counter() - began)
+
+        self._spawn(later(pending))
 
     def dressed(self, reply: bytes, query: Query | None, client: Client, transport: Transport) -> bytes:
         """The reply with the EDNS options that this client's query asks for: a cookie, and over TCP how long it may stay."""
