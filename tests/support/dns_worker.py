@@ -84,6 +84,11 @@ class Workers:
         self._loop.close()
         self._folder.cleanup()
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The controller's loop."""
+        return self._loop
+
     def call(self, coroutine: Any) -> Any:
         """Runs a coroutine in the controller's loop and waits for it."""
         future: Future[Any] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)

@@ -182,6 +182,21 @@ def parse_rows(text: str) -> tuple[Row, ...]:
 ROWS = parse_rows(TABLE)
 
 
+def group_of(row: Row) -> str:
+    """Fixture and options: rows of one group are asked of the same server."""
+    options = " ".join(f"{key}={value}" for key, value in sorted(row.options.items()))
+    return f"{row.fixture} {options}".strip()
+
+
+def with_serial(row: Row, reply: bytes) -> Row:
+    """The row with the serial of this reply: it is the time of the last change, another one in every server."""
+    found = dns.message.from_wire(reply)
+    serials = [rrset[0].serial for rrset in found.answer if rrset.rdtype == dns.rdatatype.SOA]
+    if not serials:
+        return row
+    return replace(row, answer=tuple(text.replace(str(SERIAL), str(serials[0])) for text in row.answer))
+
+
 def check(row: Row, query: bytes, reply: bytes) -> None:
     """Raises AssertionError unless `reply` to `query` is what the row says; dnspython is the parser."""
     message = dns.message.from_wire(reply)
