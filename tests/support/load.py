@@ -3,7 +3,8 @@
     python tests/support/load.py connect ADDRESS PORT --rate 200 --seconds 10
     python tests/support/load.py query SERVER NAME --rate 1000 --seconds 10
 
-Prints one JSON object: `{"sent": …, "failed": …, "slowest_ms": …, "failures": [seconds after the start, …], "reasons": {why: how often}}`.
+Prints one JSON object:
+`{"sent": …, "failed": …, "slowest_ms": …, "failures": [seconds after the start, …], "last": …, "reasons": {why: how often}}`.
 A connection counts as failed when it is refused, reset or not made within a second; it reads one HTTP answer. A query counts as lost when
 no answer with its ID comes within a second, or an answer that says failure; nothing is sent twice. Queries leave from 64 source ports, so
 that the kernel spreads them over all workers of an SO_REUSEPORT group.
@@ -49,7 +50,8 @@ class Tally:
                     "sent": self.sent,
                     "failed": len(self.failures),
                     "slowest_ms": round(self.slowest_s * 1000, 1),
-                    "failures": self.failures[:50],
+                    "failures": sorted(self.failures)[:50],
+                    "last": max(self.failures, default=0.0),
                     "reasons": self.reasons,
                 }
             )
