@@ -116,16 +116,17 @@ def _fitting(searches: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...
 
 
 def pod_views(
-    pods: Iterable[Pod], node: ResolverConfig | None, *, cluster_dns: Sequence[str], domain: str
+    pods: Iterable[Pod], node: ResolverConfig | None, *, cluster_dns: Sequence[str], domain: str, node_name: str = ""
 ) -> tuple[PodView, ...]:
-    """What the workers are told of this node's pods: one view for each address, in the order of the pods.
+    """What the workers are told of this node's pods: one view for each address, in the order of the pods. node_name: those of others,
+    which are known where DNS answers for all pods, are left out.
 
     A pod that has ended gave its address back. A pod on the node's own address is told apart by its namespace, so only a list that begins
     with one is of use there.
     """
     found = []
     for pod in pods:
-        if pod.finished:
+        if pod.finished or (node_name and pod.node not in ("", node_name)):
             continue
         config = pod_config(pod, node, cluster_dns=cluster_dns, domain=domain)
         searches = wire_searches(config.searches)

@@ -19,6 +19,7 @@ from kproxy.sync.drift import DriftStatus
 from kproxy.sync.loop import SyncLoop, SyncOutcome
 from kproxy.telemetry.http import Health
 from kproxy.telemetry.inspect import StatePages
+from kproxy.telemetry.inspect_dns import DnsPages
 from kproxy.telemetry.statepage import (
     FORMAT,
     Header,
@@ -46,6 +47,7 @@ class Instance:
     health: Callable[[], Health]
     server: Callable[[], str]
     dns_workers: Callable[[], int | None]
+    dns_pages: DnsPages | None = None
     started: float = field(default_factory=time.monotonic)
     last_success: float | None = None  # monotonic, so that a clock that is set does not make syncs look old
 
@@ -58,7 +60,9 @@ class Instance:
 
     def pages(self) -> StatePages:
         """What the state socket serves."""
-        return StatePages(status=self.status, snapshot=self.snapshot, wanted=lambda: self.backend.wanted)
+        return StatePages(
+            status=self.status, snapshot=self.snapshot, wanted=lambda: self.backend.wanted, dns=self.dns_pages
+        )
 
     def status(self) -> StatusPage:
         """For `kproxy status`."""

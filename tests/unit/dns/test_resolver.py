@@ -153,12 +153,13 @@ def test_views_of_pods() -> None:
     pods = [
         Pod(name=name, ips=("10.244.0.5", "fd00::5")),
         Pod(name=name, ips=("10.244.0.6",), finished=True),
+        Pod(name=name, ips=("10.244.1.7",), node="node-2"),
         Pod(name=name),
         Pod(name=name, ips=("192.0.2.1",), host_network=True),
         Pod(name=name, ips=("192.0.2.1",), host_network=True, dns_policy="ClusterFirstWithHostNet"),
     ]
     searches = wire_searches((*CLUSTER, "internal"))
-    assert pod_views(pods, node, cluster_dns=("10.96.0.10",), domain="cluster.local") == (
+    assert pod_views(pods, node, cluster_dns=("10.96.0.10",), domain="cluster.local", node_name="node-1") == (
         PodView(address="10.244.0.5", name="test-1/x", searches=searches),
         PodView(address="fd00::5", name="test-1/x", searches=searches),
         PodView(address="192.0.2.1", name="test-1/x", ndots=1, host_network=True),
