@@ -299,9 +299,16 @@ def _transferred(block: Compiled, zone: Zone, query: Query, arrival: Arrival) ->
 
 
 def _followed(
-    served: Served, query: Query, target: bytes, prefix: Sequence[bytes | Record], arrival: Arrival, depth: int
+    served: Served,
+    query: Query,
+    target: bytes,
+    prefix: Sequence[bytes | Record],
+    arrival: Arrival,
+    depth: int,
+    *,
+    instead: bool = False,
 ) -> Outcome | Forward:
-    """The records of `target`, resolved by the whole server, behind the CNAMEs that lead there."""
+    """The records of `target`, resolved by the whole server, behind the CNAMEs that lead there; instead: see `finishing.following`."""
     port = arrival.port or served.settings.port
     table = served.tables.get((arrival.address, port)) or served.tables.get(("", port))
     about = search.about(query, target, query.qtype)
@@ -315,7 +322,9 @@ def _followed(
     if isinstance(said, Forward) and said.after is None and said.then is None and not said.prefix and finished:
         return replace(said, query=query, prefix=tuple(finished))  # the ordinary external name
     records = finishing.prefix_records(query, finished) or tuple(item for item in prefix if isinstance(item, Record))
-    finished_reply = finishing.finished(said, query, (finishing.following(records),), arrival.transport)
+    finished_reply = finishing.finished(
+        said, query, (finishing.following(records, instead=instead),), arrival.transport
+    )
     # It depends on more than the one Service that its last part is made from.
     return replace(finished_reply, owner=b"", turns=1) if isinstance(finished_reply, Outcome) else finished_reply
 
@@ -340,7 +349,7 @@ class _Elsewhere:
             target = chain_links.new_target(item, self.aliases)
             if target:
                 kept = (*message.answer[:at], replace(item, rdata=target))
-                return _followed(self.served, self.query, target.lower(), kept, self.arrival, self.depth)
+                return _followed(self.served, self.query, target.lower(), kept, self.arrival, self.depth, instead=True)
         return outcome
 
 

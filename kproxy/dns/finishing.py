@@ -198,10 +198,11 @@ def without_extras(message: Message) -> Message:
     return replace(message, authority=(), additional=())
 
 
-def following(prefix: Sequence[Record]) -> Step:
-    """Puts the CNAMEs that led to a name in front of that name's answer.
+def following(prefix: Sequence[Record], *, instead: bool = False) -> Step:
+    """Puts the CNAMEs that led to a name in front of that name's answer. They are this server's own, so is the reply (AA).
 
-    A name that does not exist makes an alias without end, a name that cannot be resolved a failure, as for an ExternalName.
+    A name that does not exist makes an alias without end, a name that cannot be resolved a failure, as for an ExternalName. instead: the
+    CNAMEs are somebody else's, whose target was changed: nothing is claimed, and a negative answer keeps its SOA.
     """
 
     def step(message: Message) -> Message:
@@ -211,8 +212,9 @@ def following(prefix: Sequence[Record]) -> Step:
             message,
             rcode=Rcode.NOERROR,
             authentic=False,
+            authoritative=not instead,
             answer=(*prefix, *message.answer),
-            authority=(),
+            authority=message.authority if instead and not message.answer else (),
             additional=(),
         )
 

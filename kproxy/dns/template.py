@@ -56,7 +56,7 @@ class _Compiled:
         self.rcode = rcode_of(directive.rcode)
         self.error = directive.extended_error
         sections = (directive.answers, directive.additionals, directive.authorities)
-        self.sections = tuple(tuple(map(_text, texts)) for texts in sections)
+        self.sections = tuple(tuple(map(record_text, texts)) for texts in sections)
         self.personal = any(_PERSONAL.search(text) for texts in sections for text in texts)
 
     def fits(self, query: Query) -> bytes | None:
@@ -114,6 +114,7 @@ class Templates:
 
 
 def record_text(text: str) -> Text:
+    """One record's template, compiled. Raises ValueError for what is wrong with it, or cannot become a record here."""
     compiled = Text(text, FIELDS)
     for kind in _KIND.findall(re.sub(r"\{\{.*?\}\}", " ", text)):
         if not is_writable(type_of(kind)) and "\\#" not in text:
