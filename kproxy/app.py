@@ -28,7 +28,7 @@ from typing import IO, Any
 
 import uvloop
 
-from kproxy.app_dns import DnsHalf
+from kproxy.app_dns import DnsHalf, demands_of
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.guard import IptablesGuard
 from kproxy.backends.iptables.settings import IptablesSettings
@@ -66,8 +66,8 @@ from kproxy.telemetry.instance import Instance
 from kproxy.telemetry.logs import configure, fields
 from kproxy.telemetry.metrics import Metric
 from kproxy.telemetry.monitor import Monitor, Sources
-from kproxy.telemetry.notices import port_taken, table_full
-from kproxy.telemetry.statepage import socket_path, status_bytes
+from kproxy.telemetry.notices import corefile_refused, dns_handed_back, port_taken, table_full
+from kproxy.telemetry.statepage import furthest_behind, socket_path, status_bytes
 from kproxy.watch.addresses import watch_addresses
 from kproxy.watch.client import Api, ClientSettings, connect
 from kproxy.watch.reflector import RESOURCES, WatchStats, reflect
@@ -75,6 +75,7 @@ from kproxy.watch.reflector import RESOURCES, WatchStats, reflect
 log = logging.getLogger("kproxy.app")
 
 _BE_LIBERAL = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
+_HEARD_S = 90.0  # bookmarks come once a minute
 _LONGEST_RETRY_S = 3.0  # a lock that is free again, a tool that works again: noticed this soon
 # Snapshots, states and rulesets die by reference count; cycles are few (exceptions, tasks). With Python's own thresholds (700, 10, 10) a
 # sync of one Service among 10,000 spent 6-39 ms in collections that walked maps of 30,000 entries and found nothing.
@@ -106,10 +107,11 @@ class Controller:
         self.tally = Tally(run_tool)
         self.backend = IptablesBackend(settings, variant=variant, runner=self.tally.run)
         self.upstreams = upstreams_of(config.dns)
-        self.dns = DnsHalf(config, lambda: self.loop)
+        self.dns = DnsHalf(config, lambda: self.loop, self._dns_left, self._is_heard, self._refused)
         self.api: Api | None = None
         # Only what is needed: kube-proxy's ClusterRole, system:node-proxier, knows neither Namespaces nor Pods.
-        self.resources = [r for r in RESOURCES(config.node_name) if config.dns.enabled or r.kind in RULES_NEED]
+        watched = RESOURCES(config.node_name, demands_of(self.dns.settings))
+        self.resources = [r for r in watched if config.dns.enabled or r.kind in RULES_NEED]
         self.watches = tuple(WatchStats(resource.kind) for resource in self.resources)
         period = config.iptables
         pacer = Pacer(min_period_s=period.min_sync_period_s, max_retry_s=min(period.sync_period_s, _LONGEST_RETRY_S))
@@ -173,6 +175,16 @@ class Controller:
     def _table_full(self, fullness: Fullness) -> None:
         if fullness.is_full:
             self.monitor.recorder.record(table_full(self.config.node_name, fullness.text))
+
+    def _is_heard(self) -> bool:
+        age = furthest_behind(self.watches, time.monotonic())
+        return age is not None and age < _HEARD_S and not any(stats.waits_s for stats in self.watches)
+
+    def _refused(self, why: str) -> None:
+        self.monitor.recorder.record(corefile_refused(self.config.node_name, why))
+
+    def _dns_left(self, why: str) -> None:
+        self.monitor.recorder.record(dns_handed_back(self.config.node_name, why))
 
     async def publish(self, snapshot: Snapshot) -> None:
         """What follows from `snapshot` besides rules."""
@@ -287,7 +299,7 @@ class Controller:
         yield self.ended.keep(lambda: (self.loop.desired, self.loop.snapshot.local_addresses))
         yield watch_addresses(self.loop.emit)
         yield from self._reflectors(api)
-        yield from self.dns.tasks()
+        yield from self.dns.tasks(api)
 
     def _pages(self) -> Iterator[Coroutine[Any, Any, None]]:
         yield from self.monitor.tasks(self.dns.own_addresses)

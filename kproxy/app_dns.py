@@ -11,30 +11,73 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import suppress
+from operator import is_
 from pathlib import Path
 from typing import Any
 
+from kproxy.app_corefile import CorefileHalf, DemandsChangedError
 from kproxy.config.config import Config
-from kproxy.dns.channel import ZonePublisher
-from kproxy.dns.compile import compile_zone
+from kproxy.dns.blocks import PodRecords
+from kproxy.dns.channel import About
+from kproxy.dns.clients import served_networks
 from kproxy.dns.configured import channel_path, dns_settings
+from kproxy.dns.cookie_file import cookie_secrets
+from kproxy.dns.directives import zone_settings
+from kproxy.dns.handover import HandOver
+from kproxy.dns.memory import NAME, Memory
 from kproxy.dns.presence import Presence
+from kproxy.dns.publisher import ZonePublisher
+from kproxy.dns.resolver import NODE_OCTETS, ResolverConfig, pod_views, read_config
+from kproxy.dns.selector import keys_of
+from kproxy.dns.settings import DnsSettings
+from kproxy.dns.vigil import Vigil
 from kproxy.dns.zone import Zone
+from kproxy.dns.zones import compile_zones
 from kproxy.model.snapshot import Snapshot
 from kproxy.process import family_name
 from kproxy.sync.loop import SyncLoop
+from kproxy.watch.client import Api
+from kproxy.watch.reflector import Demands
 
 
 class DnsHalf:
     """Of one controller. `settings` is None where DNS is off."""
 
-    def __init__(self, config: Config, loop: Callable[[], SyncLoop]) -> None:
-        self.settings = dns_settings(config, os.environ) if config.dns.enabled else None
-        self.addresses = config.dns.cluster_dns if config.dns.enabled else ()
+    def __init__(
+        self,
+        config: Config,
+        loop: Callable[[], SyncLoop],
+        told: Callable[[str], None],
+        is_heard: Callable[[], bool],
+        refused: Callable[[str], None],
+    ) -> None:
+        """told: why the addresses were handed to other nodes. is_heard: whether what is known is the API server's word of now.
+
+        refused: what is wrong with a Corefile that was not taken. Raises ConfigError for one that cannot be begun with.
+        """
+        base = dns_settings(config, os.environ) if config.dns.enabled else None
+        self.corefile = CorefileHalf(config, base, use=self.use, refused=refused) if base is not None else None
+        self.settings = self.corefile.settings if self.corefile is not None else None
+        self.addresses = (*config.dns.cluster_dns, *config.dns.local_addresses) if config.dns.enabled else ()
         self.publisher = ZonePublisher(Path(channel_path(config, family_name(os.getppid()))))
         self.presence = Presence(self.addresses)
-        self.zone: Zone | None = None
-        self._loop = loop
+        self.zones: tuple[Zone, ...] = ()
+        self._config, self._loop = config, loop
+        self._used: DnsSettings | None = (
+            self.settings if config.dns.corefile else None  # of a Corefile; None: what the workers were started with
+        )
+        self._secrets = cookie_secrets(Path(config.run_dir) / "cookies.json", time.time())
+        self._described: tuple[object, ...] = ()
+        self.memory = Memory(Path(config.run_dir) / NAME, self.publisher.frames, is_heard)
+        self.handover = HandOver(
+            Vigil(self.addresses, config.dns.port),
+            self.publisher,
+            self.presence,
+            right=lambda: self._loop().status.writer,
+            sync=lambda: self._loop().sync(),
+            told=told,
+        )
 
     @property
     def own_addresses(self) -> tuple[str, ...]:
@@ -47,35 +90,74 @@ class DnsHalf:
             await self.publisher.start()
 
     async def publish(self, snapshot: Snapshot) -> None:
-        """Compiles the zone of `snapshot` and sends what is new to the workers."""
-        if self.settings is None:
+        """Compiles the zones of `snapshot` and sends what is new to the workers."""
+        if self.settings is None or self.corefile is None or not self.corefile.known:
             return
         # The serial grows with every change, also with several in one second (RFC 1982 arithmetic has room).
-        serial = max(int(time.time()), self.zone.serial + 1 if self.zone is not None else 0)
-        self.zone = compile_zone(snapshot, self.settings, self.zone, serial=serial)
-        await self.publisher.publish(self.zone)
+        serial = max(int(time.time()), *(zone.serial + 1 for zone in self.zones), 0)
+        before = self.publisher.number
+        self.zones = compile_zones(snapshot, self.settings, self.zones, serial=serial)
+        self._describe(snapshot)
+        await self.publisher.publish(*self.zones, settings=self._used)
+        if self.publisher.number != before:
+            self.memory.changed()
+
+    async def use(self, settings: DnsSettings) -> None:
+        """Follows other settings from now on: a Corefile that has changed. Raises ValueError when they cannot be."""
+        if demands_of(settings) != demands_of(self.settings):
+            raise DemandsChangedError("the Corefile asks for other objects of the API: the controller starts over")
+        self.settings = self._used = settings
+        if self.zones:
+            await self.publish(self._loop().snapshot)
+
+    def _describe(self, snapshot: Snapshot) -> None:
+        """Tells the workers who is served and whose pod each address is, when that has changed."""
+        known = (snapshot.pods, snapshot.local_addresses, snapshot.nodes)
+        if self.settings is None or (self._described and all(map(is_, known, self._described))):
+            return
+        self._described = known
+        node = snapshot.node(self._config.node_name)
+        ranges = (*self._config.cluster_cidrs, *(node.pod_cidrs if node is not None else ()))
+        file = self._node_file()
+        pods = pod_views(snapshot.pods.values(), file, cluster_dns=self.addresses, domain=self.settings.zone)
+        own = (*self.settings.listen, *sorted(snapshot.local_addresses))
+        networks = served_networks(self.settings.allowed_networks, own, ranges)
+        self.publisher.tell(About(networks, pods, self._secrets))
+
+    def _node_file(self) -> ResolverConfig | None:
+        """The resolv.conf that the kubelet adds to those of pods: the first one that is there, as the workers look for upstreams."""
+        assert self.settings is not None
+        for path in self.settings.resolv_conf:
+            with suppress(OSError, UnicodeDecodeError), Path(path).open(encoding="utf-8") as file:
+                return read_config(file.read(NODE_OCTETS))
+        return None
 
     def held(self, snapshot: Snapshot) -> tuple[str, ...]:
-        """The DNS addresses that this node holds.
+        """The DNS addresses that this node holds and answers.
 
         Their port 53 is left untracked, and only theirs: untracked queries are not translated, without the address they would go nowhere.
         So the order is address first, rules after, and a controller that starts over finds both as they were.
         """
+        if self.handover.away:
+            return ()
         return tuple(address for address in self.addresses if address in snapshot.local_addresses)
 
     def may_be_present(self) -> bool:
-        """Whether there is a zone, somebody who answers, and the right to write."""
-        status = self._loop().status
-        return status.writer and status.dns_published and self.publisher.answering() > 0
+        """Whether somebody answers, be it from the zones on disk, and the right to write is ours."""
+        return self._loop().status.writer and self.publisher.answering() > 0 and not self.handover.away
 
     async def leave(self, sync: Callable[[], Awaitable[bool]]) -> None:
         """Hands queries to other nodes' servers: `sync` makes the rules track them again, then the addresses are given back."""
         await self.presence.leave(sync)
 
-    def tasks(self) -> Iterator[Coroutine[Any, Any, None]]:
+    def tasks(self, api: Api) -> Iterator[Coroutine[Any, Any, None]]:
         """What has to run for as long as the controller does."""
-        if self.settings is not None:
+        if self.settings is not None and self.corefile is not None:
+            yield from self.corefile.tasks(api, lambda: self.publish(self._loop().snapshot))
             yield self.presence.keep(self.may_be_present, lambda: self._loop().snapshot.local_addresses)
+            yield self.memory.keep()
+            if self.addresses:
+                yield self.handover.keep()
 
     def workers(self) -> int | None:
         """How many workers are connected; None where DNS is off."""
@@ -87,3 +169,14 @@ class DnsHalf:
             return {}
         held = self.held(self._loop().snapshot)
         return {"dns addresses held": ", ".join(held), "dns workers": len(self.publisher.workers())}
+
+
+def demands_of(settings: DnsSettings | None) -> Demands:
+    """What has to be watched for the `kubernetes` directives beside what every node watches. Only where a Corefile asks for it."""
+    flat = zone_settings(settings) if settings is not None else ()
+    return Demands(
+        all_pods=any(zone.pods is PodRecords.VERIFIED for zone in flat),
+        imports=any(zone.multicluster for zone in flat),
+        service_labels=keys_of([zone.labels for zone in flat]),
+        namespace_labels=keys_of([zone.namespace_labels for zone in flat]),
+    )
