@@ -165,6 +165,7 @@ class Controller:
         yield from metrics_flows.ended_flows(self.ended.counters)
         if (loopback := self.loopback) is not None:
             yield from metrics_flows.loopback(loopback.counts, listeners=len(loopback.table), taken=len(loopback.taken))
+        yield from self.dns.metrics()
 
     def _port_taken(self, port: Taken) -> None:
         _, protocol, number = port.key

@@ -37,6 +37,8 @@ from kproxy.dns.zones import compile_zones
 from kproxy.model.snapshot import Snapshot
 from kproxy.process import family_name
 from kproxy.sync.loop import SyncLoop
+from kproxy.telemetry.metrics import Metric
+from kproxy.telemetry.metrics_reload import reloads
 from kproxy.watch.client import Api
 from kproxy.watch.reflector import Demands
 
@@ -162,6 +164,11 @@ class DnsHalf:
     def workers(self) -> int | None:
         """How many workers are connected; None where DNS is off."""
         return len(self.publisher.workers()) if self.settings is not None else None
+
+    def metrics(self) -> Iterator[Metric]:
+        """What the controller itself counts; the workers' counters go another way."""
+        if self.corefile is not None and self._config.dns.corefile:
+            yield from reloads(self.corefile.reloading.failed, self.corefile.reloading.digest)
 
     def lines(self) -> dict[str, Any]:
         """For /statusz."""
