@@ -306,9 +306,9 @@ def _followed(
     arrival: Arrival,
     depth: int,
     *,
-    instead: bool = False,
+    instead_of: finishing.Message | None = None,
 ) -> Outcome | Forward:
-    """The records of `target`, resolved by the whole server, behind the CNAMEs that lead there; instead: see `finishing.following`."""
+    """The records of `target`, resolved by the whole server, behind the CNAMEs that lead there; instead_of: see `finishing`."""
     port = arrival.port or served.settings.port
     table = served.tables.get((arrival.address, port)) or served.tables.get(("", port))
     about = search.about(query, target, query.qtype)
@@ -323,7 +323,7 @@ def _followed(
         return replace(said, query=query, prefix=tuple(finished))  # the ordinary external name
     records = finishing.prefix_records(query, finished) or tuple(item for item in prefix if isinstance(item, Record))
     finished_reply = finishing.finished(
-        said, query, (finishing.following(records, instead=instead),), arrival.transport
+        said, query, (finishing.following(records, instead_of=instead_of),), arrival.transport
     )
     # It depends on more than the one Service that its last part is made from.
     return replace(finished_reply, owner=b"", turns=1) if isinstance(finished_reply, Outcome) else finished_reply
@@ -349,7 +349,9 @@ class _Elsewhere:
             target = chain_links.new_target(item, self.aliases)
             if target:
                 kept = (*message.answer[:at], replace(item, rdata=target))
-                return _followed(self.served, self.query, target.lower(), kept, self.arrival, self.depth, instead=True)
+                return _followed(
+                    self.served, self.query, target.lower(), kept, self.arrival, self.depth, instead_of=message
+                )
         return outcome
 
 

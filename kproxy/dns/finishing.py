@@ -198,11 +198,11 @@ def without_extras(message: Message) -> Message:
     return replace(message, authority=(), additional=())
 
 
-def following(prefix: Sequence[Record], *, instead: bool = False) -> Step:
+def following(prefix: Sequence[Record], *, instead_of: Message | None = None) -> Step:
     """Puts the CNAMEs that led to a name in front of that name's answer. They are this server's own, so is the reply (AA).
 
-    A name that does not exist makes an alias without end, a name that cannot be resolved a failure, as for an ExternalName. instead: the
-    CNAMEs are somebody else's, whose target was changed: nothing is claimed, and a negative answer keeps its SOA.
+    A name that does not exist makes an alias without end, a name that cannot be resolved a failure, as for an ExternalName.
+    instead_of: the CNAMEs are from this reply, and their target was changed: its authority section stays, and nothing is claimed.
     """
 
     def step(message: Message) -> Message:
@@ -212,9 +212,9 @@ def following(prefix: Sequence[Record], *, instead: bool = False) -> Step:
             message,
             rcode=Rcode.NOERROR,
             authentic=False,
-            authoritative=not instead,
+            authoritative=instead_of is None,
             answer=(*prefix, *message.answer),
-            authority=message.authority if instead and not message.answer else (),
+            authority=() if instead_of is None else instead_of.authority,
             additional=(),
         )
 
