@@ -83,22 +83,24 @@ class AnswerCache:
         Left out: mixed case (0x20 clients choose it anew each time), EDNS options (cookies), refusals and SERVFAIL. key: where the bytes
         alone do not make the reply.
         """
-        query = outcome.query
-        if query is None or not query.whole or outcome.rcode not in _LASTING or query.name != query.lowered:
-            return
-        if query.edns is not None and query.edns.options:
+        if not comes_again(outcome):
             return
         found = data[2:] if key is None else key
         self._keep(found, outcome, (outcome.reply[2:], counts))
 
-    def _keep(self, key: Hashable, outcome: Outcome, entry: Entry) -> None:
+    def keep(self, key: Hashable, entry: Entry) -> None:
+        """Remembers a reply that is no single Service's, in the only order it has."""
         size = _octets(entry)
+        if len(self.fleeting) >= self.entries or self._fleeting_octets + size > self.octets:
+            self._empty_fleeting()
+        self.fleeting[key] = entry
+        self._fleeting_octets += size
+
+    def _keep(self, key: Hashable, outcome: Outcome, entry: Entry) -> None:
         if not outcome.owner and outcome.turns == 1:
-            if len(self.fleeting) >= self.entries or self._fleeting_octets + size > self.octets:
-                self._empty_fleeting()
-            self.fleeting[key] = entry
-            self._fleeting_octets += size
+            self.keep(key, entry)
             return
+        size = _octets(entry)
         if len(self.lasting) + len(self._rounds) >= self.entries or self._lasting_octets + size > self.octets:
             self._empty_lasting()
         self._lasting_octets += size
@@ -136,6 +138,14 @@ class AnswerCache:
     def _empty_fleeting(self) -> None:
         self.fleeting.clear()
         self._fleeting_octets = 0
+
+
+def comes_again(outcome: Outcome) -> bool:
+    """Whether the reply is of a lasting kind and its query's bytes are likely to come again."""
+    query = outcome.query
+    if query is None or not query.whole or outcome.rcode not in _LASTING or query.name != query.lowered:
+        return False
+    return query.edns is None or not query.edns.options
 
 
 def _octets(entry: Entry) -> int:

@@ -9,24 +9,24 @@ everybody a walk through all upstreams (RFC 9520). What is not: replies that wer
 (ANY, AXFR), a CNAME that leads nowhere without an SOA. Every record of an entry has one TTL, the shortest of them between the bounds of the
 directive, and it falls: so CoreDNS does it.
 
-`Made` replies are the hot half: finished bytes by the raw bytes of their queries, as in `cache`, but those of forwarded names grow older.
-What stands in `now` is right for the present second, found by one look-up and emptied when the second is over; a new second's bytes come
-from the pieces between the TTLs, which costs a join.
+`AgingReplies` are finished bytes by the raw bytes of their queries, as in `cache`; a TTL of the present second costs them a join.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 from kproxy.dns import names, upstream
 from kproxy.dns.blocks import Cache
-from kproxy.dns.upstream import Malformed, Question, Reply
+from kproxy.dns.upstream import Question, Reply
 from kproxy.dns.wire import Rcode
 
 OCTETS = 6 << 20  # of one half, as `_weight` counts them
-MADE, MADE_OCTETS = 8192, 4 << 20
+AGING, AGING_OCTETS = 16384, 4 << 20
+RENEW_S = 5.0
 TURNS = 8  # orders kept of a reply with several addresses
 UNANSWERED_S = 1.0  # nobody answering is remembered for RFC 9520's least time: the next client may have better luck
 
@@ -36,11 +36,10 @@ _META = range(128, 256)  # question types that no record has: RFC 6895 section 3
 class Entry:
     """One remembered reply. ttl, since, until: seconds; stale_until: the end of its life as an expired answer.
 
-    failed_until: a refresh failed, and is not tried again before. current: no newer reply has taken its place.
+    failed_until: a refresh failed, and is not tried again before.
     """
 
     __slots__ = (
-        "current",
         "failed_until",
         "hits",
         "last_hit",
@@ -61,7 +60,6 @@ class Entry:
         self.failed_until = 0.0
         self.hits = 0
         self.last_hit = now
-        self.current = True
         self.weight = _weight(reply)
 
     def left(self, now: float) -> int:
@@ -88,7 +86,6 @@ class _Half:
     def take(self, question: Question) -> Entry | None:
         gone = self.entries.pop(question, None)
         if gone is not None:
-            gone.current = False
             self._octets -= gone.weight
         return gone
 
@@ -100,7 +97,6 @@ class _Half:
         self._octets += entry.weight
         while len(self.entries) > self._capacity or self._octets > OCTETS:
             _, gone = self.entries.popitem(last=False)
-            gone.current = False
             self._octets -= gone.weight
             self.evictions += 1
 
@@ -197,10 +193,6 @@ class ReplyCache:
             return False
         return (entry.until - now) * 100 < directive.prefetch_percent * entry.ttl
 
-    def counts_uses(self, entry: Entry) -> bool:
-        """Whether each use has still to be seen by `wants_refresh`."""
-        return entry.hits < self.directive.prefetch_amount
-
     def _concerns(self, question: Question) -> bool:
         return not self._zones or _within(question.name, self._zones)
 
@@ -229,86 +221,63 @@ def _weight(reply: Reply) -> int:
 
 
 @dataclass(slots=True)
-class _Made:
-    """The orders of one finished reply, each cut at its TTLs; how many there will be; which is next."""
+class _Aging:
+    """The orders of one finished reply, each cut at its TTLs; how many there will be; which is next; when it is to be made anew."""
 
-    entry: Entry
     orders: list[tuple[bytes, ...]]
+    counts: list[int]
     wanted: int
+    until: float
+    renewed: float
     next: int = 0
-    weight: int = 0
 
 
-class MadeReplies:
-    """Finished replies by the raw bytes of their queries behind the ID. The server reads `now` directly, after `begin`."""
+class AgingReplies:
+    """Finished replies by the raw bytes of their queries, whose TTL falls: the pieces between the TTLs, joined by the present one.
 
-    def __init__(self, *, entries: int = MADE, octets: int = MADE_OCTETS) -> None:
-        self.now: dict[bytes, bytes] = {}
+    After RENEW_S each is made anew, so that what is remembered behind it is looked at again. Bounded by `entries` and `octets`: when full
+    it is emptied as a whole.
+    """
+
+    def __init__(self, *, entries: int = AGING, octets: int = AGING_OCTETS) -> None:
         self._entries, self._limit = entries, octets
-        self._second = -1
-        self._made: dict[bytes, _Made] = {}
+        self._aging: dict[Hashable, _Aging] = {}
         self._octets = 0
 
-    def begin(self, now: float) -> None:
-        """To be called before `now` is read: what another second's bytes were is thrown out."""
-        second = int(now)
-        if second != self._second:
-            self._second = second
-            self.now.clear()
-
-    def again(self, key: bytes, now: float) -> bytes | None:
-        """The reply to a query that was answered before, with the TTL of the present second; None when it has to be made anew."""
-        made = self._made.get(key)
-        if made is None:
+    def get(self, key: Hashable, now: float) -> tuple[bytes, list[int], bool] | None:
+        """The reply behind the ID, where its uses are counted, and whether there is but one order of it. now: monotonic seconds."""
+        aging = self._aging.get(key)
+        if aging is None or now >= aging.renewed or len(aging.orders) < aging.wanted:
             return None
-        entry = made.entry
-        if now >= entry.until or not entry.current:
-            self._drop(key)
-            return None
-        turns = len(made.orders)
-        if turns < made.wanted:
-            return None
-        made.next = (made.next + 1) % turns
-        reply = entry.left(now).to_bytes(4, "big").join(made.orders[made.next])
-        if turns == 1:
-            self.tell(key, reply, entry)
-        return reply
+        ttl = math.ceil(aging.until - now)
+        if aging.wanted == 1:
+            return ttl.to_bytes(4, "big").join(aging.orders[0]), aging.counts, True
+        aging.next = (aging.next + 1) % aging.wanted
+        return ttl.to_bytes(4, "big").join(aging.orders[aging.next]), aging.counts, False
 
-    def tell(self, key: bytes, reply: bytes, entry: Entry) -> None:
-        """`reply` (behind the ID) is right for the rest of this second, unless its entry ends within it or wants its uses counted."""
-        if entry.until >= self._second + 1 and len(self.now) < self._entries:
-            self.now[key] = reply
+    def turn_to_make(self, key: Hashable, now: float) -> int:
+        """Which address the next order of this reply begins with."""
+        aging = self._aging.get(key)
+        return 0 if aging is None or now >= aging.renewed else len(aging.orders)
 
-    def turn_to_make(self, key: bytes) -> int:
-        """Which address the next order of this query's reply begins with."""
-        made = self._made.get(key)
-        return 0 if made is None else len(made.orders)
-
-    def store(self, key: bytes, reply: bytes, entry: Entry, addresses: int) -> None:
-        """Keeps a reply (with its ID) that has one TTL for all records. addresses: how many there are, each may come first."""
-        try:
-            pieces = upstream.split_at_ttls(reply)
-        except Malformed:
-            return
-        made = self._made.get(key)
-        if made is None or made.entry is not entry:
-            self._drop(key)
-            if len(self._made) >= self._entries or self._octets > self._limit:
+    def store(self, key: Hashable, reply: bytes, counts: list[int], addresses: int, now: float) -> bool:
+        """Keeps a reply of ours; False when its records have several TTLs. addresses: how many there are, each may come first."""
+        cut = upstream.split_at_ttl(reply)
+        if cut is None:
+            return False
+        pieces, ttl = cut
+        aging = self._aging.get(key)
+        if aging is None or now >= aging.renewed:
+            if len(self._aging) >= self._entries or self._octets > self._limit:
                 self.clear()
-            made = self._made[key] = _Made(entry, [], max(1, min(addresses, TURNS)), weight=len(key))
-            self._octets += made.weight
-        if len(made.orders) < made.wanted:
-            made.orders.append(pieces)
-            made.weight += len(reply)
+            wanted = max(1, min(addresses, TURNS))
+            self._aging[key] = aging = _Aging([], counts, wanted, now + ttl, now + min(ttl, RENEW_S))
+        if len(aging.orders) < aging.wanted:
+            aging.orders.append(pieces)
             self._octets += len(reply)
-
-    def _drop(self, key: bytes) -> None:
-        gone = self._made.pop(key, None)
-        if gone is not None:
-            self._octets -= gone.weight
+        return True
 
     def clear(self) -> None:
         """Throws out everything: names may have become the cluster's own, or other directives apply."""
-        self.now.clear()
-        self._made.clear()
+        self._aging.clear()
         self._octets = 0

@@ -18,6 +18,7 @@ from time import perf_counter
 from typing import Any
 
 from kproxy.dns.cache import AnswerCache
+from kproxy.dns.cache_forward import AgingReplies
 from kproxy.dns.clients import Clients
 from kproxy.dns.denial import Denials
 from kproxy.dns.fairness import Shares
@@ -40,6 +41,7 @@ class Caches:
         self.common = AnswerCache()
         self.personal = AnswerCache()
         self.dated = AnswerCache(entries=8192, octets=4 << 20)
+        self.aging = AgingReplies()  # what the dated ones of the next second are made from
         self.denials = Denials()
 
 

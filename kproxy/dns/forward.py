@@ -146,6 +146,12 @@ class Forwarders:
         """Whether this is a question of our own that has come back, which shows that an upstream leads here."""
         return self._loops.met(upstream.question_of(forward))
 
+    def ages(self, forward: Forward) -> bool:
+        """Whether a reply may be told again for some seconds with a falling TTL and no look at what is remembered."""
+        cache = self._block(forward).cache
+        plain = not forward.prefix and forward.after is None
+        return plain and cache is not None and not cache.directive.keep_ttl and not cache.directive.prefetch_amount
+
     def remembered(self, forward: Forward) -> tuple[Reply, int] | None:
         """A reply that needs no waiting, and the TTL to tell; None when upstream has to be asked."""
         known = self._known(self._block(forward), forward, upstream.question_of(forward), time.monotonic())

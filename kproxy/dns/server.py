@@ -19,6 +19,7 @@ from typing import Any
 from kproxy.dns import chain
 from kproxy.dns.answer import Forward, Outcome, Transfer
 from kproxy.dns.blocks import ServerBlock
+from kproxy.dns.cache import comes_again
 from kproxy.dns.clients import Client, Clients, PodView, served_networks
 from kproxy.dns.datagrams import Caches, Datagrams, Hot
 from kproxy.dns.denial import denying
@@ -142,6 +143,7 @@ class Server:
         self._denying = denying(served.blocks, chain.kubernetes_of(settings), self.zones)
         for caches in self._caches.values():
             caches.dated.clear()
+            caches.aging.clear()
             caches.denials.clear()
             for cache in (caches.common, caches.personal):
                 if changed is None:
@@ -182,6 +184,7 @@ class Server:
         for caches in self._caches.values():
             caches.personal.clear()
             caches.dated.clear()
+            caches.aging.clear()
             caches.denials.clear()
             if heads:  # what was everybody's may depend on who asks now
                 caches.common.clear()
@@ -239,12 +242,18 @@ class Server:
             self._reply_walked(at, data, peer, client, walked, began)
             return
         caches = at.caches
+        aged = caches.aging.get((client.view, key), now)
+        if aged is not None:
+            self._reply_aged(at, data, peer, client, aged, began)
+            return
         turn = caches.common.turn_to_make(key) or caches.personal.turn_to_make((client.view, key))
         pending = self.responder.respond(data, Transport.UDP, client, turn, at.port, peer[1], at.sock)
         how = "zone"
         if isinstance(pending, Forward | Walk):
             how = "walk" if isinstance(pending, Walk) else "forward"
-            outcome = self.responder.at_once(pending, Transport.UDP, caches.dated.turn_to_make((client.view, key)))
+            place = (client.view, key)
+            turn = caches.aging.turn_to_make(place, now) or caches.dated.turn_to_make(place)
+            outcome = self.responder.at_once(pending, Transport.UDP, turn)
             if outcome is None:
                 self._spawn(self._later(at, data, peer, client, pending, began))
                 return
@@ -274,10 +283,27 @@ class Server:
             return
         elif how == "zone":
             at.caches.personal.store(data, outcome, counts, key=(client.view, data[2:]))
-        elif may_be_dated(outcome):
-            at.caches.dated.store(data, outcome, counts, key=(client.view, data[2:]))
-            if self._second is None:
-                self._second = asyncio.get_running_loop().call_later(1.0, self._next_second)
+        elif may_be_dated(outcome) and comes_again(outcome):
+            key = (client.view, data[2:])
+            ages = isinstance(pending, Forward) and self.responder.upstreams.ages(pending)
+            if not ages or not at.caches.aging.store(key, outcome.reply, counts, outcome.turns, now):
+                at.caches.dated.store(data, outcome, counts, key=key)
+                self._end_second()
+
+    def _reply_aged(
+        self, at: Datagrams, data: bytes, peer: Any, client: Client, aged: tuple[bytes, list[int], bool], began: float
+    ) -> None:
+        reply, counts, lasts = aged
+        at.send(data[:2] + reply, peer)
+        counts[at.family] += 1
+        if lasts:
+            at.caches.dated.keep((client.view, data[2:]), (reply, counts))
+            self._end_second()
+        if self.observing.active:
+            took = perf_counter() - began
+            self.observing.answered(data, data[:2] + reply, peer, client, took, "cache", "udp")
+        else:
+            self.hot.slow_s += perf_counter() - began
 
     def _reply_walked(
         self, at: Datagrams, data: bytes, peer: Any, client: Client, walked: tuple[bytes, int], began: float
@@ -289,6 +315,10 @@ class Server:
             took = perf_counter() - began
             self.observing.answered(data, reply, peer, client, took, "walk", "udp", saved=saved)
 
+    def _end_second(self) -> None:
+        if self._second is None:
+            self._second = asyncio.get_running_loop().call_later(1.0, self._next_second)
+
     def _next_second(self) -> None:
         self._second = None
         for caches in self._caches.values():
@@ -298,10 +328,13 @@ class Server:
         self, at: Datagrams, data: bytes, peer: Any, client: Client, pending: Pending, began: float
     ) -> None:
         outcome = await self.responder.later(pending, Transport.UDP, client)
-        if isinstance(pending, Walk):
-            self.responder.walked.store(client, data, pending, outcome, monotonic())
         how = "walk" if isinstance(pending, Walk) else "forward"
-        self._reply(at, data, peer, client, outcome, how, began)
+        try:
+            if isinstance(pending, Walk):
+                self.responder.walked.store(client, data, pending, outcome, monotonic())
+            self._reply(at, data, peer, client, outcome, how, began)
+        except Exception as error:  # out of a task it would end the worker, and with it everybody's answers
+            self.responder.fault(error, data)
 
     def _reply(
         self, at: Datagrams, data: bytes, peer: Any, client: Client, outcome: Outcome, how: str, began: float

@@ -158,7 +158,9 @@ def finish(
     """
     if forward.after is None:
         return _finish(forward, reply, transport if forward.then is None else Transport.TCP, ttl, turn)
-    return forward.after(_finish(forward, reply, Transport.TCP, ttl, turn), transport)  # made whole: it is taken apart again
+    return forward.after(
+        _finish(forward, reply, Transport.TCP, ttl, turn), transport
+    )  # made whole: it is taken apart again
 
 
 def _finish(forward: Forward, reply: Reply | None, transport: Transport, ttl: int | None, turn: int) -> bytes:
@@ -192,28 +194,26 @@ def _finish(forward: Forward, reply: Reply | None, transport: Transport, ttl: in
     )
 
 
-def split_at_ttls(reply: bytes) -> tuple[bytes, ...]:
-    """A finished reply without its ID, cut at the TTLs of its records: `ttl.join(pieces)` is the same reply with another one.
+def split_at_ttl(reply: bytes) -> tuple[tuple[bytes, ...], int] | None:
+    """A finished reply without its ID, cut at the TTLs of its records, and that TTL: `ttl.join(pieces)` is the same reply with another one.
 
-    reply: of our own making, with one TTL for all records. Raises Malformed for what cannot be walked.
+    None where there is none, or more than one. reply: of our own making.
     """
-    if len(reply) < wire.HEADER:
-        raise Malformed
     questions, *counts = struct.unpack_from("!HHHH", reply, 4)
     at, begun = wire.HEADER, 2
     for _ in range(questions):
         at = read_name(reply, at)[1] + 4
-    pieces = []
+    pieces: list[bytes] = []
+    ttls: set[int] = set()
     for _ in range(sum(counts)):
         at = read_name(reply, at)[1]
-        if at + 10 > len(reply):
-            raise Malformed
-        rtype, length = struct.unpack_from("!H", reply, at)[0], struct.unpack_from("!H", reply, at + 8)[0]
+        rtype, _, ttl, length = struct.unpack_from("!HHIH", reply, at)
         if rtype != Type.OPT:
             pieces.append(reply[begun : at + 4])
             begun = at + 8
+            ttls.add(ttl)
         at += 10 + length
-    return (*pieces, reply[begun:])
+    return ((*pieces, reply[begun:]), ttls.pop()) if len(ttls) == 1 else None
 
 
 def _turned(records: tuple[Record, ...], qtype: int, turn: int) -> Sequence[Record]:
