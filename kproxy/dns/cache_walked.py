@@ -17,7 +17,6 @@ from kproxy.dns import search, upstream
 from kproxy.dns.answer import Outcome
 from kproxy.dns.clients import UNCACHED, Client
 from kproxy.dns.search import Walk
-from kproxy.dns.upstream import Malformed
 from kproxy.dns.wire import Rcode, Type
 
 ENTRIES, OCTETS = 16384, 8 << 20
@@ -79,11 +78,10 @@ class WalkedReplies:
             return
         if outcome.reply[2] & 0x02:  # it was cut: the client comes back over TCP
             return
-        ttl = search.least_ttl(outcome.reply)
-        try:
-            pieces = upstream.split_at_ttls(outcome.reply)
-        except Malformed:
+        cut = upstream.split_at_ttl(outcome.reply, mixed=True)
+        if cut is None:
             return
+        pieces, ttl = cut
         key = (client.view, data[2:])
         known = self._known.get(key)
         if known is None or known.ttl - int(now - known.since) > ttl or len(known.orders) >= known.wanted:

@@ -123,4 +123,5 @@ def _unprivileged() -> UnsupportedError:
 def upstreams_of(config: DnsConfig) -> Upstreams:
     """Whom this machine asks for names outside of the cluster, as the workers do; with the DNS switched off, what its files say."""
     dns = config if config.enabled else DnsConfig()
-    return Upstreams(dns.upstreams, dns.resolv_conf or DnsSettings().resolv_conf, frozenset())
+    files = dns.resolv_conf or DnsSettings().resolv_conf
+    return Upstreams(dns.upstreams or files, frozenset(), preferred_files=files)

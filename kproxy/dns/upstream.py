@@ -194,10 +194,10 @@ def _finish(forward: Forward, reply: Reply | None, transport: Transport, ttl: in
     )
 
 
-def split_at_ttl(reply: bytes) -> tuple[tuple[bytes, ...], int] | None:
+def split_at_ttl(reply: bytes, *, mixed: bool = False) -> tuple[tuple[bytes, ...], int] | None:
     """A finished reply without its ID, cut at the TTLs of its records, and that TTL: `ttl.join(pieces)` is the same reply with another one.
 
-    None where there is none, or more than one. reply: of our own making.
+    None where there is none, or more than one; mixed: the least of several. reply: of our own making.
     """
     questions, *counts = struct.unpack_from("!HHHH", reply, 4)
     at, begun = wire.HEADER, 2
@@ -213,7 +213,7 @@ def split_at_ttl(reply: bytes) -> tuple[tuple[bytes, ...], int] | None:
             begun = at + 8
             ttls.add(ttl)
         at += 10 + length
-    return ((*pieces, reply[begun:]), ttls.pop()) if len(ttls) == 1 else None
+    return ((*pieces, reply[begun:]), min(ttls)) if len(ttls) == 1 or (mixed and ttls) else None
 
 
 def _turned(records: tuple[Record, ...], qtype: int, turn: int) -> Sequence[Record]:
