@@ -82,8 +82,8 @@ T040 | C | svc-c.test-2.svc A | OK | A 10.96.0.120
 T041 | C namespaces=test-1 | svc-c.test-2.svc A | NX
 K009 | U labels=tier=front | svc1.testns.svc A | OK | A 10.0.0.1
 K009 | U labels=tier=front | svc6.testns.svc AAAA, hdls1.testns.svc A, external.testns.svc CNAME | NX
-K010 | U labels=tier!=front,!gone | svc6.testns.svc AAAA | OK | AAAA 1234:abcd::1
-K010 | U labels=tier!=front,!gone | svc1.testns.svc A | NX
+K010 | U labels=tier+notin+(front),!gone | svc6.testns.svc AAAA | OK | AAAA 1234:abcd::1
+K010 | U labels=tier+notin+(front),!gone | svc1.testns.svc A | NX
 K011 | U namespace_labels=team+in+(red,blue) | svc1.testns.svc A | OK | A 10.0.0.1
 K011 | U namespace_labels=team+in+(red,blue) | kubedns.kube-system.svc A, svc1.unexposedns.svc A, svcns.svc A | NX
 T046 | U | node-port.testns.svc A | OK | A 10.0.0.6
@@ -208,8 +208,8 @@ T163 | R reverse_zones=192.168.1.0/25 | 100.1.168.192.in-addr.arpa PTR | OK | PT
 T163 | R reverse_zones=192.168.1.0/25 | x.100.1.168.192.in-addr.arpa PTR | NX
 S016 | C | 10.0.96.10.in-addr.arpa PTR | OK | PTR kube-dns.kube-system.svc
 K007 | R | 1.0.0.10.in-addr.arpa.0.10.in-addr.arpa PTR, 01.0.0.10.in-addr.arpa PTR, 256.0.0.10.in-addr.arpa PTR | NX
-T163 | R block=192.168.1.0/25 | 128.1.168.192.in-addr.arpa PTR, 1.2.168.192.in-addr.arpa PTR, svc1.testns.svc A | REFUSED
-T163 | R block=192.168.1.0/25 | 100.1.168.192.in-addr.arpa PTR | OK | PTR svc1.testns.svc
+T163b | R block=192.168.1.0/25 | 128.1.168.192.in-addr.arpa PTR, 1.2.168.192.in-addr.arpa PTR, svc1.testns.svc A | REFUSED
+T163b | R block=192.168.1.0/25 | 100.1.168.192.in-addr.arpa PTR | OK | PTR svc1.testns.svc
 T170 | U | 10-240-0-1.podns.pod A | NX
 T171 | U | 172-0-0-2.podns.pod A | NX
 T172 | U | podns.pod A | NX
