@@ -148,6 +148,7 @@ class Controller:
             health=self.monitor.health,
             server=lambda: self.api.server if self.api is not None else "",
             dns_workers=self.dns.workers,
+            dns_pages=self.dns.pages(),
         )
 
     def _listen(self, outcome: SyncOutcome) -> None:

@@ -25,6 +25,7 @@ from kproxy.dns.configured import channel_path, dns_settings
 from kproxy.dns.cookie_file import cookie_secrets
 from kproxy.dns.directives import zone_settings
 from kproxy.dns.handover import HandOver
+from kproxy.dns.inquiry import Inquiry
 from kproxy.dns.memory import NAME, Memory
 from kproxy.dns.presence import Presence
 from kproxy.dns.publisher import ZonePublisher
@@ -37,6 +38,7 @@ from kproxy.dns.zones import compile_zones
 from kproxy.model.snapshot import Snapshot
 from kproxy.process import family_name
 from kproxy.sync.loop import SyncLoop
+from kproxy.telemetry.inspect_dns import DnsPages
 from kproxy.telemetry.metrics import Metric
 from kproxy.telemetry.metrics_reload import reloads
 from kproxy.watch.client import Api
@@ -121,7 +123,13 @@ class DnsHalf:
         node = snapshot.node(self._config.node_name)
         ranges = (*self._config.cluster_cidrs, *(node.pod_cidrs if node is not None else ()))
         file = self._node_file()
-        pods = pod_views(snapshot.pods.values(), file, cluster_dns=self.addresses, domain=self.settings.zone)
+        pods = pod_views(
+            snapshot.pods.values(),
+            file,
+            cluster_dns=self.addresses,
+            domain=self.settings.zone,
+            node_name=self._config.node_name,
+        )
         own = (*self.settings.listen, *sorted(snapshot.local_addresses))
         networks = served_networks(self.settings.allowed_networks, own, ranges)
         self.publisher.tell(About(networks, pods, self._secrets))
@@ -160,6 +168,21 @@ class DnsHalf:
             yield self.memory.keep()
             if self.addresses:
                 yield self.handover.keep()
+
+    def pages(self) -> DnsPages | None:
+        """For the state socket: what `kproxy dig` and `kproxy dns observe` ask."""
+        base = self.settings
+        if base is None:
+            return None
+        inquiry = Inquiry(
+            publisher=self.publisher,
+            snapshot=lambda: self._loop().snapshot,
+            settings=lambda: self.settings or base,
+            zones=lambda: self.zones,
+            node_file=self._node_file,
+            cluster_dns=self.addresses,
+        )
+        return inquiry.pages()
 
     def workers(self) -> int | None:
         """How many workers are connected; None where DNS is off."""
