@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from itertools import islice
 
 from kproxy.dns import names
 from kproxy.dns.blocks import Hosts
@@ -21,6 +22,7 @@ from kproxy.dns.upstream import Record
 from kproxy.dns.wire import Query, Type
 
 MAX_LINES = 100_000  # of one file
+MAX_ANSWERS = 1000  # addresses of one name, names of one address; more do not fit into a message
 OWNER = b"\0hosts"  # what the answer cache files replies under that have an order to turn; no Service has such a key
 
 _REVERSE = {b"\x07in-addr\x04arpa\0": 4, b"\x03ip6\x04arpa\0": 16}
@@ -37,34 +39,31 @@ class HostTable:
         self._ttl = directive.ttl
         self._reverse = not directive.no_reverse
         self._addresses: dict[bytes, tuple[list[bytes], list[bytes]]] = {}
-        self._names: dict[bytes, list[bytes]] = {}
+        self._names: dict[bytes, dict[bytes, None]] = {}  # an ordered set: blocklists give one address 100,000 names
+        packed: dict[str, bytes] = {}
         for line in text.splitlines()[:MAX_LINES]:
             words = line.partition("#")[0].split()
-            self._add(words[0], words[1:]) if words else None
+            if len(words) > 1:
+                self._add(words[0], words[1:], packed)
         for inline in directive.lines:
-            self._add(inline.address, inline.names)
+            self._add(inline.address, inline.names, packed)
 
-    def _add(self, address: str, written: Iterable[str]) -> None:
-        try:
-            packed = names.pack(address.partition("%")[0])
-        except ValueError:
+    def _add(self, address: str, written: Iterable[str], known: dict[str, bytes]) -> None:
+        """known: addresses read before, b"" for what is none."""
+        packed = known.get(address)
+        if packed is None:
+            packed = known[address] = _packed(address)
+        if not packed:
             return
-        mapped = ipaddress.IPv6Address(packed).ipv4_mapped if len(packed) == 16 else None
-        packed = mapped.packed if mapped is not None else packed
         for text in written:
-            try:
-                name = names.encode(text).lower()
-            except ValueError:
-                continue
-            if not names.is_below_any(name, self._zones):
+            name = _plain(text) or _name(text)
+            if not name or not names.is_below_any(name, self._zones):
                 continue
             found = self._addresses.setdefault(name, ([], []))[0 if len(packed) == 4 else 1]
-            if packed not in found:
+            if len(found) < MAX_ANSWERS and packed not in found:
                 found.append(packed)
             if self._reverse and not name.startswith(b"\x01*"):
-                known = self._names.setdefault(packed, [])
-                if name not in known:
-                    known.append(name)
+                self._names.setdefault(packed, {})[name] = None
 
     def __len__(self) -> int:
         """Entries, as CoreDNS counts them for `coredns_hosts_entries`: addresses by name and names by address."""
@@ -74,7 +73,7 @@ class HostTable:
         """What the table says; None: the next directive's turn."""
         lowered, qtype = query.lowered, query.qtype
         if qtype == Type.PTR:
-            targets = self._names.get(_address_of(lowered), ())
+            targets = tuple(islice(self._names.get(_address_of(lowered), ()), MAX_ANSWERS))
             return self._answer(query, qtype, targets) if targets else None
         if not names.is_below_any(lowered, self._zones):
             return None
@@ -100,6 +99,34 @@ class HostTable:
 
 
 _NONE: tuple[list[bytes], list[bytes]] = ([], [])
+
+
+def _plain(text: str) -> bytes:
+    """The name, when nothing in it is escaped or too long; b"" otherwise. Four times as fast as `names.encode`."""
+    data = text.lower().encode()
+    if len(data) > 253 or b"\\" in data:
+        return b""
+    labels = data.removesuffix(b".").split(b".")
+    if not all(0 < len(label) < 64 for label in labels):
+        return b""
+    return b"".join([bytes((len(label),)) + label for label in labels]) + b"\0"
+
+
+def _name(text: str) -> bytes:
+    try:
+        return names.encode(text).lower()
+    except ValueError:
+        return b""
+
+
+def _packed(address: str) -> bytes:
+    """Its octets, an IPv4 address in IPv6's clothes as itself; b"" for what is no address."""
+    try:
+        packed = names.pack(address.partition("%")[0])
+    except ValueError:
+        return b""
+    mapped = ipaddress.IPv6Address(packed).ipv4_mapped if len(packed) == 16 else None
+    return packed if mapped is None else mapped.packed
 
 
 def _address_of(lowered: bytes) -> bytes:
