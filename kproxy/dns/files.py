@@ -41,6 +41,11 @@ def named(blocks: Iterable[ServerBlock]) -> dict[str, float]:
     return found
 
 
+def at_first(blocks: Iterable[ServerBlock], known: Mapping[str, str]) -> dict[str, str]:
+    """`known` and what has not been read yet, read at once: a name in a file that is not there yet would be answered wrongly."""
+    return {**known, **{path: _read(path) for path in named(blocks) if path not in known}}
+
+
 async def follow_files(server: Following) -> None:
     """For ever."""
     marks: dict[str, _Mark] = {}

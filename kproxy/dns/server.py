@@ -23,6 +23,7 @@ from kproxy.dns.cache import comes_again
 from kproxy.dns.clients import Client, Clients, PodView, served_networks
 from kproxy.dns.datagrams import Caches, Datagrams, Hot
 from kproxy.dns.denial import denying
+from kproxy.dns.files import at_first
 from kproxy.dns.observing import Observing
 from kproxy.dns.refusing import Strangers
 from kproxy.dns.responding import Pending, Responder, Spawn, may_be_dated
@@ -51,7 +52,8 @@ class Server:
         self.counters = counters
         self.tally = Tally(counters)
         self.hot = Hot(counters)
-        self.responder = Responder(chain.serve(settings, self.zones), counters, self.tally, spawn)
+        files = at_first(chain.default_blocks(settings), {})
+        self.responder = Responder(chain.serve(settings, self.zones, files), counters, self.tally, spawn)
         self.streams = Streams(settings, self, counters, spawn)
         self.strangers = Strangers(counters)
         self.observing = Observing(self._watch)
@@ -63,7 +65,7 @@ class Server:
         self._caches: dict[int, Caches] = {}
         self._denying: tuple[Zone | None, ...] = ()  # of each block, the zone that alone denies names there
         self._second: asyncio.TimerHandle | None = None
-        self._files: Mapping[str, str] = {}
+        self._files: Mapping[str, str] = files
         self._know()
 
     def places(self) -> tuple[Place, ...]:
@@ -122,6 +124,8 @@ class Server:
         """
         if files is not None:
             self._files = files
+        if settings != self.settings:
+            self._files = at_first(chain.default_blocks(settings), self._files)
         served = chain.serve(settings, zones, self._files, self.responder.served)
         if settings != self.settings or files is not None:
             changed = None
@@ -306,14 +310,20 @@ class Server:
             self.hot.slow_s += perf_counter() - began
 
     def _reply_walked(
-        self, at: Datagrams, data: bytes, peer: Any, client: Client, walked: tuple[bytes, int], began: float
+        self, at: Datagrams, data: bytes, peer: Any, client: Client, walked: tuple[bytes, int, bool], began: float
     ) -> None:
-        reply, saved = data[:2] + walked[0], walked[1]
+        reply, saved, lasts = data[:2] + walked[0], walked[1], walked[2]
         at.send(reply, peer)
-        self.responder.again(reply, len(data), at.port, "walk", saved)[at.family] += 1
+        counts = self.responder.again(reply, len(data), at.port, "walk", saved)
+        counts[at.family] += 1
         if self.observing.active:
             took = perf_counter() - began
             self.observing.answered(data, reply, peer, client, took, "walk", "udp", saved=saved)
+            return
+        if lasts:  # the hot loop has it for the rest of the second
+            at.caches.dated.keep((client.view, data[2:]), (walked[0], counts))
+            self._end_second()
+        self.hot.slow_s += perf_counter() - began
 
     def _end_second(self) -> None:
         if self._second is None:
