@@ -24,7 +24,7 @@ def read_hosts(cursor: Cursor, block: Sequence[str]) -> Hosts:
     """`hosts [FILE [ZONES…]] { lines and options }`, once in a block. Lines come before `fallthrough`, as CoreDNS has it."""
     cursor.next()
     name, words = cursor.token, cursor.arguments()
-    made = Hosts(zones=zones(words[1:], block))
+    made, lines = Hosts(zones=zones(words[1:], block)), list[HostLine]()
     if words:
         made = replace(made, file=words[0].text)
     for option in cursor.options():
@@ -45,11 +45,11 @@ def read_hosts(cursor: Cursor, block: Sequence[str]) -> Hosts:
             case _:
                 if made.fallthrough is not None:
                     raise cursor.unknown(option, _HOSTS_OPTIONS)
-                made = replace(made, lines=(*made.lines, *_host_line(cursor, option)))
+                lines += _host_line(cursor, option)
     cursor.end()
     if made.fallthrough_unsupported and made.fallthrough is None:
         raise Mistake(name, "fallthrough_unsupported needs fallthrough")
-    return made
+    return replace(made, lines=tuple(lines))
 
 
 def _host_line(cursor: Cursor, first: Token) -> tuple[HostLine, ...]:

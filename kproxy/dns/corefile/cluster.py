@@ -42,6 +42,7 @@ def read_kubernetes(cursor: Cursor, block: Sequence[str]) -> Kubernetes:
     made = Kubernetes(zones=own)
     for option in cursor.options():
         made = _kubernetes_option(made, cursor, option)
+    made = replace(made, namespaces=tuple(dict.fromkeys(made.namespaces)))
     cursor.end()
     if made.namespaces and made.namespace_labels:
         raise Mistake(name, "namespaces and namespace_labels exclude each other: keep one of them")
@@ -61,7 +62,7 @@ def _kubernetes_option(made: Kubernetes, cursor: Cursor, option: Token) -> Kuber
             return replace(made, pods=_pods(cursor.single("disabled, insecure or verified")))
         case "namespaces":
             found = cursor.several("names of namespaces")
-            return replace(made, namespaces=tuple(dict.fromkeys((*made.namespaces, *(word.text for word in found)))))
+            return replace(made, namespaces=(*made.namespaces, *(word.text for word in found)))
         case "labels":
             return replace(made, labels=_selector(cursor))
         case "namespace_labels":

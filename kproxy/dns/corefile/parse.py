@@ -160,7 +160,7 @@ class _Gathering:
 
     def _ports(self, block: Block) -> dict[int, tuple[str, ...]]:
         """The block's zones by port: CoreDNS makes a server of each."""
-        found: dict[int, tuple[str, ...]] = {}
+        found: dict[int, list[str]] = {}
         for word in block.addresses:
             try:
                 address = read_address(word.text)
@@ -172,8 +172,8 @@ class _Gathering:
                 self.mistakes.append(Mistake(word, f"{shown(word.text)}: {error}"))
                 continue
             port = DNS_PORT if address.port == -1 else address.port
-            found[port] = (*found.get(port, ()), *address.zones)
-        return found
+            found.setdefault(port, []).extend(address.zones)
+        return {port: tuple(zones) for port, zones in found.items()}
 
     def _claim(self, words: Sequence[Token], zones: Sequence[str], port: int, places: Sequence[str]) -> None:
         """Each zone on each port and address has one block."""
