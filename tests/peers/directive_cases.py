@@ -32,6 +32,7 @@ class Case:
     differs: str = ""
     order: bool = False  # the order of the answers counts
     more: str = ""  # further server blocks
+    file: str = ""  # content of `{file}`
 
     @property
     def questions(self) -> tuple[Ask, ...]:
@@ -79,7 +80,42 @@ CASES = (
         ["real.in A", "real.out A", "a A"],
     ),
     Case("hosts-zones", "hosts /nonexistent in.{z} {{\n 192.0.2.1 a.in.{z} a.out.{z}\n }}", ["a.in A", "a.out A"]),
+    Case(
+        "hosts-file",
+        "hosts {file} {{\n 192.0.2.3 b.{z}\n reload 0\n }}",
+        ["a A", "a AAAA", "b A", "c A", "mapped A", "d A"],
+        file="# comment\n192.0.2.1 a.{z} b.{z} # more\n2001:db8::1%lo A.{z}.\n::ffff:192.0.2.4 mapped.{z}\nnonsense c.{z}\n192.0.2.5\n",
+    ),
+    Case(
+        "hosts-reverse-names",
+        "whoami",
+        ["1.100.51.198.in-addr.arpa. PTR", "2.100.51.198.in-addr.arpa. PTR", "1.100.51.198.in-addr.arpa. A"],
+        more="100.51.198.in-addr.arpa:{port} {{\n hosts /nonexistent {z} 100.51.198.in-addr.arpa {{\n"
+        " 198.51.100.1 a.{z} b.{z} *.{z}\n }}\n}}\n",
+    ),
+    Case(
+        "hosts-reverse-six",
+        "whoami",
+        ["1" + ".0" * 23 + ".8.b.d.0.1.0.0.2.ip6.arpa. PTR", "2.8.b.d.0.1.0.0.2.ip6.arpa. PTR"],
+        more="8.b.d.0.1.0.0.2.ip6.arpa:{port} {{\n hosts /nonexistent {z} {{\n 2001:db8::1 a.{z}\n }}\n}}\n",
+    ),
+    Case(
+        "hosts-no-reverse",
+        "whoami",
+        ["1.101.51.198.in-addr.arpa. PTR"],
+        more="101.51.198.in-addr.arpa:{port} {{\n hosts /nonexistent {z} {{\n 198.51.101.1 a.{z}\n no_reverse\n }}\n}}\n",
+    ),
+    Case(
+        "hosts-fallthrough-unsupported",
+        _hosts("fallthrough\n        fallthrough_unsupported") + "\n    forward . {up}",
+        ["mx MX", "a MX", "a AAAA", "b AAAA"],
+    ),
     # ---- rewrite
+    Case(
+        "class",
+        "rewrite class CH IN\n    " + _hosts(),
+        [Ask("a", klass="CH")],
+    ),
     Case(
         "T218-name-exact", "rewrite name exact x.{z} a.{z}\n    " + _hosts(), ["x A", "X A", "x AAAA", "x TXT", "y A"]
     ),
@@ -310,6 +346,66 @@ CASES = (
         "acl {{\n filter type AAAA\n }}\n    " + _hosts(),
         [Ask("a", "AAAA", edns=0)],
         differs=_NO_OPT,
+    ),
+    # ---- zones
+    Case(
+        "T205-T206-stub-domain",
+        "forward . {up}",
+        ["real.acme.local. A", "alias.acme.local. A", "missing.acme.local. A", "real A"],
+        more="acme.local:{port} {{\n forward . {up}\n}}\n",
+    ),
+    Case(
+        "network-zone",
+        "whoami",
+        [
+            "1.0.200.10.in-addr.arpa. A",
+            "127.1.200.10.in-addr.arpa. A",
+            "128.1.200.10.in-addr.arpa. A",
+            "1.2.200.10.in-addr.arpa. A",
+        ],
+        more='10.200.0.0/24:{port} {{\n template IN A {{\n answer "{{{{ .Name }}}} 60 IN A 192.0.2.1"\n }}\n}}\n'
+        '10.200.1.0/25:{port} {{\n template IN A {{\n answer "{{{{ .Name }}}} 60 IN A 192.0.2.2"\n }}\n}}\n',
+    ),
+    Case(
+        "classes",
+        _hosts(),
+        [Ask("a", klass="CH"), Ask("a", klass="HS")],
+        differs="a class other than IN is REFUSED; CoreDNS answers it where any block has `forward`",
+    ),
+    # ---- the order of directives
+    Case(
+        "template-before-hosts",
+        _hosts()
+        + '\n    template IN A {{\n match ^b[.]\n answer "{{{{ .Name }}}} 60 IN A 192.0.2.99"\n fallthrough\n }}',
+        ["a A", "b A"],
+    ),
+    Case(
+        "any-before-rewrite",
+        "rewrite type ANY A\n    any\n    " + _hosts(),
+        ["a ANY"],
+    ),
+    Case(
+        "rewrite-minimal-forward",
+        "minimal\n    rewrite name suffix .old.{z} .{z} answer auto\n    forward . {up}",
+        ["full.old A", "alias.old A", "missing.old A"],
+    ),
+    Case(
+        "forward-except",
+        "forward {z} {up} {{\n except out.{z}\n }}\n    whoami",
+        ["real A", Ask("real.out", source="127.0.0.7")],
+    ),
+    Case(
+        "autopath-file",
+        "autopath {z} {file}\n    forward . {up}",
+        ["real.first A", "missing.real.first A", "alias.first A", "missing.first A"],
+        file="search first.{z} second.{z}\n",
+    ),
+    Case(
+        "autopath-own-suffix",
+        "autopath {z} {file}\n    forward . {up}",
+        ["first A"],
+        file="search first.{z} second.{z}\n",
+        differs="the name of the search list's own head is an ordinary question; CoreDNS's autopath fails on it (SERVFAIL)",
     ),
     # ---- longest zone, DS
     Case(
