@@ -80,7 +80,9 @@ def _records(zone: Zone, apex: Apex, query: Query, mark: bytes) -> Iterator[byte
         services = (zone.imports if apex.imports else zone.services) or {}
         for key in sorted(services):
             if services[key].namespace in zone.namespaces:
-                yield from _service(services[key], query.name, ttl)
+                yield from dict.fromkeys(
+                    _service(services[key], query.name, ttl)
+                )  # two ports of one number are one SRV
     else:
         yield from _pointers(zone, apex, here)
     yield mark
@@ -113,19 +115,13 @@ def _port_label(name: bytes, protocol: bytes) -> bytes:
 def _headless(service: ServiceRecords, owner: bytes, here: bytes, ttl: int) -> Iterator[bytes]:
     members = [(group, member) for group in service.groups for member in group.members]
     yield from _addresses(owner, (member.address for _, member in members), ttl)
-    seen: set[bytes] = set()
     for group, member in members:
         name = group.name_of(member, service.key)
-        for record in _addresses(name + _SVC + OWNER, (member.address,), ttl):
-            if record not in seen:
-                seen.add(record)
-                yield record
+        yield from _addresses(name + _SVC + OWNER, (member.address,), ttl)
         for port in group.ports:
-            data = srv_data(_weight(group, member.address), port.number, name + _SVC + here)
-            record = wire.record(_port_label(port.name, port.protocol) + owner, Type.SRV, ttl, data)
-            if port.name and record not in seen:
-                seen.add(record)
-                yield record
+            if port.name:
+                data = srv_data(_weight(group, member.address), port.number, name + _SVC + here)
+                yield wire.record(_port_label(port.name, port.protocol) + owner, Type.SRV, ttl, data)
 
 
 def _weight(group: Group, address: bytes) -> int:
