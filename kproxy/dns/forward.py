@@ -149,8 +149,11 @@ class Forwarders:
     def ages(self, forward: Forward) -> bool:
         """Whether a reply may be told again for some seconds with a falling TTL and no look at what is remembered."""
         cache = self._block(forward).cache
-        plain = not forward.prefix and forward.after is None
-        return plain and cache is not None and not cache.directive.keep_ttl and not cache.directive.prefetch_amount
+        if cache is None or cache.directive.keep_ttl or cache.directive.prefetch_amount:
+            return False
+        now = time.monotonic()
+        entry = cache.get(upstream.question_of(forward), now)
+        return not forward.prefix and forward.after is None and entry is not None and now < entry.until
 
     def remembered(self, forward: Forward) -> tuple[Reply, int] | None:
         """A reply that needs no waiting, and the TTL to tell; None when upstream has to be asked."""
@@ -270,6 +273,8 @@ class Forwarders:
         reply: Reply | None = None
         try:
             reply = await self._go_through(forward, question, by_tcp, who)
+            if reply is not None and reply.rcode == Rcode.SERVFAIL and reply.extended_error is None:
+                reply = dataclasses.replace(reply, extended_error=upstream.FAILED)
             reply = self._remember(block, question, reply)
         except Exception as error:  # an upstream's packet must not end the worker
             self._fault(error)

@@ -86,7 +86,8 @@ class Exchange:
             link.cased = False
             if whole is None:  # no TCP there; the ID and the port are what is left
                 whole = await self._by_udp(link, question, timeout_s, edns, recursion)
-        return whole or (None if reply is _BY_TCP or reply.mangled else reply)
+        # Where TCP is blocked, what came before the cut is better than nothing for clients that take it.
+        return whole or (reply if reply.answer and not reply.mangled else None)
 
     async def _by_udp(
         self, link: Link, question: Question, timeout_s: float, edns: bool, recursion: bool
@@ -140,6 +141,8 @@ class Exchange:
         if reply is not None and reply.mangled:
             link.cased = False  # nobody forges a connection: it is the upstream's habit
             reply = await link.streams.ask(question, timeout_s, spelling=b"", edns=edns, recursion=recursion)
+        if reply is not None and reply.truncated:
+            return Reply(Rcode.SERVFAIL, extended_error=upstream.FAILED)  # there is nothing to go to from here
         return reply
 
     def _spelling(self, link: Link, question: Question) -> bytes:

@@ -138,6 +138,7 @@ async def serve(
                 print("ready", flush=True)
             await ended.wait()
             await server.stop()
+            server.responder.upstreams.close()
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()  # forwards whose upstream is silent: their clients will ask somebody else
 
