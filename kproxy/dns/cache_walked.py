@@ -50,8 +50,9 @@ class WalkedReplies:
         self._known: dict[_Key, _Walked] = {}
         self._by_service: dict[bytes, set[_Key]] = {}
 
-    def get(self, client: Client, key: bytes, now: float) -> tuple[bytes, int] | None:
-        """The reply behind the ID to the query `key` (its bytes behind the ID) of that client, and how many queries it saves.
+    def get(self, client: Client, key: bytes, now: float) -> tuple[bytes, int, bool] | None:
+        """The reply behind the ID to the query `key` (its bytes behind the ID) of that client, how many queries it saves, and whether there
+        is but one order of it.
 
         None when it has to be made. It is right until the present second is over, counted from `since` of its making.
         """
@@ -67,7 +68,7 @@ class WalkedReplies:
             return None
         if turns > 1:
             known.next = (known.next + 1) % turns
-        return left.to_bytes(4, "big").join(known.orders[known.next]), known.saved
+        return left.to_bytes(4, "big").join(known.orders[known.next]), known.saved, turns == 1
 
     def store(self, client: Client, data: bytes, walk: Walk, outcome: Outcome, now: float) -> None:
         """Remembers the reply to the UDP query `data`, unless equal bytes will hardly come again or may not have an equal reply."""
