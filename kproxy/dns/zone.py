@@ -14,6 +14,8 @@ import bisect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import compress, islice
+from operator import is_not
 from typing import Any, TypeVar
 
 from kproxy.dns import names
@@ -359,6 +361,11 @@ def changes(old: Mapping[K, V], new: Mapping[K, V]) -> tuple[list[K], list[K]]:
     """
     if old is new:
         return [], []
+    if not any(map(is_not, old, new)):  # one is the other with further keys at its end, or none: no walk in Python
+        longer, common = (old, len(new)) if len(old) > len(new) else (new, len(old))
+        differing = compress(longer, map(is_not, old.values(), new.values()))
+        rest = list(islice(longer, common, None))
+        return ([*differing], rest) if longer is old else ([*differing, *rest], [])
     changed: list[K] = []
     removed: list[K] = []
     missing: Any = object()
