@@ -5,7 +5,8 @@ happen here:
 * asyncio's DatagramProtocol: it costs five times the CPU of draining the socket on a readable event (28 us a query against 5, measured);
 * an OSError ending a batch: a packet from port 0 makes sendto fail with EINVAL, and the others behind it are innocent;
 * a cost for what happens rarely. There are three ways to read, one in force at a time: `_drain`; `_drain_watched` while somebody observes;
-  and `_drain_fairly` when batches come back full, which reads everything first and lets those wait who send more than their share.
+  and `_drain_fairly` when batches come back full, which reads everything first and lets those wait who send more than their share. What
+  of theirs cannot be answered all the same is dropped by the kernel then (sieve.py), before it stands in the queue.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
+from kproxy.dns import sieve
 from kproxy.dns.cache import AnswerCache
 from kproxy.dns.cache_forward import AgingReplies
 from kproxy.dns.clients import Clients
@@ -27,6 +29,10 @@ BATCH = 128  # packets per readable event: under a millisecond, so TCP, forwards
 RECEIVE = 4096  # octets of a query; longer ones are cut by the kernel and then malformed
 FULL = 3  # batches in a row that came back full: more comes than is answered
 CALM_S = 1.0  # without a full reading, after which overload is over
+CROWDED = 0.5  # of a socket's queue: it may overflow before it is looked at again
+ADJUST_S = 0.02  # how often it is looked at how much of the heavy sources the kernel lets through
+LEAST_SHARE = 1 / 1024
+LONGEST_HOLD_S = 30.0  # before more is let through again; doubles each time that it was too much
 READ = 512  # packets of one reading under overload: a millisecond when they are dropped; who is not heavy is answered at once
 LINE = 512  # queries of heavy sources that wait
 TURN_S = 0.0004  # of the worker's time, every millisecond, for them
@@ -83,6 +89,16 @@ class Datagrams:
         self._shares = Shares()
         self._line: deque[tuple[bytes, Peer]] = deque()
         self._overload_until = 0.0
+        self._share, self._tight, self._hold_s = (
+            1.0,
+            0.0,
+            CALM_S,
+        )  # of heavy sources, that passes; when it was lowered; how long it stays
+        self._sieved: frozenset[str] = frozenset()
+        self._waited = self._shed = (
+            0  # queries of heavy sources that stood in line, and that did not, since the last look
+        )
+        self._adjusting: asyncio.TimerHandle | None = None
         self._turn: asyncio.TimerHandle | None = None
         self._read: Callable[[], bool] = self._drain
         self.is_watched = False
@@ -103,8 +119,9 @@ class Datagrams:
     def finish(self) -> None:
         """Answers what has arrived, within bounds, and closes the socket. The group must have been left before."""
         asyncio.get_running_loop().remove_reader(self.sock.fileno())
-        if self._turn is not None:
-            self._turn.cancel()
+        for timer in (self._turn, self._adjusting):
+            if timer is not None:
+                timer.cancel()
         for data, peer in self._line:
             self.answer(data, peer)
         self._line.clear()
@@ -220,6 +237,34 @@ class Datagrams:
         self._hot.counters["overloads"] += 1
         self._overload_until = perf_counter() + CALM_S
         self._read = self._drain_fairly
+        if self._adjusting is None:
+            self._adjusting = asyncio.get_running_loop().call_later(ADJUST_S, self._adjust)
+
+    def _adjust(self) -> None:
+        """Fifty times a second while there is overload: the kernel lets through what can be answered of the heavy sources, and no more."""
+        now, heavy = perf_counter(), self._shares.heavy
+        before = self._share
+        self._shares.crowded = sieve.filled(self.sock) > CROWDED
+        if heavy and (self._shed > self._waited or self._shares.crowded):
+            self._share = max(LEAST_SHARE, self._share / 4)
+            self._hold_s = min(LONGEST_HOLD_S, 2 * self._hold_s) if now - self._tight > CALM_S else self._hold_s
+            self._tight = now
+        elif self._share < 1.0 and now - self._tight > self._hold_s:
+            self._share, self._tight = min(1.0, 2 * self._share), now - self._hold_s + CALM_S
+        self._waited = self._shed = 0
+        if self._share < 1.0:
+            wanted = (heavy | self._sieved) if self._sieved else heavy
+            if self._share != before or wanted != self._sieved:
+                self._sieved = frozenset(sorted(wanted)[: sieve.SOURCES])
+                sieve.attach(self.sock, sieve.program(self._sieved, self.sock.family, self._share))
+        elif self._sieved:
+            sieve.detach(self.sock)
+            self._sieved = frozenset()
+        if self._share == 1.0 and not self._line and now > self._overload_until:
+            self._adjusting = None
+            self._calm()
+        else:
+            self._adjusting = asyncio.get_running_loop().call_later(ADJUST_S, self._adjust)
 
     def _drain_fairly(self) -> bool:
         """Reads what there is. Answers at once who is not heavy; the others stand in line, or are dropped where that is full."""
@@ -232,6 +277,7 @@ class Datagrams:
                 if not arrived(peer[0]):
                     answer(data, peer)
                 elif len(line) < LINE:
+                    self._waited += 1
                     line.append((data, peer))
                 else:
                     self._drop(data, peer)
@@ -242,11 +288,8 @@ class Datagrams:
         now = perf_counter()
         if read >= BATCH:
             self._overload_until = now + CALM_S
-        if line:
-            if self._turn is None:
-                self._turn = asyncio.get_running_loop().call_later(0.001, self._their_turn)
-        elif now > self._overload_until:
-            self._calm()
+        if line and self._turn is None:
+            self._turn = asyncio.get_running_loop().call_later(0.001, self._their_turn)
         return read > 0
 
     def _their_turn(self) -> None:
@@ -266,12 +309,13 @@ class Datagrams:
         counters = self._hot.counters
         counters["queries_udp"] += 1
         counters["limited"] += 1
+        self._shed += 1
         if self._shares.drop(peer[0]) and len(data) >= 12 and not data[2] & 0x80:
             # QR and TC, the opcode and RD as they came; nothing but the header: TCP will tell the rest
             self.send(data[:2] + bytes((0x82 | (data[2] & 0x79), 0)) + b"\0\0\0\0\0\0\0\0", peer)
 
     def _calm(self) -> None:
-        self._overload_until = 0.0
+        self._overload_until, self._hold_s = 0.0, CALM_S
         self._full = 0
         self._shares.calm()
         self._read = self._drain_watched if self.is_watched else self._drain

@@ -6,7 +6,8 @@ this then), or a memory of addresses that grows.
 
 Queries of a heavy source wait behind all others, in a line of bounded length that gets part of the worker's time; beyond it they are
 dropped. Of those dropped every SLIP-th is answered with nothing but TC instead, so that a client which means it well comes by TCP, where a
-connection's pace is the server's (what response rate limiting calls slip). An only source is never heavy: there is nobody to be fair to.
+connection's pace is the server's (what response rate limiting calls slip). An only source is not heavy, there is nobody to be fair to;
+unless the queue is so full that nobody else's packets could be seen.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Shares:
 
     def __init__(self) -> None:
         self.heavy: frozenset[str] = frozenset()
+        self.crowded = False  # the socket's queue is nearly full: packets that are not seen are being lost
         self.dropped: Counter[str] = Counter()  # by source, since `take` was called last
         self._counts: Counter[str] = Counter()
         self._seen = 0
@@ -42,7 +44,10 @@ class Shares:
         heavy = frozenset(s for s, n in self._counts.items() if n > 2 * even and n > LEAST)
         # Who was heavy stays so while half of that is still too much: no hopping in and out at the border.
         still = frozenset(s for s in self.heavy if self._counts[s] > even and self._counts[s] > LEAST // 2)
-        self.heavy = heavy | still if len(self._counts) > 1 else frozenset()
+        if len(self._counts) > 1:
+            self.heavy = heavy | still
+        else:
+            self.heavy = frozenset(self._counts) if self.crowded or self.heavy else frozenset()
         self._counts.clear()
         self._seen = 0
 
@@ -60,6 +65,6 @@ class Shares:
 
     def calm(self) -> None:
         """The overload is over."""
-        self.heavy = frozenset()
+        self.heavy, self.crowded = frozenset(), False
         self._counts.clear()
         self._seen = 0

@@ -29,6 +29,7 @@ from typing import Any
 import dnslib
 import msgspec
 
+from kproxy.dns.channel import Limited
 from kproxy.dns.publisher import WorkerStatus, ZonePublisher
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.zone import Zone
@@ -52,6 +53,7 @@ class Workers:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self.publisher: ZonePublisher | None = None
+        self.limited: list[Limited] = []  # notices of clients that sent more than their share
 
     def __enter__(self) -> Workers:
         self._thread.start()
@@ -94,9 +96,18 @@ class Workers:
         future: Future[Any] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         return future.result(PATIENCE_S)
 
+    def publisher_call(self, call: Callable[[ZonePublisher], None]) -> None:
+        """Calls something of the publisher in the controller's loop."""
+
+        async def run() -> None:
+            assert self.publisher is not None
+            call(self.publisher)
+
+        self.call(run())
+
     def start_controller(self) -> None:
         """A new publisher, as after a restart of the controller."""
-        self.publisher = ZonePublisher(self.channel)
+        self.publisher = ZonePublisher(self.channel, self.limited.append)
         self.call(self.publisher.start())
 
     def stop_controller(self) -> None:

@@ -17,6 +17,18 @@ def test_an_only_source_is_never_heavy() -> None:
     assert not shares.heavy and not shares.arrived("a")
 
 
+def test_an_only_source_is_heavy_when_nobody_else_could_be_seen() -> None:
+    shares = Shares()
+    shares.crowded = True
+    send(shares, "a")
+    assert shares.heavy == {"a"}
+    shares.crowded = False
+    send(shares, "a")
+    assert shares.heavy == {"a"}, "the overload is not over because the queue was shortened"
+    shares.calm()
+    assert not shares.heavy
+
+
 def test_one_that_sends_most_is_heavy_and_nobody_else() -> None:
     shares = Shares()
     send(shares, *["flood"] * 30, "b", "c")
