@@ -163,6 +163,7 @@ class Datagrams:
                         or next_order(key)
                         or personal((client.view, key))
                         or dated((client.view, key))
+                        or dated((client.address, key))
                         or denied(data, client)
                     )
                     if found is not None:
@@ -222,7 +223,8 @@ class Datagrams:
         if client is not None and peer[1] != self.port:
             caches, key = self.caches, data[2:]
             found = caches.common.get(key) or caches.personal.get((client.view, key))
-            found = found or caches.dated.get((client.view, key)) or caches.denials.find(data, client)
+            found = found or caches.dated.get((client.view, key)) or caches.dated.get((client.address, key))
+            found = found or caches.denials.find(data, client)
             if found is not None:
                 counters["cache_hits"] += 1
                 found[1][self.family] += 1

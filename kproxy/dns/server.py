@@ -27,6 +27,7 @@ from kproxy.dns.files import at_first
 from kproxy.dns.observing import Observing
 from kproxy.dns.refusing import Strangers
 from kproxy.dns.responding import Pending, Responder, Spawn, may_be_dated
+from kproxy.dns.savings import Savings
 from kproxy.dns.search import Walk
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.sockets import bound, leave_group, link_addresses
@@ -57,6 +58,7 @@ class Server:
         self.streams = Streams(settings, self, counters, spawn)
         self.strangers = Strangers(counters)
         self.observing = Observing(self._watch)
+        self.savings = Savings()
         self._networks = served_networks(settings.allowed_networks, (*settings.listen, *settings.own_addresses), ())
         self._pods: tuple[PodView, ...] = ()
         self._spawn = spawn
@@ -184,6 +186,7 @@ class Server:
         clients = Clients(self._networks, self._pods, chain.places_of(self.settings))
         heads = clients.heads != self.hot.clients.heads
         self.hot.clients = clients
+        self.savings.keep(pod.name for pod in self._pods)
         self.responder.walked.clear()
         for caches in self._caches.values():
             caches.personal.clear()
@@ -196,9 +199,10 @@ class Server:
     def counted(self) -> dict[str, int]:
         """All counters, up to date."""
         hot = self.hot
+        self.savings.settle()
         self.tally.settle(max(0.0, hot.quick_s - hot.slow_s))
         hot.quick_s = hot.slow_s = 0.0
-        return dict(self.counters)
+        return {**self.counters, **self.savings.counters()}
 
     async def stop(self, grace_s: float = 2.0) -> None:
         """Answers what has arrived, takes no more, and gives what is under way `grace_s` seconds."""
@@ -314,14 +318,15 @@ class Server:
     ) -> None:
         reply, saved, lasts = data[:2] + walked[0], walked[1], walked[2]
         at.send(reply, peer)
-        counts = self.responder.again(reply, len(data), at.port, "walk", saved)
+        kind = self.responder.again(reply, len(data), at.port, "walk", saved)
+        counts = self.savings.line(client.name, saved, kind) if saved else kind
         counts[at.family] += 1
         if self.observing.active:
             took = perf_counter() - began
             self.observing.answered(data, reply, peer, client, took, "walk", "udp", saved=saved)
             return
         if lasts:  # the hot loop has it for the rest of the second
-            at.caches.dated.keep((client.view, data[2:]), (walked[0], counts))
+            at.caches.dated.keep((client.address, data[2:]), (walked[0], counts))
             self._end_second()
         self.hot.slow_s += perf_counter() - began
 
@@ -353,6 +358,8 @@ class Server:
         reply = self.responder.dressed(outcome.reply, outcome.query, client, Transport.UDP)
         at.send(reply, peer)
         self.responder.kind(outcome, reply, len(data), "udp", at.port, how, quick=False)[at.family] += 1
+        if outcome.saved:
+            self.savings.add(client.name, outcome.saved)
         took = perf_counter() - began
         self.tally.took(self.responder.place(outcome.block, at.port), took)
         if self.observing.active:
@@ -404,6 +411,8 @@ class Server:
         reply = self.responder.dressed(outcome.reply, outcome.query, client, Transport.TCP)
         family = 1 if ":" in connection.peer[0] else 0
         self.responder.kind(outcome, reply, len(data), "tcp", connection.port, how, quick=False)[family] += 1
+        if outcome.saved:
+            self.savings.add(client.name, outcome.saved)
         took = perf_counter() - began
         self.tally.took(self.responder.place(outcome.block, connection.port), took)
         if self.observing.active:
