@@ -24,6 +24,7 @@ Manifest = dict[str, Any]
 KINDS = {
     "/api/v1/services": ("v1", "Service"),
     "/api/v1/namespaces": ("v1", "Namespace"),
+    "/api/v1/namespaces/kube-system/configmaps": ("v1", "ConfigMap"),
     "/api/v1/nodes": ("v1", "Node"),
     "/api/v1/pods": ("v1", "Pod"),
     "/apis/discovery.k8s.io/v1/endpointslices": ("discovery.k8s.io/v1", "EndpointSlice"),

@@ -129,6 +129,25 @@ def test_the_image_has_kproxy_where_kubeadms_daemon_set_looks_for_kube_proxy() -
     assert callable(getattr(importlib.import_module(module), function))
 
 
+def test_a_corefile_in_a_config_map_may_be_read_and_no_other_config_map() -> None:
+    """The ClusterRole knows no ConfigMaps; the Role names those of dns.corefile, with the `-custom` ones that are read beside them."""
+    (role,) = objects("Role")
+    (rule,) = role["rules"]
+    assert role["metadata"]["namespace"] == "kube-system"
+    assert rule["resources"] == ["configmaps"]
+    assert set(rule["verbs"]) == {"get", "list", "watch"}
+    assert {f"{name}-custom" for name in rule["resourceNames"] if not name.endswith("-custom")} < set(
+        rule["resourceNames"]
+    )
+    (binding,) = objects("RoleBinding")
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "kproxy", "namespace": "kube-system"}]
+    text = objects("ConfigMap")[0]["data"]["config.yaml"]
+    named = re.search(r"# corefile: configmap:kube-system/(\S+)", text)
+    assert named is not None
+    assert named[1] in rule["resourceNames"]
+
+
 def test_our_rights_hold_kube_proxys_that_are_used() -> None:
     """system:node-proxier grants Events by create and patch, and no Namespaces and Pods; ours adds those two for DNS."""
     rules = {
