@@ -1,7 +1,7 @@
 """Protocol cases P01-P28 over real sockets: what is refused, what is met with silence, sizes, and TCP's manners.
 
-P24-P26 shorten the idle time, so that the test need not wait for it. Left out: P19's server cookie (cookies are read, checked for length
-and not answered, which RFC 7873 allows), P26 at 10,000 (capped at 20 here: the caps are settings), P29, P30, P33, P34 (tests/bench).
+P24-P26 shorten the idle time, so that the test need not wait for it. P26 at 10,000 connections, P30 and P31 are in test_faults, P33 and P34
+in test_processes, P29 in tests/bench/fuzz_dns.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import dns.edns
@@ -17,11 +17,14 @@ import dns.flags
 import dns.message
 import dns.name
 import dns.rcode
+import dnslib
 import pytest
 
+from kproxy.dns.channel import About
+from kproxy.dns.cookies import reply_cookie
 from kproxy.dns.settings import DnsSettings
 from tests.support.dns_messages import MALFORMED, NAME, message, opt, question
-from tests.support.dns_worker import Outside, Workers, framed, read_frame, records
+from tests.support.dns_worker import Outside, Step, Workers, framed, read_frame, records, wait_until
 from tests.support.queries import zone_of
 
 SETTINGS = DnsSettings(
@@ -29,10 +32,24 @@ SETTINGS = DnsSettings(
 )
 
 
+SECRET, CLIENT = b"sixteen octets!!", b"client8!"
+
+
+def slowly(step: Step) -> Step:
+    """The same a moment later."""
+
+    def later(query: dnslib.DNSRecord) -> Sequence[bytes]:
+        time.sleep(0.3)
+        return step(query)
+
+    return later
+
+
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Workers]:
     with Outside() as outside:
         outside.says[(".", "NS")] = records(". NS a.root-servers.net.")
+        outside.says[("slow.example.com.", "A")] = slowly(records("slow.example.com. A 192.0.2.81"))
         outside.says[("www.example.com.", "A")] = records("www.example.com. A 192.0.2.80")
         settings = replace(SETTINGS, upstreams=(outside.upstream,))
         with Workers(settings) as workers:
@@ -145,6 +162,112 @@ def test_rd_is_copied_and_ra_always_set(worker: Workers) -> None:
         assert seen & 0x0100 == flags and seen & 0x0080 and seen & 0x0400
 
 
+def with_cookies(workers: Workers) -> None:
+    """Gives the workers a secret, as their controller does."""
+    workers.publisher_call(lambda publisher: publisher.tell(About((), (), (SECRET,))))
+    wait_until(lambda: cookie_of(workers.udp(cookie_query(CLIENT))) is not None, "no cookie is given")
+
+
+def cookie_query(cookie: bytes, name: str = NAME) -> bytes:
+    options = struct.pack("!HH", 10, len(cookie)) + cookie
+    return message(question(name) + opt(options=options), counts=(1, 0, 0, 1))
+
+
+def cookie_of(reply: bytes | None) -> bytes | None:
+    assert reply is not None
+    found = [option for option in dns.message.from_wire(reply).options if isinstance(option, dns.edns.CookieOption)]
+    return found[0].client + found[0].server if found else None
+
+
+def test_p19_a_client_cookie_is_answered_with_a_server_cookie_that_is_good_then(worker: Workers) -> None:
+    with_cookies(worker)
+    for name in (NAME, "svc0.testns.svc.cluster.local.", "www.example.com."):
+        cookie = cookie_of(worker.udp(cookie_query(CLIENT, name)))
+        assert cookie is not None and len(cookie) == 24 and cookie[:8] == CLIENT and cookie[8:12] == b"\1\0\0\0"
+    assert cookie is not None
+    assert reply_cookie(cookie, b"\x7f\0\0\1", int(time.time()), [SECRET])[1], "any server with the secret takes it"
+    assert cookie_of(worker.udp(cookie_query(cookie))) == cookie, "and this one says it again while it is young"
+    assert cookie_of(worker.tcp(cookie_query(CLIENT))) is not None
+
+
+@pytest.mark.parametrize("cookie", [b"c" * 16, b"c" * 24, b"c" * 40], ids=["P19-16", "P19-24", "P19-40"])
+def test_p19_a_cookie_that_is_not_good_is_replaced_and_the_question_answered(worker: Workers, cookie: bytes) -> None:
+    with_cookies(worker)
+    reply = worker.udp(cookie_query(cookie))
+    given = cookie_of(reply)
+    assert rcode_of(reply) == 0 and given is not None and given[:8] == cookie[:8] and given != cookie
+
+
+def test_a_cookie_without_question_is_answered_and_a_bad_one_said_to_be_bad(worker: Workers) -> None:
+    with_cookies(worker)
+
+    def asked(cookie: bytes) -> bytes | None:
+        options = struct.pack("!HH", 10, len(cookie)) + cookie
+        return worker.udp(message(opt(options=options), counts=(0, 0, 0, 1)))
+
+    given = cookie_of(asked(CLIENT))
+    assert given is not None and rcode_of(asked(CLIENT)) == 0 and rcode_of(asked(given)) == 0
+    reply = asked(CLIENT + b"x" * 16)
+    assert rcode_of(reply) == dns.rcode.BADCOOKIE and cookie_of(reply) is not None
+
+
+def test_a_cookie_counts_within_the_size_of_the_reply(big: Workers) -> None:
+    with_cookies(big)
+    for size in (512, 700, 1232):
+        options = struct.pack("!HH", 10, 8) + CLIENT
+        body = question("big.testns.svc.cluster.local.") + opt(size, options=options)
+        reply = big.udp(message(body, counts=(1, 0, 0, 1)))
+        assert reply is not None and len(reply) <= size and cookie_of(reply) is not None
+
+
+@pytest.mark.parametrize("code", [3, 9, 12, 65001], ids=["NSID", "EXPIRE", "PADDING", "unknown"])
+def test_p16_options_are_not_echoed(worker: Workers, code: int) -> None:
+    options = struct.pack("!HH", code, 4) + b"abcd"
+    for reply in (
+        worker.udp(message(question() + opt(options=options), counts=(1, 0, 0, 1))),
+        worker.tcp(message(question() + opt(options=options), counts=(1, 0, 0, 1))),
+    ):
+        assert reply is not None
+        parsed = dns.message.from_wire(reply)
+        assert parsed.rcode() == 0 and not parsed.options and parsed.edns == 0
+
+
+def test_keepalive_over_tcp_says_how_long_a_connection_may_idle(worker: Workers) -> None:
+    query = message(question() + opt(options=struct.pack("!HH", 11, 0)), counts=(1, 0, 0, 1))
+    parsed = dns.message.from_wire(worker.tcp(query))
+    told = [option for option in parsed.options if option.otype == 11]
+    assert len(told) == 1 and told[0].to_wire() == struct.pack("!H", int(SETTINGS.tcp_idle_s * 10))
+    over_udp = worker.udp(query)
+    assert over_udp is not None and not dns.message.from_wire(over_udp).options, "RFC 7828 section 3.2"
+
+
+def test_p22_replies_overtake_one_another_on_a_connection(worker: Workers) -> None:
+    """What has to be asked elsewhere is answered when it is known; what is known goes before it."""
+    slow = struct.pack("!H", 1) + message(question("slow.example.com."))[2:]
+    quick = struct.pack("!H", 2) + message(question())[2:]
+    with worker.connect() as sock:
+        sock.sendall(framed(slow) + framed(quick))
+        order = [struct.unpack_from("!H", read_frame(sock))[0] for _ in range(2)]
+    assert order == [2, 1]
+
+
+def test_p26_a_new_connection_takes_the_place_of_the_one_that_idles_longest(worker: Workers) -> None:
+    socks = [worker.connect() for _ in range(20)]
+    try:
+        for sock in socks[1:]:
+            sock.sendall(framed(message(question())))
+            assert rcode_of(read_frame(sock)) == 0
+        assert rcode_of(worker.tcp(message(question()))) == 0, "there is room"
+        socks[0].settimeout(1)
+        try:
+            assert socks[0].recv(1) == b""
+        except ConnectionResetError:
+            pass
+    finally:
+        for sock in socks:
+            sock.close()
+
+
 def test_p20_mixed_case_is_echoed_exactly(worker: Workers) -> None:
     asked = question("sVc1.TESTns.svC.cluSTER.loCAL.")
     for _ in range(2):
@@ -199,7 +322,7 @@ def test_p26_connections_are_capped_and_udp_goes_on(worker: Workers) -> None:
                 closed += 1
             except TimeoutError:
                 pass
-        assert closed >= 40
+        assert 40 <= closed < 60, "the first ones made room for the last ones"
         assert rcode_of(worker.udp(message(question()))) == 0
     finally:
         for sock in socks:
