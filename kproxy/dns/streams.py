@@ -191,6 +191,7 @@ class Connection:
         "_out",
         "_out_octets",
         "_resume",
+        "_series_turn",
         "_streams",
         "deadline",
         "peer",
@@ -209,6 +210,7 @@ class Connection:
         self._buffer = b""
         self._out: deque[bytes] | None = None  # replies the kernel has not taken
         self._out_octets = 0
+        self._series_turn: asyncio.Lock | None = None
         self._closing = False  # the client has sent all it will; or we take no more
         self._resume: asyncio.Handle | None = None
 
@@ -297,14 +299,20 @@ class Connection:
             self._less()
 
     async def _series(self, messages: Iterable[bytes]) -> None:
+        if self._series_turn is None:
+            self._series_turn = asyncio.Lock()
         try:
-            for message in messages:
-                while self._out_octets > PENDING_OCTETS:  # noqa: ASYNC110 - no event for what happens once in a transfer
-                    await asyncio.sleep(0.01)
-                if self.sock.fileno() < 0:
-                    return
-                self.send(message)
-                await asyncio.sleep(0)
+            async with (
+                self._series_turn
+            ):  # one after the other: hundreds that wait for a client that does not read cost nothing
+                for message in messages:
+                    # Looked at again and again: no event for what happens once in a transfer. A client that left takes nothing more.
+                    while self._out_octets > PENDING_OCTETS and self.sock.fileno() >= 0:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+                    if self.sock.fileno() < 0:
+                        return
+                    self.send(message)
+                    await asyncio.sleep(0)
         finally:
             self._less()
 
