@@ -61,6 +61,7 @@ PURE = (
     "kproxy.dns.lookup",
     "kproxy.dns.upstream",
     "kproxy.dns.cache_walked",
+    "kproxy.dns.savings",
     "kproxy.dns.cache_forward",
     "kproxy.dns.room",
     "kproxy.dns.resolver",
