@@ -7,6 +7,7 @@ addresses, but for the cases that are about these.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -14,88 +15,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import dns.edns
-import dns.flags
 import dns.message
-import dns.rdataclass
-import dnslib
 import pytest
 
 from kproxy.dns.corefile.parse import parse
 from kproxy.dns.settings import DnsSettings
 from kproxy.lab.controlplane import find_program
 from tests.peers.directive_cases import CASES, Ask, Case
+from tests.support.directives import RECORDED, corefile, outside, query_for, recorded, said, zone_of
 from tests.support.dns_worker import Outside, Workers, framed, read_frame, wait_until
 
 PORT, PEER_PORT = 5320, 5321
 ADDRESS = "127.0.0.1"
-
-
-def zone_of(case: Case) -> str:
-    """The zone of a case's block, without dot at the end."""
-    return f"c{CASES.index(case)}.test"
-
-
-def corefile(port: int, upstream: str, scratch: Path) -> str:
-    """All cases' blocks; the files that they name are made in `scratch`."""
-    text = ""
-    for case in CASES:
-        file = scratch / f"{case.id}.file"
-        words = {"z": zone_of(case), "up": upstream, "port": port, "file": str(file)}
-        if case.file:
-            file.write_text(case.file.format(**words))
-        text += f"{words['z']}:{port} {{\n    {case.block.format(**words)}\n}}\n" + case.more.format(**words)
-    return text
-
-
-def _outside(query: dnslib.DNSRecord) -> list[bytes]:
-    """What the outside says: by the first label of the name, everything below the rest of it."""
-    name = str(query.q.qname).lower()
-    label, _, rest = name.partition(".")
-    kind = dnslib.QTYPE[query.q.qtype]
-    reply = query.reply(aa=0)
-    lines, authority, additional = _records(label, kind, name, rest, query)
-    for line in lines:
-        reply.add_answer(*dnslib.RR.fromZone(line))
-    for line in authority:
-        reply.add_auth(*dnslib.RR.fromZone(line))
-    for line in additional:
-        reply.add_ar(*dnslib.RR.fromZone(line))
-    if label.startswith("missing"):
-        reply.header.rcode = dnslib.RCODE.NXDOMAIN
-    return [reply.pack()]
-
-
-Sections = tuple[list[str], list[str], list[str]]
-
-
-def _records(label: str, kind: str, name: str, rest: str, query: dnslib.DNSRecord) -> Sections:
-    soa = [f"{rest} 60 IN SOA ns.{rest} me.{rest} 1 60 60 60 60"]
-    match label, kind:
-        case ("real" | "one", "A"):
-            return [f"{name} 60 IN A 192.0.2.50"], [], []
-        case ("target", "A"):
-            return [f"{name} 60 IN A 192.0.2.51"], [], []
-        case ("other", "A"):
-            return [f"{name} 60 IN A 192.0.2.52"], [], []
-        case ("alias", "A"):
-            return [f"{name} 60 IN CNAME target.{rest}", f"target.{rest} 60 IN A 192.0.2.51"], [], []
-        case ("alias", _):
-            return [f"{name} 60 IN CNAME target.{rest}"], soa if kind == "AAAA" else [], []
-        case ("srv", "SRV"):
-            return [f"{name} 60 IN SRV 1 2 80 real.{rest}"], [], []
-        case ("mx", "MX"):
-            return [f"{name} 60 IN MX 10 real.{rest}"], [], []
-        case ("full", "A"):
-            extra = [f"ns.{rest} 60 IN A 192.0.2.53"]
-            return [f"{name} 60 IN A 192.0.2.52"], [f"{rest} 60 IN NS ns.{rest}"], extra
-        case ("large", "TXT"):
-            return [f'{name} 60 IN TXT "{chr(97 + at) * 100}"' for at in range(8)], [], []
-        case ("options", "TXT"):
-            seen = [o for item in query.ar if item.rtype == dnslib.QTYPE.OPT for o in item.rdata]
-            texts = sorted(f'"{option.code} {option.data.hex()}"' for option in seen if option.code != 10)
-            return [f"{name} 60 IN TXT {text}" for text in texts or ['"none"']], [], []
-    return [], soa, []
+RECORDING = "KPROXY_RECORD" in os.environ  # writes anew what CoreDNS says; tests/unit/dns/test_directives.py reads it
 
 
 class Peer:
@@ -106,12 +38,7 @@ class Peer:
 
     def ask(self, question: Ask, zone: str) -> dns.message.Message:
         """The reply, read by an independent parser."""
-        name = question.name.format(z=f"{zone}") if "{z}" in question.name else question.name
-        if not name.endswith("."):
-            name = f"{name}." if name.endswith(zone) else f"{name}.{zone}."
-        edns = {"use_edns": 0, "payload": question.edns} if question.edns else {}
-        query = dns.message.make_query(name, question.kind, question.klass, **edns)
-        data = query.to_wire()
+        data = query_for(question, zone)
         if question.tcp:
             with socket.create_connection((ADDRESS, self.port), 5, (question.source, 0)) as stream:
                 stream.sendall(framed(data))
@@ -162,29 +89,10 @@ def _answers(process: subprocess.Popen[bytes], peer: Peer, scratch: Path) -> boo
 @pytest.fixture(scope="module")
 def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Peer, Peer]]:
     """kproxy and CoreDNS."""
-    with Outside(otherwise=_outside) as outside:
+    with Outside(otherwise=outside) as world:
         scratch = tmp_path_factory.mktemp("coredns")
-        with _kproxy(outside.upstream, scratch) as ours, _coredns(outside.upstream, scratch) as theirs:
+        with _kproxy(world.upstream, scratch) as ours, _coredns(world.upstream, scratch) as theirs:
             yield ours, theirs
-
-
-def _said(reply: dns.message.Message, case: Case) -> tuple[object, ...]:
-    """What of a reply is compared."""
-    sections = []
-    for section in (reply.answer, reply.authority, reply.additional):
-        lines = [
-            f"{rrset.name.to_text().lower()} {rrset.ttl} {item.to_generic().to_text()}"
-            if rrset.rdtype > 65000
-            else f"{rrset.name.to_text().lower()} {rrset.ttl} {dns.rdatatype.to_text(rrset.rdtype)} {item.to_text()}"
-            for rrset in section
-            for item in rrset
-        ]
-        sections.append(lines if case.order else sorted(lines))
-    errors = [(option.code, option.text) for option in reply.options if isinstance(option, dns.edns.EDEOption)]
-    flags = dns.flags.to_text(reply.flags & (dns.flags.AA | dns.flags.TC | dns.flags.AD | dns.flags.RD))
-    if "whoami" in case.block:  # the client's port is another one each time
-        sections[2] = [line.rsplit(" ", 2)[0] if " SRV " in line else line for line in sections[2]]
-    return (dns.rcode.to_text(reply.rcode()), flags, *sections, errors)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -193,11 +101,17 @@ def test_directive(case: Case, peers: tuple[Peer, Peer]) -> None:
     ours, theirs = peers
     zone = zone_of(case)
     replies = [(ask, ours.ask(ask, zone), theirs.ask(ask, zone)) for ask in case.questions]
-    pairs = [(ask, _said(mine, case), _said(other, case)) for ask, mine, other in replies]
+    for _, mine, other in replies:
+        assert mine.question[0].to_text() == other.question[0].to_text() or not other.question
+    pairs = [(ask, said(mine, case), said(other, case)) for ask, mine, other in replies]
+    if RECORDING:
+        known = recorded() if RECORDED.exists() else {}
+        RECORDED.write_text(
+            json.dumps(known | {case.id: [other for _, _, other in pairs]}, indent=1, sort_keys=True) + "\n"
+        )
+    assert [other for _, _, other in pairs] == recorded()[case.id], "CoreDNS says something else than was recorded"
     different = [(ask, mine, other) for ask, mine, other in pairs if mine != other]
     if case.differs:
         assert different, f"no difference any more: {case.differs}"
     else:
         assert not different, "\n".join(f"{ask}\n  kproxy  {mine}\n  CoreDNS {other}" for ask, mine, other in different)
-    for _, mine, other in replies:
-        assert mine.question[0].to_text() == other.question[0].to_text() or not other.question
