@@ -66,7 +66,7 @@ from kproxy.telemetry.instance import Instance
 from kproxy.telemetry.logs import configure, fields
 from kproxy.telemetry.metrics import Metric
 from kproxy.telemetry.monitor import Monitor, Sources
-from kproxy.telemetry.notices import corefile_refused, dns_handed_back, port_taken, table_full
+from kproxy.telemetry.notices import corefile_refused, dns_handed_back, pages_failed, port_taken, table_full
 from kproxy.telemetry.statepage import furthest_behind, socket_path, status_bytes
 from kproxy.watch.addresses import watch_addresses
 from kproxy.watch.client import Api, ClientSettings, connect
@@ -148,6 +148,7 @@ class Controller:
             health=self.monitor.health,
             server=lambda: self.api.server if self.api is not None else "",
             dns_workers=self.dns.workers,
+            dns_page=self.dns.page,
             dns_pages=self.dns.pages(),
         )
 
@@ -166,7 +167,7 @@ class Controller:
         yield from metrics_flows.ended_flows(self.ended.counters)
         if (loopback := self.loopback) is not None:
             yield from metrics_flows.loopback(loopback.counts, listeners=len(loopback.table), taken=len(loopback.taken))
-        yield from self.dns.metrics()
+        yield from self.dns.metrics(self.api.requests if self.api is not None else None)
 
     def _port_taken(self, port: Taken) -> None:
         _, protocol, number = port.key
@@ -184,6 +185,9 @@ class Controller:
 
     def _refused(self, why: str) -> None:
         self.monitor.recorder.record(corefile_refused(self.config.node_name, why))
+
+    def _page_failed(self, why: str) -> None:
+        self.monitor.recorder.record(pages_failed(self.config.node_name, "FailedToStartCorefilePage", why))
 
     def _dns_left(self, why: str) -> None:
         self.monitor.recorder.record(dns_handed_back(self.config.node_name, why))
@@ -251,8 +255,6 @@ class Controller:
         return Sources(
             api=lambda: self.api,
             dns=self.dns.lines,
-            dns_counters=self.dns.publisher.counters,
-            dns_workers=lambda: self.dns.workers() or 0,
             flows=lambda: self.flows.counters,
             further=self._further_metrics,
             configz=lambda: configz(self.config),
@@ -281,6 +283,8 @@ class Controller:
                 if flags.get("config_read"):
                     tasks.append(group.create_task(self.follow_config(flags, stop)))
                 await stop.wait()
+                if not self.config_change:
+                    await asyncio.sleep(self.dns.lameduck_s)
                 for task in tasks:
                     task.cancel()
             await self.leave()
@@ -305,6 +309,7 @@ class Controller:
 
     def _pages(self) -> Iterator[Coroutine[Any, Any, None]]:
         yield from self.monitor.tasks(self.dns.own_addresses)
+        yield from self.dns.further_pages(self.monitor.scraped(), self._page_failed)
         yield serve_state(self.instance.pages(), socket_path(self.config.run_dir, family_name(os.getppid())))
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from kproxy.app_corefile import CorefileHalf, DemandsChangedError
 from kproxy.config.config import Config
 from kproxy.dns.blocks import PodRecords
+from kproxy.dns.chain_blocks import default_blocks
 from kproxy.dns.channel import About
 from kproxy.dns.clients import served_networks
 from kproxy.dns.configured import channel_path, dns_settings
@@ -37,12 +38,20 @@ from kproxy.dns.zone import Zone
 from kproxy.dns.zones import compile_zones
 from kproxy.model.snapshot import Snapshot
 from kproxy.process import family_name
+from kproxy.supervisor import LONGEST_LAMEDUCK_S
 from kproxy.sync.loop import SyncLoop
+from kproxy.telemetry import metrics_dns
+from kproxy.telemetry.http import Routes
+from kproxy.telemetry.http_dns import CorefilePages
 from kproxy.telemetry.inspect_dns import DnsPages
 from kproxy.telemetry.metrics import Metric
-from kproxy.telemetry.metrics_reload import reloads
+from kproxy.telemetry.metrics_dns import DnsFacts
+from kproxy.telemetry.programming import KIND, DnsProgramming
+from kproxy.telemetry.state_dns import dns_page
+from kproxy.telemetry.statepage import DnsPage
 from kproxy.watch.client import Api
 from kproxy.watch.reflector import Demands
+from kproxy.watch.requests import RequestCounts
 
 
 class DnsHalf:
@@ -73,6 +82,9 @@ class DnsHalf:
         )
         self._secrets = cookie_secrets(Path(config.run_dir) / "cookies.json", time.time())
         self._described: tuple[object, ...] = ()
+        self._published: float | None = None
+        self._pages: CorefilePages | None = None
+        self.programming = DnsProgramming(time.time())
         self.memory = Memory(Path(config.run_dir) / NAME, self.publisher.frames, is_heard)
         self.handover = HandOver(
             Vigil(self.addresses, config.dns.port),
@@ -103,7 +115,9 @@ class DnsHalf:
         self.zones = compile_zones(snapshot, self.settings, self.zones, serial=serial)
         self._describe(snapshot)
         await self.publisher.publish(*self.zones, settings=self._used)
+        self.programming.published(snapshot, time.time())
         if self.publisher.number != before:
+            self._published = time.monotonic()
             self.memory.changed()
 
     async def use(self, settings: DnsSettings) -> None:
@@ -188,10 +202,59 @@ class DnsHalf:
         """How many workers are connected; None where DNS is off."""
         return len(self.publisher.workers()) if self.settings is not None else None
 
-    def metrics(self) -> Iterator[Metric]:
-        """What the controller itself counts; the workers' counters go another way."""
-        if self.corefile is not None and self._config.dns.corefile:
-            yield from reloads(self.corefile.reloading.failed, self.corefile.reloading.digest)
+    def metrics(self, requests: RequestCounts | None) -> Iterator[Metric]:
+        """Everything of DNS. requests: to the API server."""
+        if self.settings is None or self.corefile is None:
+            return
+        facts = DnsFacts(
+            blocks=default_blocks(self.settings),
+            port=self.settings.port,
+            reload_failed=self.corefile.reloading.failed,
+            corefile=self.corefile.reloading.digest,
+            programming={KIND: self.programming.seconds},
+            requests=requests,
+            health=self._pages.health if self._pages is not None and self.settings.pages.health else None,
+            health_failures=self._pages.failures if self._pages is not None else 0,
+            workers=len(self.publisher.workers()),
+            handover=self.handover.counts,
+            memory=self.memory.state(),
+            from_memory=self.from_memory,
+        )
+        yield from metrics_dns.families(self.publisher.counters(), facts)
+
+    @property
+    def from_memory(self) -> bool:
+        """Whether what is answered here comes from an earlier life: nothing has been published since the start."""
+        return self.publisher.number == 0 and self.publisher.answering() > 0
+
+    @property
+    def lameduck_s(self) -> float:
+        """How long to go on after the signal to end, as the Corefile's `health` says; within what a pod is given to end."""
+        return min(self.settings.pages.lameduck_s, LONGEST_LAMEDUCK_S) if self.settings is not None else 0.0
+
+    def further_pages(self, metrics: Routes, failed: Callable[[str], None]) -> Iterator[Coroutine[Any, Any, None]]:
+        """The pages that the Corefile asks for."""
+        base = self.settings
+        if base is not None:
+            self._pages = CorefilePages(lambda: (self.settings or base).pages, self._not_ready, metrics, failed)
+            yield self._pages.keep()
+
+    def _not_ready(self) -> list[str]:
+        heard = self.publisher.number > 0 or self.from_memory
+        return [] if heard and self.publisher.answering() else ["kubernetes"]
+
+    def page(self) -> DnsPage:
+        """For `kproxy status`."""
+        return dns_page(
+            self.publisher.counters(),
+            self.memory.state(),
+            serial=max((zone.serial for zone in self.zones), default=0),
+            zone_age_s=time.monotonic() - self._published if self._published is not None else None,
+            from_memory=self.from_memory,
+            away_s=self.handover.away_s(time.monotonic()),
+            held_s=self.presence.held_s(time.monotonic()),
+            handover=self.handover.counts,
+        )
 
     def lines(self) -> dict[str, Any]:
         """For /statusz."""

@@ -39,6 +39,7 @@ _LONGEST_PAUSE_S = 30.0
 _HEALTHY_AFTER_S = 60.0
 _REPEAT_S = 1.0  # a second SIGTERM this soon is the first one's echo: `timeout` and some shells signal the process and its group
 _HAND_OVER_S = 5.0  # how long the first child may take to end before the others are told as well
+LONGEST_LAMEDUCK_S = 20.0  # how much longer the first child may go on on purpose: a pod is given 30 s to end
 _GRACE_S = 10.0  # between passing SIGTERM on and SIGKILL; a DaemonSet grants 30 s
 _LOOK_S = 0.2  # between two questions to the DNS workers: silence is known, and ended, within a second
 _YOUNG_S = 3.0  # a worker that has just started may still be waiting for its zone

@@ -30,7 +30,7 @@ from kproxy.loopback.listeners import loopback_path
 from kproxy.node.oom import set_oom_score
 from kproxy.node.sysctls import apply, wanted_at_init
 from kproxy.process import family_name
-from kproxy.supervisor import command_line
+from kproxy.supervisor import LONGEST_LAMEDUCK_S, command_line
 
 _LONGEST_ARGUMENT = 100_000  # octets; the kernel's MAX_ARG_STRLEN is 131,072
 
@@ -96,9 +96,10 @@ def start(flags: Mapping[str, object]) -> None:
         complaint = set_oom_score(config.oom_score_adj)
         if complaint and config.verbosity >= 2:  # as upstream: a container without CAP_SYS_RESOURCE is the usual case
             click.echo(f"kproxy: {complaint}", err=True)
+        lameduck_s = LONGEST_LAMEDUCK_S if config.dns.corefile else 0.0  # the Corefile says how much of it is used
         held = (*config.dns.cluster_dns, *config.dns.local_addresses) if config.dns.enabled else ()
         listed = children(config, {**given, "config_read": read})
-        argv = command_line(listed, config.log_format, dns=held, port=config.dns.port)
+        argv = command_line(listed, config.log_format, dns=held, port=config.dns.port, lameduck_s=lameduck_s)
         os.execv(argv[0], argv)
 
 

@@ -16,7 +16,7 @@ from kproxy.cli.daemon import find, run_dir_option
 from kproxy.cli.options import output_option
 from kproxy.cli.terminal import console, lasting, plain, table
 from kproxy.errors import ExitCode, UnsupportedError
-from kproxy.telemetry.statepage import StatusPage, status_bytes
+from kproxy.telemetry.statepage import DnsPage, StatusPage, status_bytes
 
 _ASK_AGAIN_S = 0.2
 _DEFAULT_WAIT_S = 60.0
@@ -130,10 +130,33 @@ def _facts(page: StatusPage) -> Iterator[tuple[str, str]]:
     if page.dns_enabled:
         held = ", ".join(page.dns_addresses) or "no address held yet"
         yield "DNS", f"{page.dns_workers} workers; {held}"
+        yield from _dns_facts(page.dns)
     eligible = (
         "" if page.health.node_eligible else "; this Node is being taken out of service, load balancers are told so"
     )
     yield "up", f"{lasting(page.uptime_s)}{eligible}"
+
+
+def _dns_facts(dns: DnsPage) -> Iterator[tuple[str, str]]:
+    if dns.away_s is not None:
+        yield "", f"HANDED TO OTHER NODES for {lasting(dns.away_s)}: nobody answers here"
+    elif dns.held_s is not None:
+        ended = f", {dns.workers_ended} hanging workers ended" if dns.workers_ended else ""
+        yield "", f"held for {lasting(dns.held_s)}, handed to other nodes {dns.handed_back} times{ended}"
+    disk = (
+        dns.memory_problem or f"on disk {lasting(dns.memory_age_s)} old"
+        if dns.memory_age_s is not None
+        else "none on disk"
+    )
+    if dns.from_memory:
+        yield "", f"ANSWERS FROM MEMORY: the API has not been heard since the start; zone {disk}"
+    elif dns.zone_age_s is not None:
+        yield "", f"zone {dns.serial}, changed {lasting(dns.zone_age_s)} ago; {disk} ({dns.memory_bytes // 1024} KiB)"
+    yield "", f"{dns.queries} queries, {dns.saved} saved by the search path, {dns.refused} from strangers not answered"
+    for upstream in dns.upstreams:
+        probes = f", {upstream.failed_probes} failed probes" if upstream.failed_probes else ""
+        yield "", f"upstream {upstream.address}: {upstream.answers} answers, {upstream.silences} silences{probes}"
+    yield "", "see every answer: kproxy dns observe"
 
 
 def _watch_state(synced: bool, waits_s: float) -> str:

@@ -58,6 +58,10 @@ class HandOver:
         self._right, self._sync, self._told = right, sync, told
         self._pause_s = FIRST_PAUSE_S
 
+    def away_s(self, now: float) -> float | None:
+        """For how long the addresses have been with other nodes; None while they are here. now: monotonic seconds."""
+        return now - self.since if self.away and self.since is not None else None
+
     async def keep(self) -> None:
         """Runs for ever."""
         began = time.monotonic()

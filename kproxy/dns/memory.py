@@ -42,6 +42,9 @@ class MemoryState:
     problem: str = ""
 
 
+NO_MEMORY = MemoryState()
+
+
 def packed(frames: Iterable[bytes]) -> bytes:
     """The file's content. Raises ValueError when it is larger than any reader takes."""
     data = bytearray(_FORMAT + json.dumps({"version": __version__}).encode() + b"\n")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 
 from kproxy.dns.node import hold, release
@@ -33,6 +34,11 @@ class Presence:
         self._addresses = addresses
         self._sleep = sleep
         self._told: set[str] = set()
+        self._since: float | None = None
+
+    def held_s(self, now: float) -> float | None:
+        """For how long this node has held the addresses, as far as this controller saw; None while it does not. now: monotonic seconds."""
+        return now - self._since if self._since is not None else None
 
     async def keep(self, ready: Callable[[], bool], present: Callable[[], frozenset[str]]) -> None:
         """Takes the addresses while `ready`, and again when they are lost; runs for ever. UnsupportedError: without the privilege to."""
@@ -43,6 +49,7 @@ class Presence:
                 await self._sleep(WAIT_S)
                 continue
             if set(self._addresses) <= present():
+                self._since = self._since if self._since is not None else time.monotonic()
                 pause = CHECK_S
             else:
                 held = await hold(self._addresses, self._told)
@@ -64,6 +71,7 @@ class Presence:
                 await self._sleep(TRY_AGAIN_S)
             if await sync():
                 await release(self._addresses)
+                self._since = None
                 return True
         log.error("The rules could not be written a last time: the cluster's DNS addresses stay on this node")
         return False

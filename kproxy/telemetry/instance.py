@@ -22,6 +22,7 @@ from kproxy.telemetry.inspect import StatePages
 from kproxy.telemetry.inspect_dns import DnsPages
 from kproxy.telemetry.statepage import (
     FORMAT,
+    DnsPage,
     Header,
     StatusPage,
     drift_page,
@@ -47,6 +48,7 @@ class Instance:
     health: Callable[[], Health]
     server: Callable[[], str]
     dns_workers: Callable[[], int | None]
+    dns_page: Callable[[], DnsPage] = DnsPage
     dns_pages: DnsPages | None = None
     started: float = field(default_factory=time.monotonic)
     last_success: float | None = None  # monotonic, so that a clock that is set does not make syncs look old
@@ -88,6 +90,7 @@ class Instance:
             drift=drift_page(self.drift(), now),
             dns_enabled=workers is not None,
             dns_workers=workers or 0,
+            dns=self.dns_page(),
             dns_addresses=list(self.settings(self.loop.snapshot).dns_addresses),
             problems=list(status.problems),
         )

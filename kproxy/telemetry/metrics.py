@@ -40,12 +40,6 @@ def _counter(name: str, text: str, value: float) -> Metric:
     return CounterMetricFamily(name, text, value=value)
 
 
-def _dns(counters: Mapping[str, int], workers: int) -> Iterator[Metric]:
-    yield _gauge("kproxy_dns_workers", "DNS workers connected to the controller", workers)
-    for name, value in sorted(counters.items()):
-        yield _counter(f"kproxy_dns_{name}", f"DNS workers' counter {name}, all workers together", value)
-
-
 def _watches(watches: Iterable[WatchStats], now: float) -> Iterator[Metric]:
     age = GaugeMetricFamily(
         "kproxy_watch_age_seconds", "since the last event, bookmark or list of a watch", labels=["kind"]
@@ -75,8 +69,6 @@ def families(
     watches: Iterable[WatchStats],
     *,
     now: float,
-    dns_counters: Mapping[str, int],
-    dns_workers: int,
     flows: Mapping[Family, Counters],
 ) -> list[Metric]:
     """What every instance tells. `now` is on the reflectors' clock (monotonic seconds)."""
@@ -97,6 +89,5 @@ def families(
         _gauge("kproxy_service_ports", "Service ports in the kernel, both families", status.service_ports),
         _gauge("kproxy_writer", "1 while this instance writes the rules of the node", int(status.writer)),
         *_watches(watches, now),
-        *_dns(dns_counters, dns_workers),
         *metrics_proxy.flows(flows),
     ]

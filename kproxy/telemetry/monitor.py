@@ -31,7 +31,7 @@ from kproxy.sync.loop import SyncLoop, SyncOutcome
 from kproxy.telemetry import metrics_program, metrics_proxy, notices
 from kproxy.telemetry.counting import Counting, without_local_endpoints
 from kproxy.telemetry.events import Recorder
-from kproxy.telemetry.http import Health, Pages, health_routes, metrics_only, metrics_routes, serve
+from kproxy.telemetry.http import Health, Pages, Routes, health_routes, metrics_only, metrics_routes, serve
 from kproxy.telemetry.metrics import Metric, families, text_of
 from kproxy.telemetry.state import health_of, status_of, watch_text
 from kproxy.watch.client import Api
@@ -46,8 +46,6 @@ class Sources:
 
     api: Callable[[], Api | None]
     dns: Callable[[], Mapping[str, Any]]
-    dns_counters: Callable[[], Mapping[str, int]]
-    dns_workers: Callable[[], int]
     flows: Callable[[], Mapping[Family, Counters]]
     further: Callable[[], Iterable[Metric]]  # families of parts that are not there on every node
     configz: Callable[[], Mapping[str, Any]]
@@ -152,8 +150,6 @@ class Monitor:
                 self._loop.status,
                 self._watches,
                 now=time.monotonic(),
-                dns_counters=self._sources.dns_counters(),
-                dns_workers=self._sources.dns_workers(),
                 flows=self._sources.flows(),
             ),
             *metrics_proxy.syncs(self.counting, self._loop.status),
@@ -192,6 +188,10 @@ class Monitor:
                 yield serve(routes, address, hard_fail=config.bind_address_hard_fail, failed=self._failed(reason))
         for address in dns_addresses:
             yield serve(metrics_only(pages), _with_port(address))
+
+    def scraped(self) -> Routes:
+        """/metrics alone, for further addresses."""
+        return metrics_only(self._pages())
 
     def _pages(self) -> Pages:
         return Pages(

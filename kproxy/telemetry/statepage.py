@@ -100,6 +100,39 @@ class DriftPage(msgspec.Struct, rename=_json_name, kw_only=True):
     last: str
 
 
+class UpstreamPage(msgspec.Struct, rename=_json_name, kw_only=True):
+    """One upstream resolver: attempts that got an answer, those that got none, and failed probes."""
+
+    address: str
+    answers: int = 0
+    silences: int = 0
+    failed_probes: int = 0
+
+
+class DnsPage(msgspec.Struct, rename=_json_name, kw_only=True):
+    """The DNS half. Ages in seconds, None where there is nothing.
+
+    serial, zone_age_s: of the newest zone, since it was published. memory_age_s: since the zones on disk were last known to be true.
+    from_memory: answers come from them, or from an earlier controller's. away_s: since the addresses were handed to other nodes, None while
+    they are here. queries, saved: answered, and those that the walk of the search list has saved. refused: from clients not served.
+    """
+
+    serial: int = 0
+    zone_age_s: float | None = None
+    from_memory: bool = False
+    memory_age_s: float | None = None
+    memory_bytes: int = 0
+    memory_problem: str = ""
+    away_s: float | None = None
+    held_s: float | None = None
+    handed_back: int = 0
+    workers_ended: int = 0
+    queries: int = 0
+    saved: int = 0
+    refused: int = 0
+    upstreams: list[UpstreamPage] = []
+
+
 class StatusPage(msgspec.Struct, rename=_json_name, kw_only=True):
     """One instance of kproxy at one moment; the JSON form of `kproxy status -o json`. Fields are added, never renamed."""
 
@@ -123,6 +156,7 @@ class StatusPage(msgspec.Struct, rename=_json_name, kw_only=True):
     dns_enabled: bool
     dns_workers: int
     dns_addresses: list[str]
+    dns: DnsPage = msgspec.field(default_factory=DnsPage)
     problems: list[Problem]
 
 

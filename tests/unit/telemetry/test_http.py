@@ -16,10 +16,11 @@ import pytest
 
 from kproxy.errors import UnsupportedError
 from kproxy.sync.status import SyncStatus
-from kproxy.telemetry import http
+from kproxy.telemetry import http, metrics_dns
 from kproxy.telemetry.health import Health, health_json
 from kproxy.telemetry.http import Pages, Routes, health_routes, metrics_only, metrics_routes, serve
 from kproxy.telemetry.metrics import families, text_of
+from kproxy.telemetry.metrics_dns import DnsFacts
 from kproxy.telemetry.state import status_of
 
 WELL = Health(data_path=True, node_eligible=True, ready=True, last_updated=1.5)
@@ -29,7 +30,8 @@ STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z")
 def _pages(health: Health = WELL, **more: Any) -> Pages:
     async def metrics() -> bytes:
         status = SyncStatus(services=3, syncs=7)
-        return text_of(families(status, (), now=0.0, dns_counters={"queries": 5}, dns_workers=2, flows={}))
+        told = metrics_dns.families({"queries": 5}, DnsFacts(workers=2))
+        return text_of([*families(status, (), now=0.0, flows={}), *told])
 
     return Pages(
         health=lambda: health,
