@@ -20,7 +20,7 @@ SETTINGS = DnsSettings()
 SVC1 = NamespacedName("testns", "svc1")
 
 
-def test_only_what_changed_is_another_object_and_the_serial_grows() -> None:
+def test_t130_only_what_changed_is_another_object_and_the_serial_grows() -> None:
     snapshot = snapshot_of("U")
     zone = compile_zone(snapshot, SETTINGS, serial=SERIAL)
     service = replace(snapshot.services[SVC1], cluster_ips=("10.0.0.77",))
