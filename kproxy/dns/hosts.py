@@ -103,7 +103,7 @@ _NONE: tuple[list[bytes], list[bytes]] = ([], [])
 
 def _plain(text: str) -> bytes:
     """The name, when nothing in it is escaped or too long; b"" otherwise. Four times as fast as `names.encode`."""
-    data = text.lower().encode()
+    data = text.lower().encode(errors="replace")
     if len(data) > 253 or b"\\" in data:
         return b""
     labels = data.removesuffix(b".").split(b".")
