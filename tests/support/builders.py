@@ -128,6 +128,7 @@ def svc(
         external_ips=tuple(external),
         load_balancer_ips=tuple(e["ip"] for e in ingress if e.get("ip") and e.get("ipMode", "VIP") == "VIP"),
         load_balancer_proxy_ips=tuple(e["ip"] for e in ingress if e.get("ip") and e.get("ipMode") == "Proxy"),
+        load_balancer_hostnames=tuple(e["hostname"] for e in ingress if e.get("hostname")),
         source_ranges=tuple(r.strip() for r in ranges),
         ports=tuple(PortSpec(name=p.name, protocol=p.protocol, port=p.number, node_port=p.node) for p in ports),
         affinity_timeout_s=affinity_s,

@@ -25,7 +25,7 @@ def test_fault_47_what_moves_a_cursor_is_escaped(text: str) -> None:
 
 
 def test_fault_47_dns_answers_are_escaped() -> None:
-    told = _lines([Attempt("a\x1b[31m", "NOERROR", "so\nwhat", ("x\x07",))], "A")
+    told = _lines([Attempt(name="a\x1b[31m", rcode="NOERROR", reason="so\nwhat", answer=("x\x07",))], "A")
     assert all(plain(line).isprintable() for line in told)
 
 
