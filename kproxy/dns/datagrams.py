@@ -19,9 +19,9 @@ from time import perf_counter
 from typing import Any
 
 from kproxy.dns import sieve
-from kproxy.dns.cache import AnswerCache
+from kproxy.dns.cache import AnswerCache, Entry
 from kproxy.dns.cache_forward import AgingReplies
-from kproxy.dns.clients import Clients
+from kproxy.dns.clients import Client, Clients
 from kproxy.dns.denial import Denials
 from kproxy.dns.fairness import Shares
 
@@ -49,6 +49,10 @@ class Caches:
         self.dated = AnswerCache(entries=8192, octets=4 << 20)
         self.aging = AgingReplies()  # what the dated ones of the next second are made from
         self.denials = Denials()
+
+    def further(self, own: tuple[int, bytes], client: Client, key: bytes) -> Entry | None:
+        """What is remembered for some clients alone. own: view and bytes; key: the bytes behind the ID."""
+        return self.personal.get(own) or self.dated.get(own) or self.dated.get((client.address, key))
 
 
 class Hot:
@@ -145,8 +149,12 @@ class Datagrams:
         receive, send, family, port = self.sock.recvfrom, self.sock.sendto, self.family, self.port
         caches, slowly = self.caches, self._slowly
         lasting, fleeting = caches.common.lasting.get, caches.common.fleeting.get
-        next_order, personal, dated = caches.common.next_order, caches.personal.get, caches.dated.get
-        denied = caches.denials.find
+        dated, next_order, denied, further = (
+            caches.dated.fleeting.get,
+            caches.common.next_order,
+            caches.denials.find,
+            caches.further,
+        )
         known = self._hot.clients.known.get
         served = slow = errors = 0
         began = perf_counter()
@@ -157,15 +165,10 @@ class Datagrams:
                 client = known(peer[0])
                 if client is not None and peer[1] != port:
                     key = data[2:]
-                    found = (
-                        lasting(key)
-                        or fleeting(key)
-                        or next_order(key)
-                        or personal((client.view, key))
-                        or dated((client.view, key))
-                        or dated((client.address, key))
-                        or denied(data, client)
-                    )
+                    found = lasting(key) or fleeting(key)
+                    if found is None:  # in the order of how many come, and of what a look costs
+                        own = (client.view, key)
+                        found = dated(own) or next_order(key) or denied(data, client) or further(own, client, key)
                     if found is not None:
                         reply, counts = found
                         counts[family] += 1
@@ -222,9 +225,8 @@ class Datagrams:
         client = self._hot.clients.known.get(peer[0])
         if client is not None and peer[1] != self.port:
             caches, key = self.caches, data[2:]
-            found = caches.common.get(key) or caches.personal.get((client.view, key))
-            found = found or caches.dated.get((client.view, key)) or caches.dated.get((client.address, key))
-            found = found or caches.denials.find(data, client)
+            found = caches.common.get(key) or caches.denials.find(data, client)
+            found = found or caches.further((client.view, key), client, key)
             if found is not None:
                 counters["cache_hits"] += 1
                 found[1][self.family] += 1
