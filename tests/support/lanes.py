@@ -78,7 +78,8 @@ def _control_plane() -> str | None:
 
 @cache
 def _peers() -> str | None:
-    absent = [name for name in ("kube-proxy", "coredns", "podresolver") if find_program(name, os.environ) is None]
+    wanted = ("kube-proxy", "coredns", "podresolver", "lookup-go", "lookup-musl-old", "lookup-musl-new")
+    absent = [name for name in wanted if find_program(name, os.environ) is None]
     if absent:
         return f"needs {', '.join(absent)}: `tests/peers/build` makes them with the Go toolchain"
     return _control_plane() or _packets()
