@@ -22,6 +22,7 @@ from kproxy.dns import chain, cookies, search, upstream, wire
 from kproxy.dns.answer import Forward, Outcome, Transfer
 from kproxy.dns.cache_walked import WalkedReplies
 from kproxy.dns.clients import Client
+from kproxy.dns.failing import Failing
 from kproxy.dns.forward import Forwarders
 from kproxy.dns.search import Walk
 from kproxy.dns.tally import Place, Tally
@@ -45,6 +46,8 @@ class Responder:
         self.counters = counters
         self.tally = tally
         self.cookie_secrets: tuple[bytes, ...] = ()
+        self.failing = Failing()
+        self.failing.follow(served.blocks)
         self.less = asyncio.Event()  # somebody waits no longer
         self.waiting = 0
         self._spawn = spawn
@@ -60,6 +63,7 @@ class Responder:
             self.upstreams.use(served.settings)
             self.walker = Walker(self.upstreams, self.counters, self._spawn, served.settings.forward_deadline_s)
             self._places.clear()
+        self.failing.follow(served.blocks)
         self.served = served
 
     def respond(
@@ -153,6 +157,8 @@ class Responder:
                 return await self.walker.run(pending, transport)
             while True:
                 found = await self.upstreams.resolve(pending, transport, client)
+                if found is None:
+                    self.failing.failed(pending.block, pending.query, "no upstream has answered")
                 reply = upstream.finish(pending, found, transport)
                 if pending.then is None:
                     return Outcome(

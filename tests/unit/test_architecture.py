@@ -48,6 +48,7 @@ PURE = (
     "kproxy.dns.template*",
     "kproxy.dns.hosts",
     "kproxy.dns.acl",
+    "kproxy.dns.consolidation",
     "kproxy.dns.arrival",
     "kproxy.dns.finishing",
     "kproxy.dns.recordtext",
