@@ -41,7 +41,15 @@ PATIENCE_S = 10.0
 class Workers:
     """`count` workers for `settings` and the publisher that feeds them. A context manager; nothing of it survives the block."""
 
-    def __init__(self, settings: DnsSettings, *, count: int = 1, address: str = "127.0.0.1", port: int = PORT) -> None:
+    def __init__(
+        self,
+        settings: DnsSettings,
+        *,
+        count: int = 1,
+        address: str = "127.0.0.1",
+        port: int = PORT,
+        memory: Path | None = None,
+    ) -> None:
         listen = settings.listen if settings.listen != DnsSettings().listen else (address,)
         self.settings = replace(settings, listen=listen, port=port if settings.port == 53 else settings.port)
         self.address = (self.settings.listen[0], self.settings.port)
@@ -50,6 +58,7 @@ class Workers:
         self.processes: list[subprocess.Popen[bytes]] = []
         self._starting: list[subprocess.Popen[bytes]] = []
         self._count = count
+        self._memory = ["--memory", str(memory)] if memory is not None else []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self.publisher: ZonePublisher | None = None
@@ -128,6 +137,7 @@ class Workers:
                 "--announce",
                 *("--channel", str(self.channel)),
                 *("--config", msgspec.json.encode(self.settings).decode()),
+                *self._memory,
                 *("--name", f"kproxy-dns-{len(self.processes)}"),
                 *("--parent", str(os.getpid())),
                 *("--grace", "0.5"),
