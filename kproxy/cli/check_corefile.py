@@ -53,7 +53,7 @@ def command(file: str | None, config: str | None, output: str) -> None:
         raise ConfigError("say which: a file, or --config with dns.corefile in it", where="FILE")
     if where.startswith(PREFIX):
         raise ConfigError(f"{where} is in the API; give the manifest: kubectl get configmap … -o yaml", where="FILE")
-    found = _read(where)
+    found = read_corefile(where)
     with_corefile(dns_settings(loaded, {}), loaded, found)
     found = served_here(found, {*loaded.dns.cluster_dns, *loaded.dns.local_addresses})
     if output == "json":
@@ -65,7 +65,7 @@ def command(file: str | None, config: str | None, output: str) -> None:
         click.echo(f"kproxy: {plain(warning)}", err=True)
 
 
-def _read(file: str) -> Corefile:
+def read_corefile(file: str) -> Corefile:
     """The Corefile in `file`. Raises ConfigError."""
     reading = _from_manifest(file) if file.endswith(_MANIFESTS) else read_file(file, os.environ)
     if reading.error is not None or reading.corefile is None:

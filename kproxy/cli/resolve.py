@@ -14,15 +14,18 @@ from pathlib import Path
 
 import click
 
+from kproxy.cli.check_corefile import read_corefile
 from kproxy.cli.options import output_option
 from kproxy.cli.terminal import plain
 from kproxy.dns import chain, names
 from kproxy.dns.blocks import PodRecords
 from kproxy.dns.chain import Served
-from kproxy.dns.compile import compile_zone
+from kproxy.dns.directives import zone_settings
+from kproxy.dns.files import at_first
+from kproxy.dns.selector import keys_of
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.text import type_number
-from kproxy.dns.zone import Zone
+from kproxy.dns.zones import compile_zones
 from kproxy.errors import ConfigError, ExitCode
 from kproxy.explain.resolution import FOUND, Attempt, attempt
 from kproxy.model.events import Applied
@@ -43,8 +46,16 @@ NDOTS = 5  # what the kubelet writes into a pod's resolv.conf
 @click.option("--ttl", type=click.IntRange(0, 3600), default=5, show_default=True, help="Seconds.")
 @click.option("--pods", type=click.Choice([m.value for m in PodRecords]), default="insecure", show_default=True,
     help="Whether names like 10-244-0-5.NS.pod exist.")  # fmt: skip
+@click.option(
+    "--corefile",
+    metavar="FILE",
+    default="",
+    help="A Corefile, or a manifest with one; it says zone, TTL and pods instead.",
+)
 @output_option
-def command(name: str, rest: Sequence[str], namespace: str, zone: str, ttl: int, pods: str, output: str) -> None:
+def command(
+    name: str, rest: Sequence[str], namespace: str, zone: str, ttl: int, pods: str, corefile: str, output: str
+) -> None:
     """The DNS answer for manifests, without cluster or root; exit code 1 when there is none.
 
     \b
@@ -56,26 +67,31 @@ def command(name: str, rest: Sequence[str], namespace: str, zone: str, ttl: int,
       kproxy resolve web --namespace default cluster.yaml
       kproxy resolve _http._tcp.web.default.svc.cluster.local SRV cluster.yaml -o json
       kproxy resolve 10.96.0.10 cluster.yaml
+      kproxy resolve web.shop.example.com --corefile Corefile cluster.yaml
     """
     qname, qtype, files = _asked(name, rest)
     try:
-        settings = DnsSettings(zone=zone, ttl=ttl, pods=PodRecords(pods))
-        loaded = load(files)
+        settings = _settings(corefile) if corefile else DnsSettings(zone=zone, ttl=ttl, pods=PodRecords(pods))
+        flat = zone_settings(settings)
+        zone = flat[0].zone if flat else zone
+        loaded = load(files, keys_of([text for one in flat for text in (one.labels, one.namespace_labels)]))
         snapshot = snapshot_of(loaded)
         if namespace:  # a pod asks from there, so it exists
             asking = Namespace(name=namespace)
-            snapshot = fold(snapshot, [Applied(Decoded(key=key_of(asking), object=asking))])
-        compiled = compile_zone(snapshot, settings, serial=1)
+            present = key_of(asking).name in snapshot.namespaces  # with its labels
+            snapshot = snapshot if present else fold(snapshot, [Applied(Decoded(key=key_of(asking), object=asking))])
+        zones = compile_zones(snapshot, settings, serial=1)
+        served = chain.serve(settings, zones, at_first(settings.blocks, {}))
         candidates = [names.encode(c) for c in _candidates(qname, namespace, zone)]
     except ValueError as error:
         raise ConfigError(str(error), where="NAME") from error
-    for problem in (*loaded.problems, *(f"Service {k}: {v}" for k, v in _problems(compiled))):
+    for problem in (*loaded.problems, *(f"Service {k}: {v}" for k, v in _problems(served))):
         click.echo(f"kproxy: {plain(problem)}", err=True)
     if remark := describe(loaded):
         click.echo(f"kproxy: {remark}", err=True)
     number = type_number(qtype)
     assert number is not None
-    attempts = _walk(chain.serve(settings, (compiled,)), candidates, number)
+    attempts = _walk(served, candidates, number)
     found = bool(attempts[-1].answer)
     if output == "json":
         told = {"name": name, "type": qtype, "namespace": namespace, "resolved": found}
@@ -85,6 +101,12 @@ def command(name: str, rest: Sequence[str], namespace: str, zone: str, ttl: int,
         if not namespace and not found and "." not in qname.rstrip("."):
             click.echo("kproxy: NAME is taken as whole; --namespace NS asks as a pod of NS would", err=True)
     sys.exit(ExitCode.OK if found else ExitCode.FINDINGS)
+
+
+def _settings(corefile: str) -> DnsSettings:
+    """What a Corefile says, asked at the port of its first block. Raises ConfigError."""
+    blocks = read_corefile(corefile).blocks
+    return DnsSettings(blocks=blocks, port=blocks[0].port) if blocks else DnsSettings()
 
 
 def _asked(name: str, rest: Sequence[str]) -> tuple[str, str, list[str]]:
@@ -118,10 +140,9 @@ def _walk(served: Served, candidates: Sequence[bytes], qtype: int) -> list[Attem
     return attempts
 
 
-def _problems(zone: Zone) -> list[tuple[str, str]]:
-    return [
-        ("/".join(part.decode() for part in reversed(names.split(key))), text) for key, text in zone.problems.items()
-    ]
+def _problems(served: Served) -> list[tuple[str, str]]:
+    found = {key: text for zone in served.zones for key, text in zone.problems.items()}
+    return [("/".join(part.decode() for part in reversed(names.split(key))), text) for key, text in found.items()]
 
 
 def _lines(attempts: Sequence[Attempt], qtype: str) -> list[str]:

@@ -45,13 +45,16 @@ def question(name: bytes, qtype: int, ident: bytes = b"\0\0") -> bytes:
 def attempt(served: Served, name: bytes, qtype: int, client: Client = ANYBODY) -> Attempt:
     """What is said to one question without asking anybody."""
     text = names.decode(name)
-    reason = reason_of(served.zones, name)
+    block = served.main.find(name.lower(), qtype) if served.main is not None else None
+    zones = (served.zones[block.zone],) if block is not None and block.zone >= 0 else ()
+    reason = reason_of(zones, name)
     outcome = chain.respond(served, question(name, qtype), Transport.TCP, client)
     if isinstance(outcome, Forward):
         if not outcome.prefix:
             return Attempt(name=text, rcode="FORWARDED", reason=f"{reason}: the node's resolvers are asked")
         target = names.decode(outcome.name)
-        alias = f"{text} {served.settings.ttl} CNAME {target}"
+        ttl = int.from_bytes(outcome.prefix[0][6:10], "big")  # behind a pointer, type and class
+        alias = f"{text} {ttl} CNAME {target}"
         why = f"{reason}: the node's resolvers are asked for {target}"
         return Attempt(name=text, rcode="FORWARDED", reason=why, answer=(alias,))
     if isinstance(outcome, Walk):
@@ -59,6 +62,10 @@ def attempt(served: Served, name: bytes, qtype: int, client: Client = ANYBODY) -
         return Attempt(name=text, rcode="FORWARDED", reason=why)
     if not isinstance(outcome, Outcome):
         return Attempt(name=text, rcode="SILENCE", reason="such a query is not answered")
+    if block is None:
+        reason = "no server block is there for this name"
+    elif served.settings.blocks and not any(find_apex(zone, name.lower()) for zone in zones):
+        reason = f"{reason}; the server block of {' '.join(block.block.zones)} answers"
     return attempt_of(text, outcome.reply, reason)
 
 

@@ -164,13 +164,12 @@ def decode(kind: Kind, raw: Raw, labels: frozenset[str] = NO_LABELS) -> Decoded:
 
     labels: keys of the labels that a Service or Namespace is to keep; a second reading, for those who ask.
     """
-    found = decode_noting(kind, raw, Notes())
-    return with_labels(found, raw, labels) if labels else found
+    return with_labels(decode_noting(kind, raw, Notes()), raw, labels)
 
 
 def with_labels(found: Decoded, raw: Raw, wanted: frozenset[str]) -> Decoded:
     """A Service or Namespace with those of its labels that are wanted; anything else as it is."""
-    if not isinstance(found.object, Service | Namespace):
+    if not wanted or not isinstance(found.object, Service | Namespace):
         return found
     try:
         read = msgspec.convert(raw, _Labelled) if isinstance(raw, Mapping) else _LABELS.decode(raw)

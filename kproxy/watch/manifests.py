@@ -23,7 +23,7 @@ from kproxy.model.events import Event, Replaced
 from kproxy.model.names import NamespacedName
 from kproxy.model.objects import Decoded, Kind, Namespace, ObjectKey, Problem, Service
 from kproxy.model.snapshot import Snapshot, fold
-from kproxy.watch.decode import decode_noting
+from kproxy.watch.decode import NO_LABELS, decode_noting, with_labels
 from kproxy.watch.fields import shown
 from kproxy.watch.mirror import MANAGED_BY, MIRRORING_CONTROLLER, is_mirrored, slices_of_endpoints
 from kproxy.watch.wire import Notes
@@ -68,7 +68,8 @@ class _Entry:
 class _Loading:
     """The state of one `load`: objects by key, so that the last of two wins as with `kubectl apply`."""
 
-    def __init__(self) -> None:
+    def __init__(self, labels: frozenset[str]) -> None:
+        self.labels = labels
         self.objects: dict[ObjectKey, Decoded] = {}
         self.places: dict[ObjectKey, str] = {}
         self.problems: list[Problem] = []
@@ -80,9 +81,12 @@ class _Loading:
         )  # namespace, Service, made by the mirroring controller
 
 
-def load(paths: Iterable[str | Path]) -> Loaded:
-    """Reads all objects in `paths`; raises ConfigError naming file, line and field of the first ten errors."""
-    state = _Loading()
+def load(paths: Iterable[str | Path], labels: frozenset[str] = NO_LABELS) -> Loaded:
+    """Reads all objects in `paths`; raises ConfigError naming file, line and field of the first ten errors.
+
+    labels: keys of the labels that Services and Namespaces keep.
+    """
+    state = _Loading(labels)
     for file in _files(paths):
         for document in read_documents(file):
             for entry in _entries(document, document.value, ""):
@@ -182,7 +186,7 @@ def _with_defaults(kind: Kind, body: Mapping[str, object]) -> dict[str, object]:
 def _decode(state: _Loading, kind: Kind, body: Mapping[str, object], entry: _Entry, below: str = "") -> None:
     """Decodes `body`, which stands at `entry` (or at `below` in it), into the state."""
     notes = Notes()
-    decoded = decode_noting(kind, body, notes)
+    decoded = with_labels(decode_noting(kind, body, notes), body, state.labels)
     if notes.errors:  # what the decoder did instead ("; it is ignored") does not happen here: the file is refused
         errors = [(path, why.rpartition("; ")[0] or why) for path, why in notes.errors]
         if below:  # the field names are the slice's, not the file's

@@ -109,3 +109,60 @@ def test_text_and_problems(file: str) -> None:
 def test_usage_errors(file: str, arguments: list[str]) -> None:
     with pytest.raises(ConfigError):
         run(*[file if argument == "FILE" else argument for argument in arguments])
+
+
+COREFILE = """
+example.com {
+    k8s_external example.com
+    kubernetes cluster.local {
+        labels tier=front
+    }
+}
+. {
+    kubernetes other.test {
+        ttl 30
+    }
+    hosts {
+        10.9.9.9 box.internal
+        fallthrough
+    }
+    forward . 192.0.2.53
+}
+"""
+OUTSIDE = """\
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop, labels: {tier: front}}
+spec: {clusterIP: 10.96.0.77, externalIPs: [203.0.113.7], ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: api, namespace: shop, labels: {tier: back}}
+spec: {clusterIP: 10.96.0.78, externalIPs: [203.0.113.8], ports: [{name: http, port: 80}]}
+"""
+
+
+def test_a_corefile_says_who_answers(tmp_path: Path) -> None:
+    corefile, objects = tmp_path / "Corefile", tmp_path / "objects.yaml"
+    corefile.write_text(COREFILE)
+    objects.write_text(OUTSIDE)
+
+    def told(name: str) -> tuple[int, str]:
+        code, found = run(name, "--corefile", str(corefile), str(objects))
+        return code, str(found["attempts"])
+
+    code, text = told("web.shop.example.com")
+    assert code == 0 and "5 A 203.0.113.7" in text and "the server block of example.com answers" in text
+    assert told("api.shop.example.com")[0] == 1, "its labels are others"
+    code, text = told("api.shop.svc.other.test")
+    assert code == 0 and "30 A 10.96.0.78" in text
+    assert "10.9.9.9" in told("box.internal")[1]
+    code, text = told("web.shop.svc.cluster.local")
+    assert code == 1 and "not a name of the cluster" in text, "it lies in the block of ., which serves other.test"
+
+
+def test_a_wrong_corefile_is_told_with_its_place(tmp_path: Path, file: str) -> None:
+    corefile = tmp_path / "Corefile"
+    corefile.write_text(". {\n    kubernetes cluster.local {\n        labels tier in front\n    }\n}\n")
+    with pytest.raises(ConfigError, match="Corefile:3"):
+        run("web", "--corefile", str(corefile), file)
