@@ -55,6 +55,7 @@ class Observing:
         self.observed = False
         self._logs: dict[int, tuple[Log, ...]] = {}
         self._zones: list[tuple[bytes, int]] = []
+        self._local = "-"
         self._records = _Rate(RECORDS_PER_S)
         self._lines = _Rate(LINES_PER_S)
 
@@ -68,6 +69,8 @@ class Observing:
     def follow(self, served: Served) -> None:
         """The blocks of `served` say what is logged."""
         self._logs = {index: block.log for index, block in enumerate(served.blocks) if block.log}
+        listen = served.settings.listen  # with several addresses it would take a look at the socket for every reply
+        self._local = (f"[{listen[0]}]" if ":" in listen[0] else listen[0]) if len(listen) == 1 else "-"
         zones = [
             (encode(zone).lower(), index) for index, block in enumerate(served.blocks) for zone in _names(block.zones)
         ]
@@ -120,7 +123,7 @@ class Observing:
             self.records.append(one)
         for directive in logs:
             if self._is_wanted(directive, one, data) and self._lines.allows():
-                log.info("%s", line(one, directive.format))
+                log.info("%s", line(one, directive.format.replace("{local}", self._local)))
                 if self._lines.left_out:
                     log.warning("%d further lines about queries were left out", self._lines.left_out)
                     self._lines.left_out = 0

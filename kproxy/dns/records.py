@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from kproxy.dns import names
+from kproxy.dns import names, upstream
 from kproxy.dns.tally import RCODES
 
 _FLAGS = (
@@ -58,6 +58,7 @@ class Seen(msgspec.Struct, frozen=True, array_like=True, tag="seen"):
     dnssec_ok: bool = False
     bufsize: int = 512
     saved: int = 0
+    denied: bool = False  # there is no such name or record, and an SOA says so
 
 
 def seen(
@@ -96,9 +97,25 @@ def seen(
         proto=proto,
         ident=int.from_bytes(data[:2], "big"),
         dnssec_ok=opt >= 0 and len(data) > opt + 7 and bool(data[opt + 7] & 0x80),
-        bufsize=bufsize,
+        bufsize=65535 if proto == "tcp" else max(bufsize, 512),
         saved=saved,
+        denied=_is_denial(reply),
     )
+
+
+def _is_denial(reply: bytes) -> bool:
+    """NXDOMAIN, or NOERROR without an answer, with an SOA first in the authority section."""
+    rcode = reply[3] & 15
+    if rcode not in (0, 3) or (rcode == 0 and reply[6:8] != b"\0\0") or reply[8:10] == b"\0\0":
+        return False
+    try:
+        at = upstream.read_name(reply, 12)[1] + 4
+        for _ in range(int.from_bytes(reply[6:8], "big")):
+            at = upstream.read_name(reply, at)[1]
+            at += 10 + int.from_bytes(reply[at + 8 : at + 10], "big")
+        return reply[upstream.read_name(reply, at)[1] :][:2] == b"\0\6"
+    except upstream.Malformed:
+        return False
 
 
 def question(data: bytes) -> tuple[str, int, int]:
@@ -121,7 +138,7 @@ _FIELDS: Mapping[str, Callable[[Seen], str]] = {
     ">id": lambda one: str(one.ident),
     "type": lambda one: one.qtype,
     "class": lambda one: one.qclass,
-    "name": lambda one: one.name,
+    "name": lambda one: one.name.lower(),
     "proto": lambda one: one.proto,
     "size": lambda one: str(one.asked),
     ">do": lambda one: str(one.dnssec_ok).lower(),
@@ -137,11 +154,13 @@ _FIELDS: Mapping[str, Callable[[Seen], str]] = {
 
 
 def line(one: Seen, form: str) -> str:
-    """A line in the form of the `log` directive; placeholders that are not known become `-`, as in CoreDNS."""
+    """A line in the form of the `log` directive. What is in braces and unknown stays as it is, unknown metadata is `-`: as in CoreDNS."""
     form = form.replace("{combined}", COMMON + ' "{>opcode}"').replace("{common}", COMMON)
 
     def value(match: re.Match[str]) -> str:
         field = _FIELDS.get(match[1])
+        if field is None and not match[1].startswith("/"):
+            return match[0]
         return (field(one) if field is not None else "") or "-"
 
     return _PLACEHOLDER.sub(value, form)
@@ -149,8 +168,6 @@ def line(one: Seen, form: str) -> str:
 
 def class_of(one: Seen) -> str:
     """CoreDNS's class of a reply, which `log { class … }` chooses by: success, denial or error."""
-    if one.rcode == "NXDOMAIN":
+    if one.denied:
         return "denial"
-    if one.rcode != "NOERROR":
-        return "error"
-    return "success"
+    return "success" if one.rcode == "NOERROR" else "error"

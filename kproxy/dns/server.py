@@ -49,7 +49,6 @@ class Server:
         files = at_first(chain.default_blocks(settings), {})
         self.responder = Responder(chain.serve(settings, self.zones, files), counters, self.tally, spawn)
         self.observing = Observing(self._watch)
-        self.observing.follow(self.responder.served)
         self.answering = Answering(self.responder, self.hot, self.observing, spawn)
         self.strangers, self.savings = self.answering.strangers, self.answering.savings
         self.streams = Streams(settings, self.answering, counters, spawn)
@@ -67,6 +66,7 @@ class Server:
 
     async def start(self) -> None:
         """Binds every address. Raises OSError when one cannot be bound."""
+        self.observing.follow(self.responder.served)
         self._bind(listeners(self.settings, self.blocks))
         self.responder.upstreams.start()
 
