@@ -136,7 +136,7 @@ class ReplyCache:
 
         Expired answers outlive a failure: it only says when they are to be refreshed next.
         """
-        if not self._concerns(question) or reply.truncated:
+        if reply.truncated:
             return None
         if reply.rcode == Rcode.SERVFAIL:
             return self.failed(question, reply, now, self.directive.servfail_s)
@@ -160,7 +160,7 @@ class ReplyCache:
     def ttl_of(self, question: Question, reply: Reply) -> int | None:
         """Seconds to remember a reply for, between the directive's bounds; None: not at all."""
         directive = self.directive
-        if reply.rcode not in (Rcode.NOERROR, Rcode.NXDOMAIN) or question.qtype in _META:
+        if reply.rcode not in (Rcode.NOERROR, Rcode.NXDOMAIN) or question.qtype in _META or not self.concerns(question):
             return None
         if _is_denial(question, reply):
             if not reply.has_soa:
@@ -174,7 +174,7 @@ class ReplyCache:
         if known is not None and not known.failure:
             known.failed_until = now + max(seconds, self.directive.stale_recheck_s)
             return known
-        if seconds <= 0 or not self._concerns(question) or _within(question.name, self._no_denials):
+        if seconds <= 0 or not self.concerns(question) or _within(question.name, self._no_denials):
             return None
         entry = Entry(
             replace(reply, extended_error=reply.extended_error or upstream.REMEMBERED_FAILURE), seconds, now, 0.0
@@ -193,7 +193,8 @@ class ReplyCache:
             return False
         return (entry.until - now) * 100 < directive.prefetch_percent * entry.ttl
 
-    def _concerns(self, question: Question) -> bool:
+    def concerns(self, question: Question) -> bool:
+        """Whether the name is below one of the directive's zones."""
         return not self._zones or _within(question.name, self._zones)
 
     @property
