@@ -140,7 +140,7 @@ def answer_query(zone: Zone, query: Query, transport: Transport, turn: int = 0) 
     apex, start = found
     size = wire.limit(query, transport)
     place = locate(zone, apex, query.lowered, start)
-    if place.kind is PlaceKind.MISSING and apex.passes(query.lowered):
+    if place.kind is PlaceKind.MISSING and apex.through and apex.passes(query.lowered):
         return MISSED
     if place.kind in (PlaceKind.MISSING, PlaceKind.UNKNOWN):
         rcode = Rcode.NXDOMAIN if place.kind is PlaceKind.MISSING else Rcode.SERVFAIL
