@@ -62,7 +62,7 @@ def command(pod: str, rcode: str, count: int | None, run_dir: str, output: str) 
         if isinstance(one, _Gap):
             click.echo(f"kproxy: {one.left_out} answers left out", err=True)
             continue
-        click.echo(msgspec.json.encode(one) if output == "json" else plain(line(one)))
+        click.echo(msgspec.json.encode(msgspec.structs.asdict(one)) if output == "json" else plain(line(one)))
         sys.stdout.flush()
         shown += 1
         if shown == count:

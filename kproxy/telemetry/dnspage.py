@@ -2,7 +2,7 @@
 
 GET /dns/resolver?pod=NS/NAME               ResolverPage: the resolv.conf that this pod has, and whether its list is walked for it
 GET /dns/ask?name=…&type=…&client=…&walk=…  ToldPage: what a worker answers to that client, now
-GET /dns/observe?pod=…&rcode=…              one JSON object a line, `records.Seen` or how many were left out, for as long as somebody reads
+GET /dns/observe?pod=…&rcode=…              one JSON value a line, a `records.Seen` or how many were left out, for as long as somebody reads
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 
 from kproxy.dns.channel import Observed
+from kproxy.dns.records import Seen
 from kproxy.telemetry.dnspage import ResolverPage, ToldPage, page_bytes
 
 QUESTIONS = 16  # of people, at once
@@ -82,7 +83,7 @@ async def _stream(request: web.Request, pages: DnsPages) -> web.StreamResponse:
             lines = [
                 msgspec.json.encode(one)
                 for one in observed.records
-                if (not pod or one.pod == pod) and (not rcode or one.rcode == rcode)
+                if (not pod or one.pod == pod) and (one.rcode == rcode if rcode else not _is_probe(one))
             ]
             if observed.left_out:
                 lines.append(b'{"left_out":%d}' % observed.left_out)
@@ -95,6 +96,11 @@ async def _stream(request: web.Request, pages: DnsPages) -> web.StreamResponse:
             coming.cancel()
             await asyncio.wait({coming})
         await _end(source)
+
+
+def _is_probe(one: Seen) -> bool:
+    """The controller asks ten times a second, without a question, whether its workers are there; nobody else does."""
+    return one.rcode == "NOTIMP" and one.qtype == "TYPE0" and one.name == "."
 
 
 async def _end(source: AsyncIterator[Observed]) -> None:
