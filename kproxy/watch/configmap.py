@@ -14,7 +14,6 @@ from contextlib import aclosing
 import msgspec
 
 from kproxy.errors import SourceError
-from kproxy.telemetry.logs import fields
 from kproxy.watch.client import Api
 
 log = logging.getLogger("kproxy.watch.configmap")
@@ -68,9 +67,7 @@ async def follow_config_map(
         except (SourceError, ValueError) as error:
             if str(error) != said:
                 said = str(error)
-                log.warning(
-                    "ConfigMap not read; trying again", extra=fields(configMap=f"{namespace}/{name}", err=error)
-                )
+                log.warning("ConfigMap %s/%s not read, trying again: %s", namespace, name, error)
             await sleep(wait * (0.5 + random() / 2))
             wait = min(2 * wait, LONGEST_WAIT_S)
 

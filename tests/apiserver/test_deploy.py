@@ -38,8 +38,8 @@ def documents(path: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def rights(kubectl: Kubectl) -> Iterator[None]:
-    """The ServiceAccount, ClusterRole and binding of the manifest, really applied."""
-    mine = [d for d in documents(MANIFEST) if d["kind"] in ("ServiceAccount", "ClusterRole", "ClusterRoleBinding")]
+    """The ServiceAccount, roles and bindings of the manifest, really applied."""
+    mine = [d for d in documents(MANIFEST) if d["kind"] == "ServiceAccount" or "Role" in d["kind"]]
     text = yaml.safe_dump_all(mine)
     kubectl.succeed("apply", "-f", "-", stdin=text)
     yield
@@ -48,7 +48,7 @@ def rights(kubectl: Kubectl) -> Iterator[None]:
 
 def test_the_manifest_is_accepted_by_the_server_field_by_field(kubectl: Kubectl) -> None:
     said = kubectl.succeed("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", str(MANIFEST))
-    assert len(said.splitlines()) == len(documents(MANIFEST)) == 6
+    assert len(said.splitlines()) == len(documents(MANIFEST)) == 8
 
 
 def test_a_misspelt_field_would_have_been_refused(kubectl: Kubectl) -> None:
@@ -83,6 +83,21 @@ def test_the_rights_are_enough_for_every_request_of_the_reflectors(
 ) -> None:
     said = kubectl.succeed("get", "--raw", f"{resource.path}?{urlencode({**resource.params, **watching})}", user=KPROXY)
     assert watching or '"items":' in said
+
+
+@pytest.mark.parametrize("watching", [{}, {"watch": "true", "timeoutSeconds": "1"}], ids=["list", "watch"])
+def test_the_rights_are_enough_for_a_corefile_in_a_config_map(
+    kubectl: Kubectl, rights: None, watching: dict[str, str]
+) -> None:
+    """By name and in kube-system only: no other ConfigMap, and none elsewhere."""
+
+    def ask(namespace: str, name: str) -> int:
+        query = urlencode({"fieldSelector": f"metadata.name={name}", **watching})
+        return kubectl("get", "--raw", f"/api/v1/namespaces/{namespace}/configmaps?{query}", user=KPROXY).returncode
+
+    assert [ask("kube-system", name) for name in ("coredns", "coredns-custom", "node-local-dns")] == [0, 0, 0]
+    assert ask("kube-system", "kube-proxy") != 0
+    assert ask("default", "coredns") != 0
 
 
 def test_kproxy_may_do_what_it_must_and_nothing_else(kubectl: Kubectl, rights: None) -> None:
