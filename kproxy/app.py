@@ -43,6 +43,7 @@ from kproxy.conntrack.ended import Ended
 from kproxy.conntrack.fullness import Fullness
 from kproxy.conntrack.gauge import Gauge
 from kproxy.conntrack.reconciler import Reconciler
+from kproxy.dns.channel import Limited
 from kproxy.dns.node import upstreams_of
 from kproxy.errors import ExitCode, KproxyError
 from kproxy.loopback.channel import TablePublisher, Taken
@@ -61,12 +62,13 @@ from kproxy.sync.loop import RULES_NEED, SyncLoop, SyncOutcome
 from kproxy.sync.pacer import Pacer
 from kproxy.sync.writer import acquire, somebody_waits
 from kproxy.telemetry import metrics_flows
+from kproxy.telemetry.events import Note
 from kproxy.telemetry.inspect import serve_state
 from kproxy.telemetry.instance import Instance
 from kproxy.telemetry.logs import configure, fields
 from kproxy.telemetry.metrics import Metric
 from kproxy.telemetry.monitor import Monitor, Sources
-from kproxy.telemetry.notices import corefile_refused, dns_handed_back, pages_failed, port_taken, table_full
+from kproxy.telemetry.notices import corefile_refused, pages_failed, port_taken, queries_limited, table_full
 from kproxy.telemetry.statepage import furthest_behind, socket_path, status_bytes
 from kproxy.watch.addresses import watch_addresses
 from kproxy.watch.client import Api, ClientSettings, connect
@@ -107,7 +109,7 @@ class Controller:
         self.tally = Tally(run_tool)
         self.backend = IptablesBackend(settings, variant=variant, runner=self.tally.run)
         self.upstreams = upstreams_of(config.dns)
-        self.dns = DnsHalf(config, lambda: self.loop, self._dns_left, self._is_heard, self._refused)
+        self.dns = DnsHalf(config, lambda: self.loop, self._record, self._is_heard, self._refused, self._limited)
         self.api: Api | None = None
         # Only what is needed: kube-proxy's ClusterRole, system:node-proxier, knows neither Namespaces nor Pods.
         watched = RESOURCES(config.node_name, demands_of(self.dns.settings))
@@ -175,6 +177,10 @@ class Controller:
         note = port_taken(self.config.node_name, port.name, number, protocol, port.error)
         self.monitor.recorder.record(note)
 
+    def _limited(self, notice: Limited) -> None:
+        note = queries_limited(self.config.node_name, notice.client, notice.pod, notice.dropped)
+        self.monitor.recorder.record(note)
+
     def _table_full(self, fullness: Fullness) -> None:
         if fullness.is_full:
             self.monitor.recorder.record(table_full(self.config.node_name, fullness.text))
@@ -189,8 +195,8 @@ class Controller:
     def _page_failed(self, why: str) -> None:
         self.monitor.recorder.record(pages_failed(self.config.node_name, "FailedToStartCorefilePage", why))
 
-    def _dns_left(self, why: str) -> None:
-        self.monitor.recorder.record(dns_handed_back(self.config.node_name, why))
+    def _record(self, note: Note) -> None:
+        self.monitor.recorder.record(note)
 
     async def publish(self, snapshot: Snapshot) -> None:
         """What follows from `snapshot` besides rules."""

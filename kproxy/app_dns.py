@@ -8,6 +8,8 @@ from `held`).
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -20,7 +22,7 @@ from kproxy.app_corefile import CorefileHalf, DemandsChangedError
 from kproxy.config.config import Config
 from kproxy.dns.blocks import PodRecords
 from kproxy.dns.chain_blocks import default_blocks
-from kproxy.dns.channel import About
+from kproxy.dns.channel import About, Limited
 from kproxy.dns.clients import served_networks
 from kproxy.dns.configured import channel_path, dns_settings
 from kproxy.dns.cookie_file import cookie_secrets
@@ -41,17 +43,24 @@ from kproxy.process import family_name
 from kproxy.supervisor import LONGEST_LAMEDUCK_S
 from kproxy.sync.loop import SyncLoop
 from kproxy.telemetry import metrics_dns
+from kproxy.telemetry.events import Note
 from kproxy.telemetry.http import Routes
 from kproxy.telemetry.http_dns import CorefilePages
 from kproxy.telemetry.inspect_dns import DnsPages
+from kproxy.telemetry.logs import fields
 from kproxy.telemetry.metrics import Metric
 from kproxy.telemetry.metrics_dns import DnsFacts
+from kproxy.telemetry.notices import dns_from_memory, dns_handed_back
 from kproxy.telemetry.programming import KIND, DnsProgramming
 from kproxy.telemetry.state_dns import dns_page
 from kproxy.telemetry.statepage import DnsPage
 from kproxy.watch.client import Api
 from kproxy.watch.reflector import Demands
 from kproxy.watch.requests import RequestCounts
+
+log = logging.getLogger("kproxy.dns")
+
+_TOLD_AFTER_S = 3.0  # an API server that is there has been heard by now
 
 
 class DnsHalf:
@@ -61,19 +70,21 @@ class DnsHalf:
         self,
         config: Config,
         loop: Callable[[], SyncLoop],
-        told: Callable[[str], None],
+        record: Callable[[Note], None],
         is_heard: Callable[[], bool],
         refused: Callable[[str], None],
+        limited: Callable[[Limited], None],
     ) -> None:
-        """told: why the addresses were handed to other nodes. is_heard: whether what is known is the API server's word of now.
+        """record: what becomes an Event. is_heard: whether what is known is the API server's word of now.
 
-        refused: what is wrong with a Corefile that was not taken. Raises ConfigError for one that cannot be begun with.
+        refused: what is wrong with a Corefile that was not taken. limited: who sends more than
+        its share of queries. Raises ConfigError for one that cannot be begun with.
         """
         base = dns_settings(config, os.environ) if config.dns.enabled else None
         self.corefile = CorefileHalf(config, base, use=self.use, refused=refused) if base is not None else None
         self.settings = self.corefile.settings if self.corefile is not None else None
         self.addresses = (*config.dns.cluster_dns, *config.dns.local_addresses) if config.dns.enabled else ()
-        self.publisher = ZonePublisher(Path(channel_path(config, family_name(os.getppid()))))
+        self.publisher = ZonePublisher(Path(channel_path(config, family_name(os.getppid()))), limited)
         self.presence = Presence(self.addresses)
         self.zones: tuple[Zone, ...] = ()
         self._config, self._loop = config, loop
@@ -81,6 +92,7 @@ class DnsHalf:
             self.settings if config.dns.corefile else None  # of a Corefile; None: what the workers were started with
         )
         self._secrets = cookie_secrets(Path(config.run_dir) / "cookies.json", time.time())
+        self._record = record
         self._described: tuple[object, ...] = ()
         self._published: float | None = None
         self._pages: CorefilePages | None = None
@@ -92,7 +104,7 @@ class DnsHalf:
             self.presence,
             right=lambda: self._loop().status.writer,
             sync=lambda: self._loop().sync(),
-            told=told,
+            told=lambda why: record(dns_handed_back(config.node_name, why)),
         )
 
     @property
@@ -180,6 +192,7 @@ class DnsHalf:
             yield from self.corefile.tasks(api, lambda: self.publish(self._loop().snapshot))
             yield self.presence.keep(self.may_be_present, lambda: self._loop().snapshot.local_addresses)
             yield self.memory.keep()
+            yield self._tell_of_memory()
             if self.addresses:
                 yield self.handover.keep()
 
@@ -226,6 +239,14 @@ class DnsHalf:
     def from_memory(self) -> bool:
         """Whether what is answered here comes from an earlier life: nothing has been published since the start."""
         return self.publisher.number == 0 and self.publisher.answering() > 0
+
+    async def _tell_of_memory(self) -> None:
+        """Says so, once, when names are answered from an earlier life because the API server cannot be heard."""
+        await asyncio.sleep(_TOLD_AFTER_S)
+        if self.from_memory:
+            age_s = self.memory.state().age_s or 0.0
+            log.warning("Names are answered from memory: the API has not been heard", extra=fields(age_s=round(age_s)))
+            self._record(dns_from_memory(self._config.node_name, age_s))
 
     @property
     def lameduck_s(self) -> float:

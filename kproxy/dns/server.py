@@ -15,13 +15,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from kproxy.dns import chain
-from kproxy.dns.answering import Answering
 from kproxy.dns.blocks import ServerBlock
 from kproxy.dns.clients import Clients, PodView, served_networks
 from kproxy.dns.datagrams import Caches, Datagrams, Hot
 from kproxy.dns.denial import denying
 from kproxy.dns.files import at_first
 from kproxy.dns.observing import Observing
+from kproxy.dns.replying import Replying
 from kproxy.dns.responding import Responder, Spawn
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.sockets import bound, leave_group, link_addresses
@@ -49,14 +49,14 @@ class Server:
         files = at_first(chain.default_blocks(settings), {})
         self.responder = Responder(chain.serve(settings, self.zones, files), counters, self.tally, spawn)
         self.observing = Observing(self._watch)
-        self.answering = Answering(self.responder, self.hot, self.observing, spawn)
-        self.strangers, self.savings = self.answering.strangers, self.answering.savings
-        self.streams = Streams(settings, self.answering, counters, spawn)
+        self.replying = Replying(self.responder, self.hot, self.observing, spawn)
+        self.strangers, self.savings = self.replying.strangers, self.replying.savings
+        self.streams = Streams(settings, self.replying, counters, spawn)
         self._networks = served_networks(settings.allowed_networks, (*settings.listen, *settings.own_addresses), ())
         self._pods: tuple[PodView, ...] = ()
-        self._datagrams: dict[Place, Datagrams] = self.answering.places
+        self._datagrams: dict[Place, Datagrams] = self.replying.places
         self._listeners: dict[Place, tuple[socket.socket, int]] = {}
-        self._caches: dict[int, Caches] = self.answering.caches
+        self._caches: dict[int, Caches] = self.replying.caches
         self._files: Mapping[str, str] = files
         self._know()
 
@@ -83,9 +83,9 @@ class Server:
                 sock.close()
                 raise
             caches = self._caches.setdefault(name, Caches())
-            answering = self.answering
+            replying = self.replying
             datagrams = Datagrams(
-                sock, name, self.hot, caches, answering.slowly, answering.watched, self.strangers.limited
+                sock, name, self.hot, caches, replying.slowly, replying.watched, self.strangers.limited
             )
             self._datagrams[(address, port)] = datagrams
             self._listeners[(address, port)] = (stream, name)
@@ -140,7 +140,7 @@ class Server:
         else:
             changed = list(changed)
             self.responder.walked.forget(changed)
-        self.answering.denying = denying(served.blocks, chain.kubernetes_of(settings), self.zones)
+        self.replying.denying = denying(served.blocks, chain.kubernetes_of(settings), self.zones)
         for caches in self._caches.values():
             caches.dated.clear()
             caches.aging.clear()
@@ -223,7 +223,7 @@ class Server:
         self.streams.abort()
         for one in datagrams:
             one.close()
-        self.answering.end()
+        self.replying.end()
 
     def _watch(self, on: bool) -> None:
         for datagrams in self._datagrams.values():

@@ -10,6 +10,7 @@
 | Node | ConntrackTableFull | the kernel's table of flows has no room, and new connections are dropped |
 | Service | LoopbackPortTaken | somebody else listens on its node port on loopback |
 | Node | DNSHandedBack | nobody answers at the DNS addresses of this node: queries go to other nodes |
+| Pod | DNSQueriesLimited | it asks for more than its share while there are too many queries; the Node's when it is no pod of this node |
 | Node | CorefileRefused | a Corefile has changed and is wrong: the one before stays in force |
 | Node | DNSFromMemory | the API cannot be heard: names are answered from the zone on disk |
 | Node | SyncFailed | rules could not be written, for example because another program holds the xtables lock |
@@ -38,6 +39,16 @@ def of_node(node: str) -> About:
 def starting(node: str) -> Note:
     """The controller has begun."""
     return Note(about=of_node(node), reason="Starting", action=_START, warning=False)
+
+
+def queries_limited(node: str, client: str, pod: str, dropped: int) -> Note:
+    """A client sends more DNS queries than its share. pod: `namespace/name`, "" when the address is none of this node's pods."""
+    namespace, _, name = pod.partition("/")
+    about = About(kind="Pod", name=name, namespace=namespace) if name else of_node(node)
+    text = (
+        f"{client} sends more DNS queries to node {node} than its share; others go first, {dropped} were not answered"
+    )
+    return Note(about=about, reason="DNSQueriesLimited", action="Answer", text=text)
 
 
 def pages_failed(node: str, reason: str, why: str) -> Note:

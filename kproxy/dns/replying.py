@@ -26,7 +26,7 @@ from kproxy.dns.wire import Rcode, Transport
 from kproxy.dns.zone import Zone
 
 
-class Answering:
+class Replying:
     """Of one worker. caches: by port as blocks call it. denying: of each block, the zone that alone denies names there.
 
     places: addresses and ports that are ours, from which no query can come.
