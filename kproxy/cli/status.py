@@ -21,6 +21,7 @@ from kproxy.telemetry.statepage import DnsPage, StatusPage, status_bytes
 _ASK_AGAIN_S = 0.2
 _DEFAULT_WAIT_S = 60.0
 _SHOWN_PROBLEMS = 20
+_SHOWN_PODS = 3
 
 
 @click.command("status", context_settings={"help_option_names": ["-h", "--help"]})
@@ -153,6 +154,9 @@ def _dns_facts(dns: DnsPage) -> Iterator[tuple[str, str]]:
     elif dns.zone_age_s is not None:
         yield "", f"zone {dns.serial}, changed {lasting(dns.zone_age_s)} ago; {disk} ({dns.memory_bytes // 1024} KiB)"
     yield "", f"{dns.queries} queries, {dns.saved} saved by the search path, {dns.refused} from strangers not answered"
+    if dns.saved_by_pod:
+        most = sorted(dns.saved_by_pod.items(), key=lambda one: -one[1])[:_SHOWN_PODS]
+        yield "", "most saved to " + ", ".join(f"{pod or 'others'} {saved}" for pod, saved in most)
     for upstream in dns.upstreams:
         probes = f", {upstream.failed_probes} failed probes" if upstream.failed_probes else ""
         yield "", f"upstream {upstream.address}: {upstream.answers} answers, {upstream.silences} silences{probes}"

@@ -250,7 +250,10 @@ class Responder:
         """Where uses of this reply are counted. how: `zone`, `forward`, `walk`."""
         query = outcome.query
         plugin = "forward" if how != "zone" else "kubernetes" if reply[2] & 4 else ""
-        also: tuple[str, ...] = ("walks_saved",) * outcome.saved
+        also: tuple[str, ...] = ()
+        if outcome.saved:
+            server = self.place(outcome.block, port).server
+            also = (*("walks_saved",) * outcome.saved, f'coredns_autopath_success_total{{server="{server}"}}')
         if quick and how == "forward":
             also = ("forward_cache_hits",)
         return self.tally.kind(

@@ -6,7 +6,7 @@ pods that come and go: who is gone is forgotten, and beyond PODS names the rest 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 PODS = 2000  # a node has a tenth of that
 METRIC = "kproxy_dns_search_queries_saved_total"
@@ -76,11 +76,12 @@ class Savings:
         return found
 
 
-def saved_by_pod(counters: dict[str, int]) -> dict[str, int]:
+def saved_by_pod(counters: Mapping[str, int]) -> dict[str, int]:
     """namespace/name → queries saved, out of the counters of all workers."""
     found = {}
     for name, value in counters.items():
         if name.startswith(METRIC):
             namespace, _, rest = name.removeprefix(f'{METRIC}{{namespace="').partition('",pod="')
-            found[f"{namespace}/{rest.removesuffix(chr(34) + chr(125))}"] = value
+            pod = rest.removesuffix('"}')
+            found[f"{namespace}/{pod}" if pod else ""] = value
     return found

@@ -41,6 +41,7 @@ _COUNTERS = {
     "coredns_template_template_failures": "Counter of go template failures.",
     "coredns_template_rr_failures": "Counter of mis-templated RRs.",
     "coredns_autopath_success": "Counter of requests that did autopath.",
+    "kproxy_dns_search_queries_saved": "Queries that a pod did not have to make because its search list was walked here.",
     "coredns_acl_blocked_requests": "Counter of DNS requests being blocked.",
     "coredns_acl_filtered_requests": "Counter of DNS requests being filtered.",
     "coredns_acl_allowed_requests": "Counter of DNS requests being allowed.",
@@ -144,7 +145,7 @@ def _labels(text: str) -> dict[str, str]:
     return {name: re.sub(r"\\(.)", r"\1", value) for name, value in _LABEL.findall(text or "")}
 
 
-_WITH_LABELS = re.compile(r"(coredns_\w+?)(_total)?(?:\{(.*)\})?$")
+_WITH_LABELS = re.compile(r"((?:coredns|kproxy_dns)_\w+?)(_total)?(?:\{(.*)\})?$")
 
 
 def _named(left: dict[str, int]) -> Iterator[Metric]:

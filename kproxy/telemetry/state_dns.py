@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kproxy.dns.memory import MemoryState
+from kproxy.dns.savings import saved_by_pod
 from kproxy.telemetry.statepage import DnsPage, UpstreamPage
 
 
@@ -33,6 +34,7 @@ def dns_page(
         workers_ended=handover.get("workers_ended", 0),
         queries=counters.get("queries_udp", 0) + counters.get("queries_tcp", 0),
         saved=counters.get("walks_saved", 0),
+        saved_by_pod=saved_by_pod(counters),
         refused=counters.get("refused_clients", 0),
         upstreams=_upstreams(counters),
     )

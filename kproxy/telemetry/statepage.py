@@ -129,6 +129,7 @@ class DnsPage(msgspec.Struct, rename=_json_name, kw_only=True):
     workers_ended: int = 0
     queries: int = 0
     saved: int = 0
+    saved_by_pod: dict[str, int] = {}  # namespace/name of this node's pods
     refused: int = 0
     upstreams: list[UpstreamPage] = []
 
