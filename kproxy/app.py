@@ -208,10 +208,11 @@ class Controller:
         return self._settings(self.dns.held(snapshot))
 
     def _settings(self, held: tuple[str, ...]) -> NodeSettings:
+        now = time.monotonic()
         return self.config.node_settings(
             held,
             api_servers=self.api.addresses if self.api is not None else (),
-            resolvers=tuple(server.address for server in self.upstreams.refresh(time.monotonic())),
+            resolvers=(*(server.address for server in self.upstreams.refresh(now)), *self.dns.resolvers(now)),
         )
 
     async def leave(self) -> None:

@@ -18,11 +18,16 @@ from kproxy.config.config import Config
 from kproxy.dns.blocks import Corefile
 from kproxy.dns.configured import with_corefile
 from kproxy.dns.reloading import Reloading
+from kproxy.dns.resolvconf import Upstreams
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.source import keep
 from kproxy.errors import KproxyError
 from kproxy.watch.client import Api
 from kproxy.watch.configmap import follow_config_map
+
+
+def _asked(settings: DnsSettings) -> tuple[Upstreams, ...]:
+    return tuple(Upstreams(forward.to, frozenset()) for block in settings.blocks for forward in block.forwards)
 
 
 class DemandsChangedError(KproxyError):
@@ -48,6 +53,7 @@ class CorefileHalf:
             config.dns.corefile, config.run_dir, os.environ, use=self._take, refused=refused, random=random.random
         )
         self.settings = with_corefile(base, config, self.reloading.current)
+        self._asked = _asked(self.settings)
 
     @property
     def known(self) -> bool:
@@ -56,10 +62,16 @@ class CorefileHalf:
 
     async def _take(self, corefile: Corefile) -> None:
         try:
-            await self._use(with_corefile(self._base, self._config, corefile))
+            made = with_corefile(self._base, self._config, corefile)
+            await self._use(made)
+            self._asked = _asked(made)
         except DemandsChangedError:
             keep(self._config.run_dir, corefile)  # the next life begins with it
             raise
+
+    def resolvers(self, now: float) -> tuple[str, ...]:
+        """The addresses that the Corefile's `forward` directives ask; now: monotonic seconds."""
+        return tuple(server.address for upstreams in self._asked for server in upstreams.refresh(now))
 
     def tasks(self, api: Api, publish: Callable[[], Awaitable[None]]) -> Iterator[Coroutine[Any, Any, None]]:
         """What has to run for as long as the controller does. publish: called once when what the source says is known, or late."""

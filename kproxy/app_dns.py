@@ -132,6 +132,10 @@ class DnsHalf:
             self._published = time.monotonic()
             self.memory.changed()
 
+    def resolvers(self, now: float) -> tuple[str, ...]:
+        """Whom a Corefile forwards to: no Service may stand between. now: monotonic seconds."""
+        return self.corefile.resolvers(now) if self.corefile is not None else ()
+
     async def use(self, settings: DnsSettings) -> None:
         """Follows other settings from now on: a Corefile that has changed. Raises ValueError when they cannot be."""
         if demands_of(settings) != demands_of(self.settings):

@@ -117,7 +117,7 @@ def _directive(name: str, value: object, default: object) -> Iterator[str]:
             words = [
                 f"{field.name}={_shown(getattr(one, field.name))}"
                 for field in fields(one)
-                if getattr(one, field.name) != field.default
+                if getattr(one, field.name) != field.default or (field.name == "zones" and getattr(one, field.name))
             ]
             yield f"    {name.removesuffix('s') if isinstance(value, tuple) else name} {' '.join(words)}".rstrip()
         elif one != default:
