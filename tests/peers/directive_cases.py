@@ -159,6 +159,7 @@ CASES = (
         "rewrite name exact svc.{z} srv.{z}\n    forward . {up}",
         ["svc SRV", "svc A"],
     ),
+    Case("name-exact-boundary", "rewrite name exact svc.{z} bound.{z}\n    forward . {up}", ["svc MX"]),
     Case(
         "continue",
         "rewrite continue name exact x.{z} y.{z}\n    rewrite name exact y.{z} a.{z}\n    rewrite name exact a.{z} b.{z}\n    "
@@ -202,6 +203,17 @@ CASES = (
     Case(
         "edns0-unset",
         "rewrite continue edns0 local set 0xffee abcd\n    rewrite edns0 local unset 0xffee\n    forward . {up}",
+        ["options TXT"],
+    ),
+    Case(
+        "edns0-append-to-another",
+        "rewrite continue edns0 local set 0xffee abcd\n    rewrite edns0 local append 0xffee efgh\n    forward . {up}",
+        ["options TXT"],
+        differs="an option that is there is left alone, as CoreDNS's own documentation says; it sends a second one",
+    ),
+    Case(
+        "edns0-append-variable",
+        "rewrite continue edns0 local set 0xffee abcd\n    rewrite edns0 local append 0xffee {{qname}}\n    forward . {up}",
         ["options TXT"],
     ),
     Case("edns0-nsid", "rewrite edns0 nsid set\n    forward . {up}", ["options TXT"]),
@@ -309,6 +321,13 @@ CASES = (
     # ---- the small ones
     Case("any", "any\n    " + _hosts(), ["a ANY", "missing ANY", "a A"]),
     Case("minimal", "minimal\n    forward . {up}", ["real A", "full A", "missing A", "nothing A"]),
+    Case(
+        "minimal-template",
+        'minimal\n    template IN A {{\n match ^a[.]\n answer "{{{{ .Name }}}} 60 IN A 192.0.2.7"\n'
+        ' additional "ns.{z} 60 IN A 192.0.2.8"\n authority "{z} 60 IN NS ns.{z}"\n fallthrough\n }}\n'
+        '    template IN A {{\n rcode NXDOMAIN\n authority "{z} 60 IN SOA ns.{z} me.{z} 1 60 60 60 60"\n }}',
+        ["a A", "b A"],
+    ),
     Case("whoami", "whoami", ["a A", Ask("a", "TXT"), Ask("a", source="127.0.0.7"), Ask("a", tcp=True)]),
     Case(
         "loadbalance-prefer",

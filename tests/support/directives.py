@@ -75,6 +75,8 @@ def _records(label: str, kind: str, name: str, rest: str, query: dnslib.DNSRecor
             return [f"{name} 60 IN SRV 1 2 80 real.{rest}"], [], []
         case ("mx", "MX"):
             return [f"{name} 60 IN MX 10 real.{rest}"], [], []
+        case ("bound", "MX"):
+            return [f"{name} 60 IN MX 10 x{name}", f"{name} 60 IN MX 20 x.{name}"], [], []
         case ("full", "A"):
             extra = [f"ns.{rest} 60 IN A 192.0.2.53"]
             return [f"{name} 60 IN A 192.0.2.52"], [f"{rest} 60 IN NS ns.{rest}"], extra

@@ -1,0 +1,61 @@
+"""`acl`: on the final name, behind aliases and walks, and never remembered for others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kproxy.dns import chain, names
+from kproxy.dns.blocks import Acl, AclAction, AclRule, Autopath, Kubernetes, Rewrite, ServerBlock
+from kproxy.dns.clients import Client, SearchList
+from tests.unit.dns.test_chain import ONWARD, addresses, hosts, rcode, say, served_by
+
+
+def test_acl_decides_on_the_final_name() -> None:
+    """CVE-2026-26017."""
+    closed = (Acl(zones=("inner.test",), rules=(AclRule(action=AclAction.BLOCK),)),)
+    rule = Rewrite(what="name", pattern="x.test.", to="a.inner.test.")
+    served = served_by(ServerBlock(rewrites=(rule,), acl=closed, hosts=hosts()))
+    assert rcode(say(served, "x.test")) == 5
+    assert rcode(say(served, "a.test")) == 0
+
+
+def test_acl_holds_behind_an_alias() -> None:
+    closed = (Acl(zones=("test",), rules=(AclRule(action=AclAction.BLOCK),)),)
+    served = served_by(ServerBlock(zones=("test",), acl=closed, hosts=hosts()), ServerBlock(kubernetes=Kubernetes()))
+    said = say(served, "out.shop.svc.cluster.local")
+    assert rcode(said) == 2 and not addresses(said)
+
+
+def test_acl_holds_for_every_candidate_of_a_walk() -> None:
+    closed = (Acl(zones=("test",), rules=(AclRule(action=AclAction.BLOCK),)),)
+    heads = (names.encode("shop.svc.cluster.local"), names.encode("test"))
+    pod = Client(address="10.1.0.9", packed=b"\x0a\1\0\x09", lists=(SearchList(heads),), heads=frozenset({heads[0]}))
+    block = ServerBlock(autopath=Autopath(), acl=closed, hosts=hosts(fallthrough=(".",)), kubernetes=Kubernetes())
+    assert not addresses(say(served_by(block), "a.shop.svc.cluster.local", client=pod))
+    assert addresses(say(served_by(replace(block, acl=())), "a.shop.svc.cluster.local", client=pod)) == {"192.0.2.7"}
+
+
+def test_acl_makes_every_reply_of_its_block_personal() -> None:
+    rule = AclRule(action=AclAction.FILTER, networks=("10.1.0.0/16",))
+    block = ServerBlock(
+        acl=(Acl(rules=(rule,)),), kubernetes=Kubernetes(), hosts=hosts(fallthrough=(".",)), forwards=ONWARD
+    )
+    served = served_by(block)
+    assert chain.places_of(served.settings) == (("10.1.0.0/16",),)
+    inside = Client(address="10.1.0.9", packed=b"\x0a\1\0\x09", view=1)
+    outside = Client(address="10.2.0.9", packed=b"\x0a\2\0\x09")
+    for name in ("a.test", "web.shop.svc.cluster.local", "nothing.shop.svc.cluster.local", "example"):
+        filtered, let = say(served, name, client=inside), say(served, name, client=outside)
+        assert filtered.personal and let.personal
+        assert rcode(filtered) == 0 and not addresses(filtered)
+    assert not say(served_by(replace(block, acl=())), "a.test").personal
+
+
+def test_acl_drops() -> None:
+    served = served_by(ServerBlock(acl=(Acl(rules=(AclRule(action=AclAction.DROP),)),), hosts=hosts()))
+    assert say(served, "a.test") is None
+
+
+def test_a_client_without_address_is_blocked_where_addresses_count() -> None:
+    rule = AclRule(action=AclAction.ALLOW, networks=("10.0.0.0/8",))
+    assert rcode(say(served_by(ServerBlock(acl=(Acl(rules=(rule,)),), hosts=hosts())), "a.test")) == 5
