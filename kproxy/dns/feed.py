@@ -35,7 +35,8 @@ from kproxy.dns.channel import (
 )
 from kproxy.dns.directives import zone_settings
 from kproxy.dns.server import Server
-from kproxy.dns.zone import Loading, ZoneDelta, with_changes
+from kproxy.dns.sharing import change_all, finish_all
+from kproxy.dns.zone import Loading, ZoneDelta
 from kproxy.telemetry.logs import fields
 
 log = logging.getLogger("kproxy.dns.worker")
@@ -149,7 +150,7 @@ class Feed:
             case Part() if message.zone < len(self._loading):
                 self._loading[message.zone].add(message.services)
             case End() if self._begun is not None and len(message.deltas) == len(self._loading):
-                zones = [loading.finish(delta) for loading, delta in zip(self._loading, message.deltas, strict=True)]
+                zones = finish_all(self._loading, message.deltas, self._begun.zones)
                 settings = self._begun.settings or self._server.settings
                 self._loading, self._begun = [], None
                 try:
@@ -163,7 +164,7 @@ class Feed:
                 self._hold(message.number)
                 self._settled()
             case Change() if message.base == self._number and len(message.deltas) == len(self._server.zones):
-                zones = [with_changes(*pair) for pair in zip(self._server.zones, message.deltas, strict=True)]
+                zones = change_all(self._server.zones, message.deltas)
                 self._server.answer_from(self._server.settings, zones, _changed(message.deltas))
                 self._hold(message.number)
             case _:

@@ -37,6 +37,7 @@ from kproxy.dns.channel import (
     receive_from_worker,
 )
 from kproxy.dns.settings import DnsSettings
+from kproxy.dns.sharing import leaders, without_shared
 from kproxy.dns.zone import ServiceRecords, Zone, difference, rest_of
 
 PART = 1000  # Services and endpoints together: a few milliseconds of a worker's time; queries are answered between two parts
@@ -312,7 +313,8 @@ class ZonePublisher:
             deltas = [difference(old, new) for old, new in zip(session.sent, zones, strict=True)]
         known = [delta for delta in deltas if delta is not None]
         if len(known) == len(zones) and sum(_weight(one) for delta in known for one in delta.changed) <= PART:
-            writer.write(frame(Change(session.sent_number, number, tuple(known))))
+            led = leaders([zone.settings for zone in zones])
+            writer.write(frame(Change(session.sent_number, number, without_shared(known, led))))
         else:
             for piece in whole(zones, settings, number):
                 writer.write(piece)
@@ -327,7 +329,10 @@ class ZonePublisher:
 def whole(zones: Sequence[Zone], settings: DnsSettings | None, number: int) -> Iterator[bytes]:
     """Everything, frame by frame, each of a few milliseconds."""
     yield frame(Begin(tuple(zone.settings for zone in zones), settings))
+    led = leaders([zone.settings for zone in zones])
     for index, zone in enumerate(zones):
+        if led[index] != index:
+            continue  # its Services are another zone's
         part: list[ServiceRecords] = []
         weight = 0
         for records in zone.services.values():

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from kproxy.dns.blocks import External, Kubernetes, PodRecords, ServerBlock
 from kproxy.dns.settings import DnsSettings
-from kproxy.dns.zone import Loading, Zone, difference, rest_of, with_changes
+from kproxy.dns.sharing import change_all, finish_all, leaders, without_shared
+from kproxy.dns.zone import Loading, Zone, difference, rest_of
 from kproxy.dns.zones import compile_zones
 from kproxy.model.events import Applied, Event, Removed, Replaced
 from kproxy.model.names import Family, NamespacedName, Protocol
@@ -86,10 +87,15 @@ SETTINGS = DnsSettings(
 LISTED: list[Event] = [Replaced(kind, ()) for kind in Kind]
 
 
-def _loaded(zone: Zone) -> Zone:
-    loading = Loading(zone.settings)
-    loading.add(zone.services.values())
-    return loading.finish(rest_of(zone))
+def _loaded(zones: tuple[Zone, ...]) -> tuple[Zone, ...]:
+    """As a worker takes them in: the Services of zones that share them come once."""
+    settings = [zone.settings for zone in zones]
+    led = leaders(settings)
+    loadings = [Loading(flat) for flat in settings]
+    for at, zone in enumerate(zones):
+        if led[at] == at:
+            loadings[at].add(zone.services.values())
+    return tuple(finish_all(loadings, [rest_of(zone) for zone in zones], settings))
 
 
 @given(batches=batches)
@@ -97,7 +103,7 @@ def test_incremental_equals_fresh_for_every_directive(batches: list[list[Event]]
     snapshot = Snapshot()
     zones = compile_zones(snapshot, SETTINGS, serial=5)
     assert not any(zone.synced for zone in zones)
-    workers = tuple(map(_loaded, zones))
+    workers = _loaded(zones)
     for batch in [LISTED, *batches]:
         snapshot = fold(snapshot, batch)
         after = compile_zones(snapshot, SETTINGS, zones, serial=5)
@@ -106,8 +112,10 @@ def test_incremental_equals_fresh_for_every_directive(batches: list[list[Event]]
         assert after[0].services is after[1].services
         deltas = [difference(old, new) for old, new in zip(zones, after, strict=True)]
         assert all(delta is not None for delta in deltas)
-        workers = tuple(with_changes(old, delta) for old, delta in zip(workers, deltas, strict=True) if delta)
-        assert workers == after
-        assert tuple(map(_loaded, after)) == after
+        led = leaders([zone.settings for zone in after])
+        assert led == (0, 0, 2, 3)
+        workers = tuple(change_all(workers, without_shared([delta for delta in deltas if delta], led)))
+        assert workers == after and workers[0].services is workers[1].services
+        assert _loaded(after) == after
         assert compile_zones(snapshot, SETTINGS, after, serial=9) == after, "the same facts, another serial"
         zones = after

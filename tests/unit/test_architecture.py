@@ -34,6 +34,7 @@ PURE = (
     "kproxy.backends.*.difference",
     "kproxy.backends.*.census",
     "kproxy.dns.names",
+    "kproxy.dns.sharing",
     "kproxy.dns.srv",
     "kproxy.dns.nameservers",
     "kproxy.dns.zones",
