@@ -27,6 +27,7 @@ def outside() -> Iterator[Outside]:
     with Outside() as server:
         for key, (rcode, truncated, lines) in UPSTREAM.items():
             server.says[key] = records(*lines, rcode=rcode, truncated=truncated)
+            server.says_by_tcp[key] = records(*lines, rcode=rcode)
         yield server
 
 

@@ -21,6 +21,7 @@ DIFFERENT: dict[str, str] = {
     "K016": "the name has a PTR, so another type is no name error",
     "K018": "zonal names lie below these, so they are no name error",
     "S015": "an option of kproxy alone, off unless `dns.aliases` says so; names below `services` are NXDOMAIN otherwise",
+    "T091": "an upstream's answer that was cut is fetched whole by TCP before it is handed on; CoreDNS hands the cut one on",
     "T099": "the target could not be looked up: SERVFAIL makes clients try again, an empty answer says that there is no address",
     "T112": _LOOPBACK,
     "T123": "the name exists (it has TXT), so another type is no name error",

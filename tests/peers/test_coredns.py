@@ -161,6 +161,7 @@ def test_rows(group: str, tmp_path: Path) -> None:
     with Namespace.new() as space, space.entered(), Outside() as outside:
         for key, (rcode, truncated, lines) in UPSTREAM.items():
             outside.says[key] = records(*lines, rcode=rcode, truncated=truncated)
+            outside.says_by_tcp[key] = records(*lines, rcode=rcode)
         with running_coredns(rows[0].settings, rows[0].fixture, tmp_path) as server:
             for row, ask in product(rows, (server.udp, server.tcp)):
                 query = dns.message.make_query(row.qname, row.qtype, use_edns=0, payload=1232).to_wire()

@@ -25,10 +25,9 @@ def completed(outcome: object, transport: Transport) -> bytes:
         question = upstream.question_of(outcome)
         asked = dns.message.from_wire(upstream.ask(question, 7))
         name, qtype = asked.question[0].to_text().split()[0], dns.rdatatype.to_text(asked.question[0].rdtype)
-        rcode, truncated, records = UPSTREAM[(name, qtype)]
+        rcode, _, records = UPSTREAM[(name, qtype)]
         said = dns.message.make_response(asked)
         said.set_rcode(dns.rcode.from_text(rcode))
-        said.flags |= dns.flags.TC if truncated else 0
         for record in records:
             owner, kind, data = record.split(maxsplit=2)
             said.answer.append(dns.rrset.from_text(owner, 60, "IN", kind, data))
