@@ -42,7 +42,8 @@ _HAND_OVER_S = 5.0  # how long the first child may take to end before the others
 LONGEST_LAMEDUCK_S = 20.0  # how much longer the first child may go on on purpose: a pod is given 30 s to end
 _GRACE_S = 10.0  # between passing SIGTERM on and SIGKILL; a DaemonSet grants 30 s
 _LOOK_S = 0.2  # between two questions to the DNS workers: silence is known, and ended, within a second
-_YOUNG_S = 3.0  # a worker that has just started may still be waiting for its zone
+_YOUNG_S = 3.0  # a worker that has just started may still be waiting for its zone,
+_STARTS_S = 1.0  # unless somebody has answered since
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
 _FINAL_CODES = (2, 3)
 _say_json = False  # set once, by main
@@ -175,7 +176,8 @@ def _look(family: Family, vigil: Vigil, now: float) -> None:
     vigil.forget()
     for child in family.running:
         # On a machine that starves a start takes longer, and ending what is about to answer would starve it more.
-        if child.answers and now - child.started > _YOUNG_S * min(child.lives, 10):
+        age, has_begun = now - child.started, vigil.answered > child.started
+        if child.answers and (age > _YOUNG_S * min(child.lives, 10) or (has_begun and age > _STARTS_S)):
             _say(f"{child.name} does not answer: it is ended")
             os.kill(child.pid, signal.SIGKILL)
 

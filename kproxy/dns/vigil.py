@@ -28,6 +28,7 @@ class Vigil:
         self._asked: list[tuple[str, Socket, float]] = []
         self.missed = dict.fromkeys(addresses, 0)
         self.lost = 0  # questions without an answer, ever
+        self.answered = 0.0  # when the last answer was seen, on the clock of `look`; 0: none yet
 
     @property
     def silent(self) -> bool:
@@ -57,6 +58,7 @@ class Vigil:
                 self._missed(address)
             else:
                 self.missed[address] = 0
+                self.answered = now
             sock.close()
         for address in self.missed:
             if len(self._asked) < _AT_ONCE:
