@@ -235,8 +235,13 @@ def listeners(settings: DnsSettings, blocks: Sequence[ServerBlock]) -> dict[Plac
     found: dict[Place, int] = {}
     for block in blocks:
         port = settings.port if block.port == 53 else block.port  # a node whose port 53 is somebody else's has another
+        without = {address for word in block.bind_except for address in _addresses(word)}
         for word in block.bind or settings.listen:
-            addresses = (word,) if ":" in word or word.replace(".", "").isdigit() else link_addresses(word)
-            for address in addresses:
-                found.setdefault((address, port), block.port)
+            for address in _addresses(word):
+                if address not in without:
+                    found.setdefault((address, port), block.port)
     return found
+
+
+def _addresses(word: str) -> Iterable[str]:
+    return (word,) if ":" in word or word.replace(".", "").isdigit() else link_addresses(word)

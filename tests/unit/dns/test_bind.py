@@ -1,0 +1,38 @@
+"""Where the servers listen under a Corefile: `bind` with addresses, links and exceptions, several ports, and without any of it."""
+
+from __future__ import annotations
+
+from kproxy.config.load import load_config
+from kproxy.dns.configured import dns_settings, with_corefile
+from kproxy.dns.corefile.parse import parse
+from kproxy.dns.server import listeners
+from kproxy.dns.settings import DnsSettings
+
+
+def settings(text: str) -> DnsSettings:
+    config = load_config(None, {"hostname_override": "node-1", "bind_address": "192.0.2.1"})
+    return with_corefile(dns_settings(config, {}), config, parse(text, "Corefile", {}, lambda _: ()))
+
+
+def places(text: str) -> dict[tuple[str, int], int]:
+    made = settings(text)
+    return listeners(made, made.blocks)
+
+
+def test_without_bind_the_nodes_addresses() -> None:
+    wanted = {("10.96.0.10", 53): 53, ("192.0.2.1", 53): 53}
+    assert places(". {\n whoami\n}\n") == wanted
+    # A reply from the wildcard address could come from another one than was asked: the node's are meant.
+    assert places(". {\n bind 0.0.0.0\n whoami\n}\n") == wanted
+
+
+def test_with_bind_those_and_no_others() -> None:
+    text = ". {\n bind 127.0.0.1 127.0.0.2 lo {\n  except 127.0.0.2 ::1\n }\n}\na.example:5353 {\n bind ::2\n}\n"
+    assert places(text) == {("127.0.0.1", 53): 53, ("::2", 5353): 5353}
+    assert places(". {\n bind 127.0.0.1 lo {\n  except lo\n }\n}\n") == {}
+
+
+def test_the_primary_zone_is_that_of_kubernetes() -> None:
+    made = settings("a.example {\n whoami\n}\n. {\n kubernetes 10.96.0.0/16 corp.internal in-addr.arpa\n}\n")
+    assert made.zone == "corp.internal"
+    assert settings(". {\n whoami\n}\n").zone == "cluster.local"
