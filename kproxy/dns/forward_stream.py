@@ -69,9 +69,13 @@ class Streams:
             self._counters[f"forward_connection_hits|{self._server.label}|{self._kind}"] += 1
             return (stream, False) if len(stream.pending) < DEPTH else (None, False)
         self._counters[f"forward_connection_misses|{self._server.label}|{self._kind}"] += 1
-        stream = _Stream(self._server, self._directive, self._forget)
+        stream = _Stream(self._server, self._directive, self._forget, self._is_one_too_many)
         self._streams.append(stream)
         return stream, True
+
+    def _is_one_too_many(self) -> bool:
+        idle = sum(not stream.pending for stream in self._streams)
+        return 0 < self._directive.max_idle_connections < idle
 
     def _forget(self, stream: _Stream) -> None:
         if stream in self._streams:
@@ -86,7 +90,9 @@ class Streams:
 class _Stream(asyncio.Protocol):
     """One connection. pending: questions on their way, by message ID."""
 
-    def __init__(self, server: Upstream, directive: Forward, forget: Callable[[_Stream], None]) -> None:
+    def __init__(
+        self, server: Upstream, directive: Forward, forget: Callable[[_Stream], None], too_many: Callable[[], bool]
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.pending: dict[int, tuple[Question, bytes, asyncio.Future[Reply]]] = {}
         self.since = loop.time()
@@ -94,6 +100,7 @@ class _Stream(asyncio.Protocol):
         self._server = server
         self._directive = directive
         self._forget = forget
+        self._too_many = too_many
         self._connected: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
@@ -194,7 +201,7 @@ class _Stream(asyncio.Protocol):
 
     def _rest(self) -> None:
         """Nothing is asked: closes now or after a while."""
-        if self.closing:
+        if self.closing or self._too_many():
             self.close()
         elif self._idle is None:
             self._idle = asyncio.get_running_loop().call_later(self._directive.expire_s, self.close)

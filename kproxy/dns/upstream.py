@@ -20,11 +20,13 @@ from kproxy.dns.answer import Forward
 from kproxy.dns.wire import OWNER, Rcode, Transport, Type
 
 CHAIN = 16  # CNAMEs believed in one reply
-RECORDS = 4096  # read of one section; a TCP message has no room for more than that of any use
+RECORDS = 1500  # read of one section: 64 KiB of them would take 25 ms, of a worker that has nobody else to answer
+JUMPS = 10_000  # along compression pointers in one section: chains of them in 64 KiB would take seconds
 MAX_TTL = 2**31 - 1  # larger values mean 0: RFC 2181 section 8
 
 NOBODY, FAILED, STALE, STALE_ABSENCE, REMEMBERED_FAILURE = 22, 23, 3, 19, 13  # extended errors, RFC 8914
 
+_FRAME = struct.Struct("!HHIH")
 _RRSIG, _NSEC, _NSEC3 = 46, 47, 50
 # Where names stand in rdata that may come compressed (RFC 1035, and senders that compress SRV all the same): octets before, names, after.
 _NAMES_IN = {
@@ -250,17 +252,17 @@ def read_section(data: bytes, at: int, count: int) -> tuple[list[Record], int]:
     if count > RECORDS:
         raise Malformed
     out = []
+    jumps = [JUMPS]
     for _ in range(count):
-        owner, at = read_name(data, at)
+        owner, at = read_name(data, at, jumps)
         if at + 10 > len(data):
             raise Malformed
-        rtype, rclass, ttl, length = struct.unpack_from("!HHIH", data, at)
+        rtype, rclass, ttl, length = _FRAME.unpack_from(data, at)
         at += 10
         if at + length > len(data):
             raise Malformed
         if rclass == 1:
-            rdata = _rdata(data, at, length, rtype)
-            out.append(Record(owner, rtype, ttl if ttl <= MAX_TTL else 0, rdata))
+            out.append(Record(owner, rtype, ttl if ttl <= MAX_TTL else 0, _rdata(data, at, length, rtype, jumps)))
         at += length
     return out, at
 
@@ -268,9 +270,10 @@ def read_section(data: bytes, at: int, count: int) -> tuple[list[Record], int]:
 def _opt(data: bytes, at: int, count: int) -> tuple[int, int | None]:
     """The upper bits of the rcode and the extended error out of the OPT record among `count` records; nothing if they cannot be read, since
     what answers the question stands before them."""
+    jumps = [JUMPS]
     for _ in range(min(count, RECORDS)):
         try:
-            _, at = read_name(data, at)
+            _, at = read_name(data, at, jumps)
         except Malformed:
             break
         if at + 10 > len(data):
@@ -292,7 +295,7 @@ def _extended_error(options: bytes) -> int | None:
     return None
 
 
-def _rdata(data: bytes, at: int, length: int, rtype: int) -> bytes:
+def _rdata(data: bytes, at: int, length: int, rtype: int, jumps: list[int]) -> bytes:
     """The rdata without compression; its shape is checked for the types whose names are followed or expanded."""
     shape = _NAMES_IN.get(rtype)
     end = at + length
@@ -304,15 +307,18 @@ def _rdata(data: bytes, at: int, length: int, rtype: int) -> bytes:
     out = data[at : at + before]
     at += before
     for _ in range(count):
-        name, at = read_name(data, at)
+        name, at = read_name(data, at, jumps)
         out += name
     if at + after != end:
         raise Malformed
     return out + data[at:end]
 
 
-def read_name(data: bytes, at: int) -> tuple[bytes, int]:
-    """The name at `at`, expanded, and where the message goes on; pointers lead backwards only: no loops. Raises Malformed."""
+def read_name(data: bytes, at: int, jumps: list[int] | None = None) -> tuple[bytes, int]:
+    """The name at `at`, expanded, and where the message goes on; pointers lead backwards only: no loops. Raises Malformed.
+
+    jumps: how many pointers may yet be followed, for all names that are given the same list.
+    """
     out, after, lowest = bytearray(), -1, at
     while True:
         if at >= len(data):
@@ -326,6 +332,10 @@ def read_name(data: bytes, at: int) -> tuple[bytes, int]:
                 after = at + 2
             if target >= lowest:
                 raise Malformed
+            if jumps is not None:
+                jumps[0] -= 1
+                if jumps[0] < 0:
+                    raise Malformed
             at = lowest = target
             continue
         if length > 63 or at + 1 + length > len(data):

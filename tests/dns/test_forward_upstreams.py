@@ -383,3 +383,114 @@ def test_what_is_counted(three: list[Outside]) -> None:
         assert asking.counters[f"forward_duration_us|{label}|NOERROR"] > 0
 
     conduct(settings(to(three[:1])), scenario)
+
+
+def _lower_cased(step: Step) -> Step:
+    """An upstream that writes the question in lower case, as some old ones do."""
+
+    def changed(query: dnslib.DNSRecord) -> Sequence[bytes]:
+        query.q.qname = dnslib.DNSLabel(str(query.q.qname).lower())
+        return step(query)
+
+    return changed
+
+
+def test_questions_are_spelled_at_random_and_an_answer_is_as_the_upstream_means_it(three: list[Outside]) -> None:
+    async def scenario(asking: Asking) -> None:
+        for number in range(20):
+            reply = await asking.ask(f"some-name-{number}.example.com.")
+            assert reply is not None and reply.answer[0].owner == reply.answer[0].owner.lower()
+
+    conduct(settings(to(three[:1])), scenario)
+    assert len(set(three[0].spelled)) == 20 and sum(name == name.lower() for name in three[0].spelled) <= 1
+
+
+def test_mixed_case_can_be_switched_off(three: list[Outside]) -> None:
+    async def scenario(asking: Asking) -> None:
+        await asking.ask(NAME)
+
+    conduct(settings(to(three[:1]), forward_mixed_case=False), scenario)
+    assert three[0].spelled == [NAME]
+
+
+@pytest.mark.parametrize("by_tcp_too", [False, True])
+def test_an_upstream_that_changes_the_case_is_asked_by_tcp_once(three: list[Outside], by_tcp_too: bool) -> None:
+    """Its reply by UDP could be a forger's who did not know the case; the connection's cannot."""
+    three[0].otherwise = _lower_cased(speaks(0))
+    if not by_tcp_too:
+        three[0].says_by_tcp[("some.example.com.", "A")] = speaks(5)
+
+    async def scenario(asking: Asking) -> None:
+        assert await asking.addresses("some.example.com.") == ["192.0.2.0" if by_tcp_too else "192.0.2.5"]
+        assert await asking.addresses("other.example.com.") == ["192.0.2.0"]
+
+    conduct(settings(to(three[:1])), scenario)
+    transports = [transport for transport, *_ in three[0].seen]
+    assert transports == (["udp", "tcp", "tcp", "udp"] if by_tcp_too else ["udp", "tcp", "udp"])
+    assert three[0].spelled[-1] == "other.example.com.", "in lower case from then on"
+
+
+@pytest.mark.parametrize("rcode", [1, 4, 16], ids=["FORMERR", "NOTIMP", "BADVERS"])
+def test_an_upstream_that_chokes_on_edns_is_asked_without_once_and_then_always(
+    three: list[Outside], rcode: int
+) -> None:
+    def old(query: dnslib.DNSRecord) -> Sequence[bytes]:
+        if not query.ar:
+            return speaks(0)(query)
+        reply = query.reply()
+        reply.header.rcode = rcode & 15
+        reply.rr = []
+        if rcode > 15:
+            reply.add_ar(dnslib.EDNS0(udp_len=1232, ext_rcode=rcode >> 4))
+        return [reply.pack()]
+
+    three[0].otherwise = old
+
+    async def scenario(asking: Asking) -> None:
+        assert await asking.addresses("a.example.com.") == ["192.0.2.0"]
+        assert await asking.addresses("b.example.com.") == ["192.0.2.0"]
+
+    conduct(settings(to(three[:1])), scenario)
+    assert asked(three) == [3, 0, 0]
+
+
+def test_an_extended_error_is_handed_on(three: list[Outside]) -> None:
+    def blocked(query: dnslib.DNSRecord) -> Sequence[bytes]:
+        reply = query.reply()
+        reply.header.rcode = 3
+        reply.add_ar(dnslib.EDNS0(opts=[dnslib.EDNSOption(15, b"\0\x0fpolicy")]))
+        return [reply.pack()]
+
+    three[0].otherwise = blocked
+
+    async def scenario(asking: Asking) -> None:
+        reply = await asking.ask(NAME)
+        assert reply is not None and reply.rcode == 3 and reply.extended_error == 15
+
+    conduct(settings(to(three[:1])), scenario)
+
+
+def test_idle_connections_beyond_the_limit_are_closed(three: list[Outside]) -> None:
+    def slowly(query: dnslib.DNSRecord) -> Sequence[bytes]:
+        time.sleep(0.05)
+        return speaks(0)(query)
+
+    three[0].otherwise = slowly
+
+    async def scenario(asking: Asking) -> None:
+        for _ in range(2):
+            await asyncio.gather(*(asking.addresses(f"m{number}.example.com.") for number in range(4)))
+            await asyncio.sleep(0.05)
+
+    conduct(settings(to(three[:1], force_tcp=True, max_idle_connections=1)), scenario)
+    assert three[0].connections == 7, "one of four was kept"
+
+
+def test_connections_that_are_too_old_are_not_used_again(three: list[Outside]) -> None:
+    async def scenario(asking: Asking) -> None:
+        for _ in range(3):
+            await asking.ask(NAME)
+            await asyncio.sleep(0.15)
+
+    conduct(settings(to(three[:1], force_tcp=True, max_age_s=0.2)), scenario)
+    assert three[0].connections == 2
