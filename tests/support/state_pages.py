@@ -10,16 +10,19 @@ from pathlib import Path
 
 from kproxy.backends.iptables.ruleset import Ruleset
 from kproxy.telemetry.inspect import StatePages, serve_state
+from kproxy.telemetry.inspect_dns import DnsPages
 from kproxy.telemetry.statepage import StatusPage, socket_path
 
 
 @contextmanager
-def serving(directory: Path, pages: Sequence[StatusPage], wanted: Ruleset | None = None) -> Iterator[None]:
+def serving(
+    directory: Path, pages: Sequence[StatusPage], wanted: Ruleset | None = None, dns: DnsPages | None = None
+) -> Iterator[None]:
     """Serves one status page after the other, the last one for ever."""
     started, stop = threading.Event(), threading.Event()
     path, left = socket_path(directory, "1-1"), list(pages)
     made = StatePages(
-        status=lambda: left.pop(0) if len(left) > 1 else left[0], snapshot=lambda: (), wanted=lambda: wanted
+        status=lambda: left.pop(0) if len(left) > 1 else left[0], snapshot=lambda: (), wanted=lambda: wanted, dns=dns
     )
 
     async def run() -> None:
