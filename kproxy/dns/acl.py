@@ -42,23 +42,36 @@ class AccessList:
     def __bool__(self) -> bool:
         return bool(self._rules)
 
-    def decide(self, query: Query, client: Client) -> AclAction:
-        """The first policy that fits decides: of the first directive that has one and whose zones the name is in; else ALLOW.
+    def decide(self, query: Query, client: Client) -> tuple[AclAction, str]:
+        """What is done, and the counter that it adds to.
+
+        The first policy that fits decides: of the first directive that has one and whose zones the name is in; else ALLOW.
 
         A client without an address is refused wherever there is a rule about addresses.
         """
         for rule in self._rules:
-            if any(names.is_below(query.lowered, zone) for zone in rule.zones):
+            zone = next((zone for zone in rule.zones if names.is_below(query.lowered, zone)), None)
+            if zone is not None:
                 for policy in rule.policies:
                     if policy.types and query.qtype not in policy.types:
                         continue
                     if policy.networks is None:
-                        return policy.action
+                        return policy.action, _event(policy.action, zone)
                     if not client.packed:
-                        return AclAction.BLOCK
+                        return AclAction.BLOCK, _event(AclAction.BLOCK, zone)
                     if client.packed in policy.networks:
-                        return policy.action
-        return AclAction.ALLOW
+                        return policy.action, _event(policy.action, zone)
+        return AclAction.ALLOW, _ALLOWED
+
+
+_ALLOWED = 'coredns_acl_allowed_requests_total{server="%s",view=""}'
+_WORDS = {AclAction.BLOCK: "blocked", AclAction.FILTER: "filtered", AclAction.DROP: "dropped"}
+
+
+def _event(action: AclAction, zone: bytes) -> str:
+    if action is AclAction.ALLOW:
+        return _ALLOWED
+    return f'coredns_acl_{_WORDS[action]}_requests_total{{server="%s",zone="{names.decode(zone)}",view=""}}'
 
 
 def _compiled(directive: Acl, zones: tuple[str, ...]) -> _Rule:

@@ -43,7 +43,8 @@ class Outcome:
     owner: the key of the one Service it is made from, b"" when it depends on more than that (or on an absence). turns: how many orders of
     its addresses there are to go round; clients that take the first one spread over all. block: the server block that
     answered, -1 for none. personal: equal queries of clients with another `view` may have another reply. saved: how many queries of its
-    own walk along the search list the client need not make because of this reply.
+    own walk along the search list the client need not make because of this reply. events: CoreDNS's counters that each use of this reply
+    adds to, with `%s` for the label `server`. plugin: the directive that made it; "": the zone, or nobody.
     """
 
     reply: bytes
@@ -54,6 +55,16 @@ class Outcome:
     block: int = 0
     personal: bool = False
     saved: int = 0
+    events: tuple[str, ...] = ()
+    plugin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Silence that a directive wants. event: as in Outcome."""
+
+    block: int
+    event: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +75,7 @@ class Forward:
     block, first: whose `forward` directives, and which of them to begin with. options: EDNS options that `rewrite edns0` sends upstream.
     after: makes the client's message from the one that was made for `query`, which then is not the client's own (`rewrite`, `minimal` …).
     then: the reply, made whole and gone through `after`, decides what comes next (`rewrite cname`); its outcome is the client's.
-    personal: as for an Outcome.
+    personal, events: as for an Outcome.
     """
 
     query: Query
@@ -77,6 +88,7 @@ class Forward:
     after: Callable[[bytes, Transport], bytes] | None = None
     then: Callable[[bytes], Outcome | Forward] | None = None
     personal: bool = False
+    events: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

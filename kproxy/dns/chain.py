@@ -2,8 +2,8 @@
 
 In: what a worker answers from (`Served`), the bytes of a query, how it came, who sent it. Out: an `Outcome` (a finished reply), a
 `Forward` (upstream has to be asked: `block` says whose `forward` directives, `first` which of them to begin with), a `Walk` (the
-client's search list is walked here, and some candidate has to be asked upstream), a `Transfer` (many messages, TCP only), or None for
-silence. It never raises, whatever the bytes. What must not happen here: sockets, files, time, randomness, caching.
+client's search list is walked here, and some candidate has to be asked upstream), a `Transfer` (many messages, TCP only), `Dropped` or
+None for silence. It never raises, whatever the bytes. What must not happen here: sockets, files, time, randomness, caching.
 
     bufsize, any, loadbalance, rewrite, autopath, acl, minimal, template, transfer, hosts, k8s_external, kubernetes, forward, whoami
 
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kproxy.dns import answer, chain_links, external, finishing, names, search, transfer, wire
-from kproxy.dns.answer import NOT_QUESTIONS, Forward, Missed, Outcome, Transfer
+from kproxy.dns.answer import NOT_QUESTIONS, Dropped, Forward, Missed, Outcome, Transfer
 from kproxy.dns.arrival import Arrival
 from kproxy.dns.blocks import AclAction, ServerBlock
 from kproxy.dns.chain_blocks import (
@@ -43,7 +43,8 @@ __all__ = ["Served", "default_blocks", "kubernetes_of", "places_of", "respond", 
 NO_FILES: Mapping[str, str] = {}
 MAX_DEPTH = 8  # names resolved for the sake of another: aliases that lead from block to block
 
-Said = Outcome | Forward | Walk | Transfer | None
+Said = Outcome | Forward | Walk | Transfer | Dropped | None
+Behind = Outcome | Forward | Transfer | Dropped | None
 Ended = Outcome | Forward | None
 
 
@@ -80,7 +81,7 @@ def serve(
         return replace(before, zones=tuple(zones))
     blocks = default_blocks(settings)
     compiled = compile_blocks(settings, files)
-    made = tables(settings, compiled)
+    made = tables(compiled)
     ports = tuple(dict.fromkeys(block.port for block in blocks))
     return Served(
         settings=settings,
@@ -92,7 +93,7 @@ def serve(
         files=dict(files),
         compiled=compiled,
         tables=made,
-        main=made.get(("", settings.port)),
+        main=made.get(("", settings.port)) or made.get(("", 53)) or next(iter(made.values()), None),
         nobody=empty_zone(replace(settings, blocks=())),
     )
 
@@ -120,7 +121,7 @@ def respond(
         return Outcome(query, rcode=query[3] & 15, block=-1)
     if address or (port and port != served.settings.port):
         port = port or served.settings.port
-        table = served.tables.get((address, port)) or served.tables.get(("", port))
+        table = served.tables.get((address, port)) or served.tables.get(("*" if address else "", port))
     else:
         table = served.main
     block = table.find(query.lowered, query.qtype) if table is not None else None
@@ -152,7 +153,8 @@ def _within(served: Served, block: Compiled, query: Query, arrival: Arrival, dep
     if query.edns is not None and query.edns.udp_size > block.block.bufsize:
         query = replace(query, edns=replace(query.edns, udp_size=block.block.bufsize))
     if query.qtype == Type.ANY and block.block.any:
-        return finishing.outcome_of(query, chain_links.any_obsoleted(query), transport)
+        obsolete = finishing.outcome_of(query, chain_links.any_obsoleted(query), transport)
+        return replace(obsolete, block=block.index, plugin="any")
     asked, options = query, b""
     steps: tuple[finishing.Step, ...] = ()
     aliases: tuple[Alias, ...] = ()
@@ -200,8 +202,8 @@ def _walked_from(
     if not names.is_below_any(query.lowered, block.walked):
         return first
     whole = replace(arrival, transport=Transport.TCP)
-    port = arrival.port or served.settings.port
-    table = served.tables.get((arrival.address, port)) or served.tables.get(("", port))
+    port, address = arrival.port or served.settings.port, arrival.address
+    table = served.tables.get((address, port)) or served.tables.get(("*" if address else "", port), served.main)
 
     def ask(name: bytes, qtype: int) -> Ended:
         about = search.about(query, name, qtype)
@@ -221,16 +223,17 @@ def _walked_from(
     return search.walk(query, at, listed, first, ask, arrival.transport)
 
 
-def _behind(
-    served: Served, block: Compiled, query: Query, arrival: Arrival, depth: int, options: bytes
-) -> Outcome | Forward | Transfer | None:
+def _behind(served: Served, block: Compiled, query: Query, arrival: Arrival, depth: int, options: bytes) -> Behind:
     """`acl` and what comes behind it, for the final name."""
+    events: tuple[str, ...] = ()
     if block.access is not None:
-        action = block.access.decide(query, arrival.client)
+        action, event = block.access.decide(query, arrival.client)
         if action is AclAction.DROP:
-            return None
+            return Dropped(block.index, event)
         if action is not AclAction.ALLOW:
-            return _stamped(finishing.outcome_of(query, chain_links.denied(action), arrival.transport), block)
+            refused = finishing.outcome_of(query, chain_links.denied(action), arrival.transport)
+            return _stamped(replace(refused, events=(event,), plugin="acl"), block)
+        events = (event,)
     if query.qclass != 1 or query.qtype in (Type.TKEY, Type.TSIG, Type.OPT):
         return _refused(query, arrival.transport, block.index)
     if not block.block.minimal:
@@ -241,10 +244,12 @@ def _behind(
             said = finishing.finished(said, query, (finishing.without_extras,), arrival.transport)
     if options and isinstance(said, Forward):
         said = replace(said, options=options)
+    if events and isinstance(said, Outcome | Forward):
+        said = replace(said, events=(*events, *said.events))
     return _stamped(said, block)
 
 
-def _stamped(said: Outcome | Forward | Transfer | None, block: Compiled) -> Outcome | Forward | Transfer | None:
+def _stamped(said: Behind, block: Compiled) -> Behind:
     """The outcome with its block's number, and whether it depends on who asks."""
     if isinstance(said, Outcome) and (block.index or block.personal):
         return replace(said, block=block.index, personal=said.personal or block.personal)
@@ -264,6 +269,8 @@ def _answered(
             outcome: Outcome | Forward = finishing.outcome_of(query, made.message, transport)
             if made.alias:
                 outcome = _followed(served, query, made.alias, made.message.answer, arrival, depth)
+            outcome = replace(outcome, events=(made.event,)) if made.event else outcome
+            outcome = replace(outcome, plugin="template") if isinstance(outcome, Outcome) else outcome
             return replace(outcome, personal=True) if made.personal else outcome
     zone = served.zones[block.zone] if block.zone >= 0 else served.nobody
     if query.qtype in (Type.AXFR, Type.IXFR):
@@ -309,8 +316,8 @@ def _followed(
     instead_of: finishing.Message | None = None,
 ) -> Outcome | Forward:
     """The records of `target`, resolved by the whole server, behind the CNAMEs that lead there; instead_of: see `finishing`."""
-    port = arrival.port or served.settings.port
-    table = served.tables.get((arrival.address, port)) or served.tables.get(("", port))
+    port, address = arrival.port or served.settings.port, arrival.address
+    table = served.tables.get((address, port)) or served.tables.get(("*" if address else "", port), served.main)
     about = search.about(query, target, query.qtype)
     block = table.find(about.lowered, about.qtype) if table is not None else None
     if block is None or depth >= MAX_DEPTH:
@@ -366,5 +373,5 @@ def _elsewhere(served: Served, block: Compiled, query: Query, arrival: Arrival, 
         return Forward(query, query.lowered, query.qtype, block=block.index, first=first)
     if block.block.whoami:
         outcome = finishing.outcome_of(query, chain_links.whoami(query, arrival), arrival.transport)
-        return replace(outcome, query=None)
+        return replace(outcome, query=None, plugin="whoami")
     return finishing.outcome_of(query, finishing.FAILURE, arrival.transport)

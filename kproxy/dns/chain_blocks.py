@@ -132,16 +132,21 @@ class Table:
         return found or self._by_zone.get(b"\0")
 
 
-def tables(settings: DnsSettings, blocks: Sequence[Compiled]) -> dict[tuple[str, int], Table]:
-    """Tables by address and port; the address is "" but for those that some block binds to."""
-    addresses = {"", *(address for compiled in blocks for address in compiled.block.bind)}
+def tables(blocks: Sequence[Compiled]) -> dict[tuple[str, int], Table]:
+    """Tables by address and port. Besides addresses that some block binds to there is `*` for every other one, and "" for none known.
+
+    Who binds to a link is taken to be asked everywhere: which addresses a link has is not known here, and nobody else listens on them.
+    """
+    bound = {
+        c.index: tuple(word for word in c.block.bind if ":" in word or word.replace(".", "").isdigit()) for c in blocks
+    }
     found: dict[tuple[str, int], Table] = {}
     for port in {compiled.block.port for compiled in blocks}:
-        for address in addresses:
+        for address in {"", "*", *(address for words in bound.values() for address in words)}:
             here = [
                 c
                 for c in blocks
-                if c.block.port == port and (not c.block.bind or not address or address in c.block.bind)
+                if c.block.port == port and (not address or not bound[c.index] or address in bound[c.index])
             ]
             if here:
                 found[(address, port)] = Table(here)

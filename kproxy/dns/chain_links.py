@@ -59,8 +59,8 @@ def from_hosts(query: Query, message: Message, transport: Transport, turn: int) 
     if count > 1 and query.qtype in (Type.A, Type.AAAA):
         at = turn % count
         message = replace(message, answer=(*message.answer[at:], *message.answer[:at]))
-        return replace(finishing.outcome_of(query, message, transport, count), owner=hosts.OWNER)
-    return finishing.outcome_of(query, message, transport)
+        return replace(finishing.outcome_of(query, message, transport, count), owner=hosts.OWNER, plugin="hosts")
+    return replace(finishing.outcome_of(query, message, transport), plugin="hosts")
 
 
 def sorting(preferred: tuple[Networks, ...]) -> Step:

@@ -19,7 +19,7 @@ from time import perf_counter
 from typing import Any
 
 from kproxy.dns import chain, cookies, search, upstream, wire
-from kproxy.dns.answer import Forward, Outcome, Transfer
+from kproxy.dns.answer import Dropped, Forward, Outcome, Transfer
 from kproxy.dns.cache_walked import WalkedReplies
 from kproxy.dns.clients import Client
 from kproxy.dns.failing import Failing
@@ -85,6 +85,9 @@ class Responder:
         except Exception as error:  # see the module's text
             self.fault(error, data)
             return Outcome(wire.bare(data, Rcode.SERVFAIL), rcode=Rcode.SERVFAIL)
+        if isinstance(outcome, Dropped):
+            self.counters[outcome.event % self.place(outcome.block, port).server] += 1
+            outcome = None
         if outcome is None:
             self.counters["dropped"] += 1
         elif isinstance(outcome, Outcome) and outcome.query is None and data[4:6] == b"\0\0":
@@ -125,7 +128,14 @@ class Responder:
                 addresses = sum(item.rtype == pending.qtype for item in known[0].answer)
                 turns = addresses if pending.qtype in (Type.A, Type.AAAA) and addresses > 1 else 1
                 return Outcome(
-                    reply, b"", pending.query, reply[3] & 15, turns, block=pending.block, personal=pending.personal
+                    reply,
+                    b"",
+                    pending.query,
+                    reply[3] & 15,
+                    turns,
+                    block=pending.block,
+                    personal=pending.personal,
+                    events=pending.events,
                 )
             if not pending.prefix and not self.upstreams.has_upstream(pending):
                 size = wire.limit(pending.query, transport)
@@ -162,7 +172,13 @@ class Responder:
                 reply = upstream.finish(pending, found, transport)
                 if pending.then is None:
                     return Outcome(
-                        reply, b"", pending.query, reply[3] & 15, block=pending.block, personal=pending.personal
+                        reply,
+                        b"",
+                        pending.query,
+                        reply[3] & 15,
+                        block=pending.block,
+                        personal=pending.personal,
+                        events=pending.events,
                     )
                 said = pending.then(reply)
                 if isinstance(said, Outcome):
@@ -249,13 +265,16 @@ class Responder:
     ) -> list[int]:
         """Where uses of this reply are counted. how: `zone`, `forward`, `walk`."""
         query = outcome.query
-        plugin = "forward" if how != "zone" else "kubernetes" if reply[2] & 4 else ""
+        plugin = outcome.plugin or ("forward" if how != "zone" else "kubernetes" if reply[2] & 4 else "")
         also: tuple[str, ...] = ()
         if outcome.saved:
             server = self.place(outcome.block, port).server
             also = (*("walks_saved",) * outcome.saved, f'coredns_autopath_success_total{{server="{server}"}}')
         if quick and how == "forward":
             also = ("forward_cache_hits",)
+        if outcome.events:
+            server = self.place(outcome.block, port).server
+            also = (*also, *(event % server for event in outcome.events))
         return self.tally.kind(
             self.place(outcome.block, port),
             proto=proto,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kproxy.dns import names
 from kproxy.dns.arrival import Arrival
@@ -42,6 +42,7 @@ class Made:
     message: Message
     alias: bytes = b""
     personal: bool = False
+    event: str = ""  # as in Outcome.events
 
 
 class _Compiled:
@@ -104,12 +105,17 @@ class Templates:
                 if compiled.through is not None and names.is_below_any(query.lowered, compiled.through):
                     continue
                 return Made(FAILURE)
+            data = _data(compiled, query, arrival, name, zone, match)
+            event = (
+                f'coredns_template_matches_total{{server="%s",zone="{data["Zone"]}",view="",'
+                f'class="{data["Class"]}",type="{data["Type"]}"}}'
+            )
             if compiled.rcode == Rcode.SERVFAIL:
-                return Made(FAILURE)
+                return Made(FAILURE, event=event)
             try:
-                return _made(compiled, _data(compiled, query, arrival, name, zone, match), query, arrival)
+                return replace(_made(compiled, data, query, arrival), event=event)
             except ValueError:
-                return Made(FAILURE, personal=compiled.personal)
+                return Made(FAILURE, personal=compiled.personal, event=event)
         return None
 
 

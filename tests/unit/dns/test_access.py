@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kproxy.dns import chain, names
-from kproxy.dns.blocks import Acl, AclAction, AclRule, Autopath, Kubernetes, Rewrite, ServerBlock
+from kproxy.dns.answer import Dropped
+from kproxy.dns.blocks import Acl, AclAction, AclRule, Autopath, Kubernetes, Rewrite, ServerBlock, Template
 from kproxy.dns.clients import Client, SearchList
 from tests.unit.dns.test_chain import ONWARD, addresses, hosts, rcode, say, served_by
 
@@ -53,9 +54,33 @@ def test_acl_makes_every_reply_of_its_block_personal() -> None:
 
 def test_acl_drops() -> None:
     served = served_by(ServerBlock(acl=(Acl(rules=(AclRule(action=AclAction.DROP),)),), hosts=hosts()))
-    assert say(served, "a.test") is None
+    assert say(served, "a.test") == Dropped(0, 'coredns_acl_dropped_requests_total{server="%s",zone=".",view=""}')
 
 
 def test_a_client_without_address_is_blocked_where_addresses_count() -> None:
     rule = AclRule(action=AclAction.ALLOW, networks=("10.0.0.0/8",))
     assert rcode(say(served_by(ServerBlock(acl=(Acl(rules=(rule,)),), hosts=hosts())), "a.test")) == 5
+
+
+def test_what_was_done_is_counted() -> None:
+    rules = (AclRule(action=AclAction.BLOCK, types=("A",)), AclRule(action=AclAction.FILTER, types=("AAAA",)))
+    served = served_by(ServerBlock(acl=(Acl(zones=("in.test",), rules=rules),), hosts=hosts(), forwards=ONWARD))
+    allowed = 'coredns_acl_allowed_requests_total{server="%s",view=""}'
+    assert say(served, "a.in.test").events == (
+        'coredns_acl_blocked_requests_total{server="%s",zone="in.test.",view=""}',
+    )
+    assert say(served, "a.in.test", "AAAA").events == (
+        'coredns_acl_filtered_requests_total{server="%s",zone="in.test.",view=""}',
+    )
+    assert say(served, "a.test").events == (allowed,)
+    assert say(served_by(ServerBlock(hosts=hosts())), "a.test").events == ()
+
+
+def test_templates_that_fit_are_counted() -> None:
+    made = Template(qtype="ANY", zones=("in.test",), answers=("{{ .Name }} 60 IN TXT x",))
+    served = served_by(ServerBlock(templates=(made,), hosts=hosts()))
+    said = say(served, "a.in.test", "AAAA")
+    assert said.plugin == "template" and said.events == (
+        'coredns_template_matches_total{server="%s",zone="in.test.",view="",class="IN",type="AAAA"}',
+    )
+    assert say(served, "a.test").plugin == "hosts" and not say(served, "a.test").events
