@@ -12,7 +12,7 @@ from itertools import cycle
 from typing import Any
 
 from kproxy.dns import chain, search, upstream, wire
-from kproxy.dns.answer import Forward, Outcome, Transfer
+from kproxy.dns.answer import Dropped, Forward, Outcome, Transfer
 from kproxy.dns.cache import AnswerCache
 from kproxy.dns.clients import Clients, PodView
 from kproxy.dns.corefile.parse import parse
@@ -244,7 +244,7 @@ def query_target() -> Target:
             return ("forward", outcome.block, _checked(data, transport, upstream.finish(outcome, None, transport)))
         if isinstance(outcome, search.Walk):
             return ("walk", len(outcome.steps))
-        if outcome is None:
+        if outcome is None or isinstance(outcome, Dropped):
             return None
         assert isinstance(outcome, Outcome)
         if transport is Transport.UDP:
