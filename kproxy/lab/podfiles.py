@@ -1,7 +1,7 @@
 """What a kubelet gives its pods so that they find Services: resolv.conf, environment variables, hosts. Pure.
 
 What comes in: a Pod as the API sent it (raw dictionaries: the agent looks at far more fields than kproxy's model keeps) and the
-Services of its namespace. What comes out: the text of the files and a dictionary. Rules: reference/dns.md 3.1 for resolv.conf; for the
+Services of its namespace. What comes out: the text of the files and a dictionary. Rules: dns.resolver for resolv.conf; for the
 variables the kubelet's own, of which only the `_SERVICE_HOST` and `_SERVICE_PORT` pair is Kubernetes' invention, the rest repeats the
 links of early Docker.
 """
@@ -12,12 +12,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kproxy.dns.resolver import ResolverConfig, pod_config
 from kproxy.lab.addressing import CLUSTER_DOMAIN, DNS_SERVICE_IP
+from kproxy.model.objects import Kind, Pod
+from kproxy.watch.decode import decode
 
 Raw = dict[str, Any]
-_MAX_NAMESERVERS = 3
-_MAX_SEARCHES = 32
-_MAX_SEARCH_TEXT = 2048
 
 
 def resolv_conf(
@@ -29,44 +29,10 @@ def resolv_conf(
     domain: str = CLUSTER_DOMAIN,
 ) -> str:
     """The pod's /etc/resolv.conf by its dnsPolicy and dnsConfig; the node's own values are what Default copies."""
-    spec = pod["spec"]
-    policy = spec.get("dnsPolicy", "ClusterFirst")
-    if policy == "ClusterFirst" and spec.get("hostNetwork"):
-        policy = "Default"
-    options: dict[str, str] = {}
-    if policy == "None":
-        nameservers: list[str] = []
-        searches: list[str] = []
-    elif policy == "Default":
-        nameservers, searches = list(host_nameservers), list(host_searches)
-    else:
-        namespace = pod["metadata"]["namespace"]
-        nameservers = list(cluster_dns)
-        searches = [f"{namespace}.svc.{domain}", f"svc.{domain}", domain, *host_searches]
-        options = {"ndots": "5"}
-    config = spec.get("dnsConfig") or {}
-    nameservers = _unique([*nameservers, *config.get("nameservers", ())])[:_MAX_NAMESERVERS]
-    searches = _fitting(_unique([*searches, *config.get("searches", ())]))
-    options |= {option["name"]: option.get("value") or "" for option in config.get("options", ())}
-    lines = [f"nameserver {address}" for address in nameservers]
-    if searches:
-        lines.append(f"search {' '.join(searches)}")
-    if options:
-        lines.append("options " + " ".join(f"{name}:{value}" if value else name for name, value in options.items()))
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _unique(values: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(values))
-
-
-def _fitting(searches: list[str]) -> list[str]:
-    kept: list[str] = []
-    for search in searches[:_MAX_SEARCHES]:
-        if len(" ".join([*kept, search])) > _MAX_SEARCH_TEXT:
-            break
-        kept.append(search)
-    return kept
+    found = decode(Kind.POD, pod).object
+    assert isinstance(found, Pod)  # the API stored it
+    node = ResolverConfig(nameservers=tuple(host_nameservers), searches=tuple(host_searches))
+    return pod_config(found, node, cluster_dns=cluster_dns, domain=domain).text
 
 
 def hosts_file(names: Sequence[tuple[str, str]], aliases: Sequence[Raw] = ()) -> str:

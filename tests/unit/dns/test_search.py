@@ -325,6 +325,16 @@ def test_the_verdict_of_one_family_binds_the_other() -> None:
     )
 
 
+def test_a_name_without_the_type_asked_is_not_missing_before_the_other_family_is_known() -> None:
+    asked = Asked(ZONE)
+    asked.say(f"six.example.net.{FIRST}", "A", TEST_1)
+    walk = asked.outcome
+    assert isinstance(walk, Walk)
+    missing = dns.message.make_response(dns.message.make_query("x.", "A"))
+    missing.set_rcode(dns.rcode.NXDOMAIN)
+    assert search.decide(walk, {(3, 1): missing.to_wire()}) == Wanted(3, (28,))
+
+
 def test_the_services_that_a_walk_depends_on() -> None:
     asked = Asked(ZONE)
     asked.say(f"foo.example.net.{FIRST}", "A", TEST_1)

@@ -96,11 +96,14 @@ def test_a_search_list_is_cut_at_32_entries_and_at_2048_characters() -> None:
         "dnsPolicy": "None",
         "dnsConfig": {"nameservers": ["1.1.1.1"], "searches": [f"s{i}.example" for i in range(40)]},
     }
-    long = {"dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1"], "searches": [c * 500 for c in "abcdefg"]}}
+    long = {
+        "dnsPolicy": "None",
+        "dnsConfig": {"nameservers": ["1.1.1.1"], "searches": [".".join([c * 60] * 4) for c in "abcdefghijkl"]},
+    }
     line = resolv_conf(pod(**many), host_nameservers=(), host_searches=()).splitlines()[1]
     assert len(line.split()) == 1 + 32
     line = resolv_conf(pod(**long), host_nameservers=(), host_searches=()).splitlines()[1]
-    assert len(line.removeprefix("search ")) == 4 * 500 + 3
+    assert len(line.removeprefix("search ")) == 8 * 243 + 7
 
 
 def test_variables_name_the_service_its_ports_and_the_old_links() -> None:
