@@ -20,7 +20,7 @@ from kproxy.telemetry.logs import fields
 
 log = logging.getLogger("kproxy.dns.presence")
 
-WAIT_S = 0.1  # how soon after the first zone and worker the address is taken
+WAIT_S = 0.02  # how soon after the first zone and worker the address is taken
 CHECK_S = 1.0  # how soon it is taken again when somebody (an older instance on its way out) removed it
 LONGEST_S = 60.0  # between tries for what the node cannot hold
 TRIES = 5  # of the last sync
