@@ -32,7 +32,7 @@ def dns_page(
         held_s=_rounded(held_s),
         handed_back=handover.get("handed_back", 0),
         workers_ended=handover.get("workers_ended", 0),
-        queries=counters.get("queries_udp", 0) + counters.get("queries_tcp", 0),
+        queries=sum(count for word, count in counters.items() if word.startswith("coredns_dns_requests_total")),
         saved=counters.get("walks_saved", 0),
         saved_by_pod=saved_by_pod(counters),
         refused=counters.get("refused_clients", 0),

@@ -57,11 +57,8 @@ def _answered_elsewhere(lab: LabUnderTest) -> int:
     for node in ("node-2", "node-3"):
         read = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:10249/metrics').read().decode())"
         text = lab.at(node, sys.executable, "-c", read)
-        found += int(
-            sum(
-                float(line.split()[-1]) for line in text.splitlines() if line.startswith("kproxy_dns_queries_udp_total")
-            )
-        )
+        asked = [line for line in text.splitlines() if line.startswith("coredns_dns_requests_total{")]
+        found += int(sum(float(line.split()[-1]) for line in asked if 'type="A"' in line))
     return found
 
 
@@ -114,3 +111,57 @@ def test_one_worker_that_hangs_is_replaced(lab: LabUnderTest) -> None:
     told = json.loads(load.communicate(timeout=60)[0])
     assert told["failed"] and told["last"] - told["failures"][0] < 3 * LIMIT_S, json.dumps(told)
     _is_back(lab)
+
+
+# Runs on the node: what one page says, as JSON.
+_STATUS = (sys.executable, "-m", "kproxy", "status", "-o", "json")
+
+
+def _status(lab: LabUnderTest) -> dict[str, object]:
+    done = lab.run("exec", "node-1", "--", *_STATUS)
+    return dict(json.loads(done.stdout)) if done.stdout else {}
+
+
+def _until_status(lab: LabUnderTest, key: str, value: object) -> dict[str, object]:
+    end = time.monotonic() + 30
+    while True:
+        page = _status(lab)
+        found = page.get("dns", {})
+        if isinstance(found, dict) and found.get(key) == value:
+            return page
+        assert time.monotonic() < end, (page, lab.logs())
+        time.sleep(0.2)
+
+
+def _rules(lab: LabUnderTest) -> list[str]:
+    text = lab.at("node-1", "iptables-save", "-t", "nat")
+    return sorted(line for line in text.splitlines() if line.startswith("-A"))
+
+
+def test_fault_01_without_the_api_server_dns_goes_on_and_starts_over_from_disk(lab: LabUnderTest) -> None:
+    _is_back(lab)
+    cut = ("OUTPUT", "-p", "tcp", "--dport", "6443", "-j", "REJECT", "--reject-with", "tcp-reset")
+    before, since = _rules(lab), time.monotonic()
+    time.sleep(
+        max(0.0, 6.0 - (time.monotonic() - since))
+    )  # what was last known is on disk a few seconds after it changed
+    lab.at("node-1", "iptables", "-I", *cut)
+    try:
+        told = json.loads(_load(lab).communicate(timeout=60)[0])
+        assert told["failed"] == 0, "nothing changes for clients"
+        load = _load(lab)
+        time.sleep(AT_S)
+        assert _signal(lab, "SIGKILL", WORKER, CONTROLLER, SUPERVISOR) >= 4
+        told = json.loads(load.communicate(timeout=60)[0])
+        assert told["failed"] == 0 or told["last"] - told["failures"][0] < IN_HAND_S, json.dumps(told)
+        page = _until_status(lab, "fromMemory", value=True)
+        assert page["health"]["ready"] is False and page["dns"]["memoryAgeSeconds"] is not None  # type: ignore[index]
+        assert _rules(lab) == before, "rules stay as they were"
+        time.sleep(2.5)  # until the other nodes' workers have told what they counted
+        elsewhere = _answered_elsewhere(lab)
+        told = json.loads(_load(lab).communicate(timeout=60)[0])
+        assert told["failed"] == 0 and _answered_elsewhere(lab) == elsewhere, "this node answers, from its memory"
+    finally:
+        lab.at("node-1", "iptables", "-D", *cut)
+    _until_status(lab, "fromMemory", value=False)
+    lab.until("ready and healthy", "node-1", sys.executable, "-m", "kproxy", "status", limit_s=30)
