@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 import dns.name
 import dns.reversename
 import pytest
@@ -103,3 +105,18 @@ def test_a_network_as_reverse_zones(network: str, zones: list[str]) -> None:
 def test_odd_networks_make_few_zones() -> None:
     assert len(names.reverse_zones("10.0.0.0/9")) == 128
     assert len(names.reverse_zones("fd00::/61")) == 8
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["10.96.0.1", "255.255.255.255", "fd00::1", "::ffff:1.2.3.4", "01.2.3.4", "1.2.3.256", "1.2.3", "1.2.3.4.5", "1.2.3.+4", "1.2.3.4 ",
+     "1.2.3.", "...", "1_0.2.3.4", "1.2.3.٤", "", "None"],
+)  # fmt: skip
+def test_addresses_are_packed_as_the_standard_library_packs_them(address: str) -> None:
+    try:
+        packed = ipaddress.ip_address(address).packed
+    except ValueError:
+        with pytest.raises(ValueError, match="does not appear to be"):
+            names.pack(address)
+    else:
+        assert names.pack(address) == packed
