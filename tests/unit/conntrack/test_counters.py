@@ -16,7 +16,7 @@ def test_a_pass_falls_into_the_first_bucket_that_holds_it() -> None:
 
 def test_the_names_are_those_of_kube_proxy() -> None:
     flows = {Family.IPV4: Counters().with_pass(7, 0.0015), Family.IPV6: Counters()}
-    text = text_of(families(SyncStatus(), (), now=0.0, dns_counters={}, dns_workers=0, flows=flows)).decode()
+    text = text_of(families(SyncStatus(), (), now=0.0, flows=flows)).decode()
     lines = [line for line in text.splitlines() if line.startswith("kubeproxy_conntrack_reconciler_")]
     name = "kubeproxy_conntrack_reconciler_sync_duration_seconds"
     for line in (

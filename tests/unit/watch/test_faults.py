@@ -68,7 +68,7 @@ class Node:
 
     def exposed(self, name: str, kind: Kind = Kind.SERVICE) -> float:
         """A metric of one watch as Prometheus would read it."""
-        told = families(SyncStatus(), self.stats, now=self.time.now(), dns_counters={}, dns_workers=0, flows={})
+        told = families(SyncStatus(), self.stats, now=self.time.now(), flows={})
         text = text_of(told).decode()
         return float(text.partition(f'{name}{{kind="{kind.value}"}} ')[2].partition("\n")[0])
 
