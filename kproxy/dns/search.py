@@ -28,6 +28,7 @@ from kproxy.dns.clients import Client, SearchList
 from kproxy.dns.upstream import Malformed, Record
 from kproxy.dns.wire import OWNER, Query, Rcode, Transport, Type
 
+OUTSIDE = 8  # names that others are asked for in one walk: a packet must not cost upstream sixty. The client goes on by itself
 ALWAYS_LAST = 255  # an ndots that no name reaches: the name itself comes last, as with CoreDNS's static lists
 
 _FAMILIES = (int(Type.A), int(Type.AAAA))
@@ -164,13 +165,17 @@ def _steps(query: Query, start: int, listed: SearchList, first: Outcome | Forwar
     rest = listed.suffixes[1:]
     if len(names.starts(base)) <= listed.ndots and b"\0" not in rest:  # as many dots as labels, less one
         rest = (*rest, b"\0")
+    outside_names = 0
     for suffix in rest:
+        if outside_names == OUTSIDE:
+            break
         name = base + suffix
         own = ask(name, query.qtype) if len(name) <= names.MAX_NAME else None
         if own is None:
             continue
         asked = _asked(name, query.qtype, own, ask)
         outside = isinstance(own, Forward) and not own.prefix and suffix != b"\0"
+        outside_names += isinstance(own, Forward)
         steps.append(Step(name, asked, suffix if outside else b""))
         if isinstance(own, Outcome) and own.rcode in _SPOKEN and any(_is_taken(one, kind) for kind, one in asked):
             break  # nothing behind it is of any interest

@@ -335,6 +335,13 @@ def test_a_name_without_the_type_asked_is_not_missing_before_the_other_family_is
     assert search.decide(walk, {(3, 1): missing.to_wire()}) == Wanted(3, (28,))
 
 
+def test_one_query_asks_others_for_so_many_names_and_no_more() -> None:
+    asked = Asked(ZONE)
+    many = client_of("test-1", host=tuple(f"n{i}.example" for i in range(29)))
+    assert told(asked.say(f"nosuch.{FIRST}", "A", many)) == "NXDOMAIN", "the client goes on by itself"
+    assert len({name for name, _ in asked.questions}) == search.OUTSIDE
+
+
 def test_the_services_that_a_walk_depends_on() -> None:
     asked = Asked(ZONE)
     asked.say(f"foo.example.net.{FIRST}", "A", TEST_1)
