@@ -75,6 +75,10 @@ class Reloading:
             async with asyncio.timeout(FIRST_WORD_S):
                 await self.loaded.wait()
         except TimeoutError:
+            main = self.where.rpartition("/")[2]
+            if main in self._data:  # the other ConfigMap cannot be read: no right to, perhaps, and it is seldom there
+                await self._told(f"{main}-custom", None)
+                return
             log.warning("No word of the Corefile yet: going on without", extra=fields(source=self.where))
             self.loaded.set()
 
@@ -91,7 +95,8 @@ class Reloading:
         """One of the two ConfigMaps is known, or has changed."""
         self._data[name] = data
         main = self.where.rpartition("/")[2]
-        if main not in self._data or f"{main}-custom" not in self._data:
+        custom = self._data.get(f"{main}-custom")
+        if main not in self._data or (f"{main}-custom" not in self._data and not self.loaded.is_set()):
             return
         found = self._data[main]
         if found is None:
@@ -100,9 +105,7 @@ class Reloading:
             )
             reading = Reading(digest="none", error=error)
         else:
-            reading = await asyncio.to_thread(
-                read_config_map, self.where, found, self._data[f"{main}-custom"] or {}, self._environment
-            )
+            reading = await asyncio.to_thread(read_config_map, self.where, found, custom or {}, self._environment)
         await self.take(reading)
         self.loaded.set()
 

@@ -200,6 +200,28 @@ async def test_a_config_map_is_taken_at_once(tmp_path: Path) -> None:
 
 
 @in_a_loop
+async def test_without_word_of_the_custom_one_the_main_one_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kproxy.dns.reloading.FIRST_WORD_S", 0.01)
+    taken = Taken()
+    made, main, _ = await from_maps(tmp_path, taken)
+    await made.first_word()
+    assert made.loaded.is_set()  # nobody waits longer for an API that is away
+    await main({"Corefile": GOOD})
+    assert taken.used[-1].blocks[0].whoami
+    taken = Taken()
+    made, main, custom = await from_maps(tmp_path / "other", taken)
+    await main({"Corefile": GOOD})
+    assert taken.used == []
+    await made.first_word()
+    assert taken.used[-1].blocks[0].whoami
+    await custom({"a.override": "any"})
+    await main({"Corefile": OTHER})
+    assert taken.used[-1].blocks[0].any
+
+
+@in_a_loop
 async def test_the_custom_config_map_of_k3s(tmp_path: Path) -> None:
     taken = Taken()
     _, main, custom = await from_maps(tmp_path, taken)
