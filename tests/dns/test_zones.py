@@ -8,9 +8,12 @@ import dns.message
 import dns.rcode
 import pytest
 
+from kproxy.dns import names
 from kproxy.dns.blocks import Kubernetes, ServerBlock
 from kproxy.dns.settings import DnsSettings
+from kproxy.dns.zone import Group, Loading, Member, Port, RecordKind, ServiceRecords, Zone, ZoneDelta
 from tests.peers.canned import CannedApi, changing_api
+from tests.support.barrage import Barrage
 from tests.support.dns_worker import Workers, wait_until
 from tests.support.query_objects import FIXTURES, labelled, namespace, service
 from tests.support.watching import watching
@@ -70,3 +73,34 @@ def test_a_change_reaches_every_zone(worker: Workers, api: CannedApi) -> None:
     api.remove(service("testns/node-port", "10.0.0.66"))
     for zone in ("cluster.local", "other.test", "front.test"):
         becomes(f"node-port.testns.svc.{zone}", "NXDOMAIN")
+
+
+def large_zone(settings: DnsSettings) -> Zone:
+    """10,000 Services with 50,000 endpoints."""
+    loading = Loading(settings)
+    ports = (Port(b"http", b"tcp", 80),)
+    made = []
+    for number in range(10_000):
+        key = names.label(b"svc-%d" % number) + names.label(b"testns")
+        addresses = [bytes((10, part, number >> 8, number & 255)) for part in range(1, 6)]
+        members = tuple(Member(names.dashed(names.unpack(address)), address) for address in addresses)
+        cluster = (bytes((11, 0, number >> 8, number & 255)),)
+        made.append(ServiceRecords(key, RecordKind.CLUSTER, cluster, ports, (Group(ports, members),)))
+    loading.add(made)
+    return loading.finish(ZoneDelta(serial=1, synced=True, namespaces=frozenset({b"testns"})))
+
+
+def test_fault_37_whole_zones_arrive_without_a_query_waiting_long() -> None:
+    """A relist of 10,000 Services and 50,000 endpoints, three times over. The milliseconds are measured in tests/bench."""
+    zones = [large_zone(DnsSettings(ttl=ttl)) for ttl in (5, 6, 7, 8)]
+    queries = [
+        dns.message.make_query(f"{name}.testns.svc.cluster.local", "A").to_wire()[2:]
+        for name in ("svc-1", "svc-9999", "x")
+    ]
+    with Workers(DnsSettings(), address="127.0.0.5") as workers:
+        workers.publish(zones[0])
+        with Barrage(workers.address, queries, per_second=500, patience_s=0.5) as barrage:
+            for zone in zones[1:]:
+                workers.publish(zone)  # other settings: the whole zone is sent, a thousand endpoints at a time
+        assert said(workers, "svc-9999.testns.svc.cluster.local") == ("11.0.39.15", 8)
+    assert barrage.sent > 100 and barrage.lost == [] and set(barrage.rcodes) == {0, 3}

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import dns.message
 import dns.name
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kproxy.dns import upstream, wire
-from kproxy.dns.answer import Forward, answer, respond
+from kproxy.dns import chain, upstream, wire
+from kproxy.dns.answer import Forward, Outcome, Transfer, answer, respond
+from kproxy.dns.blocks import Transfer as TransferDirective
 from kproxy.dns.cache import AnswerCache
+from kproxy.dns.chain import serve
+from kproxy.dns.chain_blocks import default_blocks
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.text import show
 from kproxy.dns.wire import Transport
@@ -22,6 +26,13 @@ ZONES = [
     zone_of("C", DnsSettings(reverse_zones=("10.96.0.0/20",), fallthrough=())),
     zone_of("big", DnsSettings()),
     zone_of("U", DnsSettings(), False),
+]
+# Every set of the table with what its directives can do, and transfers for everybody.
+SERVED = [
+    serve(replace(row.settings, blocks=(replace(block, transfers=(TransferDirective(to=("*",)),)),)), row.served.zones)
+    for row in ROWS
+    if row.id in ("T001", "T260", "T266", "T286", "T181", "T141")
+    for block in default_blocks(row.settings)[:1]
 ]
 NAMES = sorted({dns.name.from_text(row.qname).to_wire() for row in ROWS})
 
@@ -61,7 +72,7 @@ def _size_allowed(data: bytes, transport: Transport) -> int:
 )
 @example(data=b"\0" * 12, transport=Transport.UDP, zone=0)
 @example(data=b"\0\0\1\0\0\1\0\0\0\0\0\0" + b"\xc0\x0c\0\1\0\1", transport=Transport.UDP, zone=0)
-def test_any_bytes(data: bytes, transport: Transport, zone: int) -> None:
+def test_p29_any_bytes(data: bytes, transport: Transport, zone: int) -> None:
     outcome = answer(ZONES[zone], data, transport)
     if isinstance(outcome, Forward):
         outcome = upstream.finish(outcome, None, transport)
@@ -73,6 +84,31 @@ def test_any_bytes(data: bytes, transport: Transport, zone: int) -> None:
     if len(outcome) > 12:
         dns.message.from_wire(outcome)
         show(outcome)
+
+
+@given(
+    data=st.one_of(st.binary(max_size=600), queries()),
+    transport=st.sampled_from(Transport),
+    at=st.sampled_from(range(len(SERVED))),
+)
+def test_p29_any_bytes_to_every_directive_of_the_cluster(data: bytes, transport: Transport, at: int) -> None:
+    outcome = chain.respond(SERVED[at], data, transport)
+    if isinstance(outcome, Transfer):
+        assert transport is Transport.TCP
+        messages = list(outcome.messages)
+        assert messages and max(map(len, messages)) < 20_000
+        for message in messages:
+            dns.message.from_wire(message)
+        return
+    if isinstance(outcome, Forward):
+        reply: bytes | None = upstream.finish(outcome, None, transport)
+    else:
+        assert outcome is None or isinstance(outcome, Outcome)
+        reply = outcome.reply if outcome is not None else None
+    if reply is not None:
+        assert reply[:2] == data[:2] and len(reply) <= _size_allowed(data, transport)
+        if len(reply) > 12:
+            dns.message.from_wire(reply)
 
 
 @given(data=queries(), zone=st.sampled_from(range(len(ZONES))), mark=st.binary(min_size=2, max_size=2))
