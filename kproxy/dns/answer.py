@@ -44,7 +44,8 @@ class Outcome:
     its addresses there are to go round; clients that take the first one spread over all. block: the server block that
     answered, -1 for none. personal: equal queries of clients with another `view` may have another reply. saved: how many queries of its
     own walk along the search list the client need not make because of this reply. events: CoreDNS's counters that each use of this reply
-    adds to, with `%s` for the label `server`. plugin: the directive that made it; "": the zone, or nobody.
+    adds to, with `%s` for the label `server`. plugin: the directive that made it; "": the zone, or nobody. single: it is for this one
+    client and must not be remembered even for those of the same view.
     """
 
     reply: bytes
@@ -57,6 +58,7 @@ class Outcome:
     saved: int = 0
     events: tuple[str, ...] = ()
     plugin: str = ""
+    single: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Forward:
     block, first: whose `forward` directives, and which of them to begin with. options: EDNS options that `rewrite edns0` sends upstream.
     after: makes the client's message from the one that was made for `query`, which then is not the client's own (`rewrite`, `minimal` …).
     then: the reply, made whole and gone through `after`, decides what comes next (`rewrite cname`); its outcome is the client's.
-    personal, events: as for an Outcome.
+    personal, single, events: as for an Outcome.
     """
 
     query: Query
@@ -89,6 +91,7 @@ class Forward:
     then: Callable[[bytes], Outcome | Forward] | None = None
     personal: bool = False
     events: tuple[str, ...] = ()
+    single: bool = False
 
 
 @dataclass(frozen=True, slots=True)

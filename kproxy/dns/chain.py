@@ -243,7 +243,7 @@ def _behind(served: Served, block: Compiled, query: Query, arrival: Arrival, dep
         if isinstance(said, Outcome | Forward):
             said = finishing.finished(said, query, (finishing.without_extras,), arrival.transport)
     if options and isinstance(said, Forward):
-        said = replace(said, options=options)
+        said = replace(said, options=options, single=True)  # an upstream may answer by them
     if events and isinstance(said, Outcome | Forward):
         said = replace(said, events=(*events, *said.events))
     return _stamped(said, block)
@@ -271,7 +271,7 @@ def _answered(
                 outcome = _followed(served, query, made.alias, made.message.answer, arrival, depth)
             outcome = replace(outcome, events=(made.event,)) if made.event else outcome
             outcome = replace(outcome, plugin="template") if isinstance(outcome, Outcome) else outcome
-            return replace(outcome, personal=True) if made.personal else outcome
+            return replace(outcome, personal=True, single=True) if made.personal else outcome
     zone = served.zones[block.zone] if block.zone >= 0 else served.nobody
     if query.qtype in (Type.AXFR, Type.IXFR):
         return _transferred(block, zone, query, arrival)
@@ -373,5 +373,5 @@ def _elsewhere(served: Served, block: Compiled, query: Query, arrival: Arrival, 
         return Forward(query, query.lowered, query.qtype, block=block.index, first=first)
     if block.block.whoami:
         outcome = finishing.outcome_of(query, chain_links.whoami(query, arrival), arrival.transport)
-        return replace(outcome, query=None, plugin="whoami")
+        return replace(outcome, plugin="whoami", personal=True, single=True)
     return finishing.outcome_of(query, finishing.FAILURE, arrival.transport)

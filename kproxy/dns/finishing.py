@@ -113,6 +113,19 @@ def and_then(
     return second if first is None else _Both(first, second)
 
 
+def next_of(pending: Forward, reply: bytes) -> Outcome | Forward:
+    """What a reply that only leads to the next question comes to (`Forward.then`); for whom it may be remembered stays."""
+    assert pending.then is not None
+    said = pending.then(reply)
+    said = replace(
+        said,
+        personal=said.personal or pending.personal,
+        single=said.single or pending.single,
+        events=pending.events,
+    )
+    return replace(said, block=pending.block) if isinstance(said, Outcome) else said
+
+
 def disassemble(reply: bytes) -> Message:
     """A reply of ours, taken apart. Raises Malformed for one that cannot be walked, which ours never are."""
     if len(reply) < wire.HEADER:

@@ -99,6 +99,8 @@ class Replying:
         if isinstance(pending, Walk):
             self.responder.walked.store(client, data, pending, outcome, now)
             return
+        if outcome.single:
+            return
         how = "forward" if isinstance(pending, Forward) else "zone"
         counts = self.responder.kind(outcome, outcome.reply, len(data), "udp", at.port, how, quick=True)
         zone = self.denying[outcome.block] if 0 <= outcome.block < len(self.denying) else None

@@ -23,6 +23,7 @@ from kproxy.dns.answer import Dropped, Forward, Outcome, Transfer
 from kproxy.dns.cache_walked import WalkedReplies
 from kproxy.dns.clients import Client
 from kproxy.dns.failing import Failing
+from kproxy.dns.finishing import next_of
 from kproxy.dns.forward import Forwarders
 from kproxy.dns.search import Walk
 from kproxy.dns.tally import Place, Tally
@@ -117,14 +118,14 @@ class Responder:
             outcome = self.walker.at_once(pending, transport)
             if outcome is not None:
                 return outcome
-        elif self.upstreams.is_own(pending):
-            return self._failed(pending, transport)
+        elif (echo := self.upstreams.echo(pending)) is not None:
+            return Outcome(upstream.finish(pending, echo, transport), b"", pending.query, block=pending.block)
         else:
             known = self.upstreams.remembered(pending)
             if known is not None:
                 reply = upstream.finish(pending, known[0], transport, ttl=known[1], turn=turn)
                 if pending.then is not None:
-                    return self._after(pending.then(reply), transport, turn)
+                    return self._after(next_of(pending, reply), transport, turn)
                 addresses = sum(item.rtype == pending.qtype for item in known[0].answer)
                 turns = addresses if pending.qtype in (Type.A, Type.AAAA) and addresses > 1 else 1
                 return Outcome(
@@ -136,6 +137,7 @@ class Responder:
                     block=pending.block,
                     personal=pending.personal,
                     events=pending.events,
+                    single=pending.single,
                 )
             if not pending.prefix and not self.upstreams.has_upstream(pending):
                 size = wire.limit(pending.query, transport)
@@ -179,8 +181,9 @@ class Responder:
                         block=pending.block,
                         personal=pending.personal,
                         events=pending.events,
+                        single=pending.single,
                     )
-                said = pending.then(reply)
+                said = next_of(pending, reply)
                 if isinstance(said, Outcome):
                     return said
                 pending = said  # the chain bounds how often

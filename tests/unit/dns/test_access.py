@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kproxy.dns import chain, names
-from kproxy.dns.answer import Dropped
+from kproxy.dns import chain, names, wire
+from kproxy.dns.answer import Dropped, Forward, Outcome
 from kproxy.dns.blocks import Acl, AclAction, AclRule, Autopath, Kubernetes, Rewrite, ServerBlock, Template
 from kproxy.dns.clients import Client, SearchList
+from kproxy.dns.finishing import next_of
 from tests.unit.dns.test_chain import ONWARD, addresses, hosts, rcode, say, served_by
+
+
+OUTSIDE = Client(address="10.2.0.9", packed=b"\x0a\2\0\x09")
 
 
 def test_acl_decides_on_the_final_name() -> None:
@@ -50,6 +54,30 @@ def test_acl_makes_every_reply_of_its_block_personal() -> None:
         assert filtered.personal and let.personal
         assert rcode(filtered) == 0 and not addresses(filtered)
     assert not say(served_by(replace(block, acl=())), "a.test").personal
+
+
+def test_acl_makes_what_an_alias_is_led_to_personal_as_well() -> None:
+    rule = AclRule(action=AclAction.FILTER, networks=("10.1.0.0/16",))
+    led = Rewrite(what="cname", pattern="x.test.", to="y.test.")
+    pending = say(
+        served_by(ServerBlock(acl=(Acl(rules=(rule,)),), rewrites=(led,), forwards=ONWARD)), "a.test", client=OUTSIDE
+    )
+    assert isinstance(pending, Forward) and pending.personal
+    alias = wire.record(wire.OWNER, 5, 60, names.encode("x.test"))
+    again = next_of(pending, wire.build(pending.query, answer=(alias,), size=wire.MAX_TCP))
+    assert isinstance(again, Forward) and again.name == names.encode("y.test") and again.personal
+    ended = next_of(pending, wire.build(pending.query, size=wire.MAX_TCP))
+    assert isinstance(ended, Outcome) and ended.personal
+
+
+def test_what_one_client_alone_may_see_is_remembered_for_nobody() -> None:
+    named = Template(qtype="TXT", answers=("{{ .Name }} 60 IN TXT {{ .Remote }}",))
+    network = Rewrite(what="edns0", arguments=("subnet", "set", "24", "56"))
+    client = Client(address="10.1.0.9", packed=b"\x0a\1\0\x09")
+    assert say(served_by(ServerBlock(templates=(named,))), "a.test", "TXT", client).single
+    assert say(served_by(ServerBlock(rewrites=(network,), forwards=ONWARD)), "a.test", client=client).single
+    assert say(served_by(ServerBlock(whoami=True)), "a.test", client=client).single
+    assert not say(served_by(ServerBlock(forwards=ONWARD)), "a.test", client=client).single
 
 
 def test_acl_drops() -> None:
