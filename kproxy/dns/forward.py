@@ -19,7 +19,7 @@ import dataclasses
 import logging
 import time
 from collections import Counter
-from collections.abc import Coroutine, Hashable
+from collections.abc import Coroutine, Hashable, Sequence
 from typing import Any
 
 from kproxy.dns import upstream
@@ -28,7 +28,8 @@ from kproxy.dns.blocks import ServerBlock
 from kproxy.dns.cache_forward import UNANSWERED_S, Entry, ReplyCache
 from kproxy.dns.chain import default_blocks
 from kproxy.dns.clients import ANYBODY, Client
-from kproxy.dns.forward_pool import LoopCheck, Pool, Spawn, is_probe_shaped
+from kproxy.dns.forward_loop import LoopCheck
+from kproxy.dns.forward_pool import Pool, Spawn
 from kproxy.dns.resolvconf import Upstream, Upstreams
 from kproxy.dns.room import Room
 from kproxy.dns.settings import DnsSettings
@@ -39,7 +40,6 @@ log = logging.getLogger("kproxy.dns.forward")
 
 WAITING = 20_000  # forwarded queries that may wait at once
 WAITING_PER_QUESTION = 1000  # of them for one question; further ones get SERVFAIL at once
-ECHOES = 20  # loop checks of one name under way: each is one round through the workers of this server
 
 _FAILURE = Reply(Rcode.SERVFAIL, extended_error=upstream.FAILED)
 _SILENCE = Reply(Rcode.SERVFAIL, extended_error=upstream.NOBODY)
@@ -142,9 +142,14 @@ class Forwarders:
         now = time.monotonic()
         return any(pool.refresh(now) for pool in self._concerned(forward))
 
-    def is_own(self, forward: Forward) -> bool:
-        """Whether this is a question of our own that has come back, which shows that an upstream leads here."""
-        return self._loops.met(upstream.question_of(forward))
+    def echo(self, forward: Forward) -> Reply | None:
+        """What is said to a question of this node's own that has come back, which shows that an upstream leads here; None for others."""
+        return self._loops.echo(upstream.question_of(forward))
+
+    def know(self, keys: Sequence[bytes]) -> None:
+        """The keys that the workers of this node have in common; see `forward_loop`."""
+        if self._loops.know(keys) and self._started:
+            self._look_for_loops(everywhere=True)
 
     def ages(self, forward: Forward) -> bool:
         """Whether a reply may be told again for some seconds with a falling TTL and no look at what is remembered."""
@@ -251,10 +256,6 @@ class Forwarders:
     def _ask(self, block: _Block, forward: Forward, question: Question, by_tcp: bool, who: str) -> _Asking | None:
         """The question under way, begun if it is not; None when there is no room for it or for another who waits."""
         key: Hashable = (id(block), forward.first, question)
-        if is_probe_shaped(question):
-            key = next((k for n in range(ECHOES) if (k := (key, n)) not in self._asking), None)
-            if key is None:
-                return None
         asking = self._asking.get(key)
         if asking is not None:
             self._counters["forward_joined"] += 1

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import secrets
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
@@ -187,67 +186,3 @@ def rcodes(words: Sequence[str]) -> frozenset[int]:
     if unknown:
         raise ValueError(f"forward: {unknown[0]!r} is no response code")
     return frozenset(_RCODES[word.upper()] for word in words)
-
-
-def is_probe_shaped(question: Question) -> bool:
-    """Whether this may be the loop check's question of some worker: two labels of sixteen hexadecimal digits in front, type HINFO."""
-    name = question.name
-    return (
-        question.qtype == Type.HINFO
-        and len(name) > 34
-        and name[0] == name[17] == 16
-        and all(byte in b"0123456789abcdef" for byte in name[1:17] + name[18:34])
-    )
-
-
-class LoopCheck:
-    """Finds upstreams that lead back to this server: asks each for a name that nobody can guess, and looks whether it comes in here.
-
-    What it does about one: a warning, a counter, and the upstream is left out until it no longer leads here. Never an exit, whatever
-    anybody sends (CVE-2026-26018). With several workers on one port the question may come to another one, who passes it on once more, as
-    it does with every such question; so it goes round until the one who asked sees it.
-    """
-
-    PATIENCE_S = 2.0
-    AGAIN_S = 30.0  # between two looks at an upstream that led back here
-
-    def __init__(self, counters: Counter[str]) -> None:
-        self._counters = counters
-        self._asked: dict[bytes, Link] = {}
-
-    def met(self, question: Question) -> bool:
-        """A client asks this. Whether it is a question of ours that has come back."""
-        if question.qtype != Type.HINFO or not self._asked:
-            return False
-        link = self._asked.pop(question.name, None)
-        if link is None:
-            return False
-        if not link.loops:
-            link.loops = True
-            log.warning(
-                "upstream %s leads back to this server (its own resolver asks the cluster's DNS?); it is left out",
-                link.upstream,
-            )
-        self._counters["forward_loops"] += 1
-        self._counters[f"forward_loops|{link.label}"] += 1
-        return True
-
-    async def look(self, pool: Pool) -> None:
-        """Checks every upstream of a directive, and those that led back here again and again."""
-        await asyncio.gather(*(self._look_at(pool, link) for link in pool.links))
-        while any(link.loops for link in pool.links):
-            await asyncio.sleep(self.AGAIN_S)
-            await asyncio.gather(*(self._look_at(pool, link) for link in pool.links if link.loops))
-
-    async def _look_at(self, pool: Pool, link: Link) -> None:
-        labels = b"".join(b"\x10" + secrets.token_hex(8).encode() for _ in range(2))
-        question = Question(labels + names.encode(pool.directive.origin).lower(), Type.HINFO)
-        if len(question.name) > names.MAX_NAME:
-            return
-        self._asked[question.name] = link
-        reply = await pool.exchange.ask(link, question, self.PATIENCE_S)
-        if link.loops and self._asked.get(question.name) is link and reply is not None:
-            link.loops = False
-            log.info("upstream %s leads elsewhere now", link.upstream)
-        await asyncio.sleep(self.PATIENCE_S if reply is None else 0.5)  # a late one is known all the same
-        self._asked.pop(question.name, None)

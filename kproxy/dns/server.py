@@ -166,6 +166,7 @@ class Server:
     def know(self, networks: Sequence[str], pods: Sequence[PodView], cookie_secrets: Sequence[bytes]) -> None:
         """Who is served, whose pods are on this node, and what cookies are made with. Raises ValueError for what is no network."""
         self.responder.cookie_secrets = tuple(cookie_secrets)
+        self.responder.upstreams.know(cookie_secrets)
         if tuple(networks) == self._networks and tuple(pods) == self._pods:
             return
         before = self._networks, self._pods

@@ -225,6 +225,18 @@ def test_a_connection_that_the_upstream_closed_costs_nobody_an_answer(three: lis
     conduct(settings(to(three[:1], force_tcp=True)), scenario)
 
 
+def test_a_connection_closed_on_a_question_is_no_failure_of_the_upstream(three: list[Outside]) -> None:
+    three[0].answers_per_connection = 1
+
+    async def scenario(asking: Asking) -> None:
+        for name in ("a.example.com.", "b.example.com.", "c.example.com."):
+            assert await asking.addresses(name) == ["192.0.2.0"]
+        assert asking.counters["forward_failures"] == 0
+
+    conduct(settings(to(three[:1], force_tcp=True)), scenario)
+    assert three[0].connections == 3
+
+
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
     return make_keys(tmp_path_factory.mktemp("keys"), addresses=("127.0.0.10",), service_cidrs=(), users=())
@@ -342,6 +354,12 @@ def test_who_could_not_find_out_is_asked_once_and_the_next_one_then(three: list[
 
     async def scenario(asking: Asking) -> None:
         assert await asking.addresses(NAME) == ["192.0.2.1"]
+        for server in three:
+            server.otherwise = records(rcode=rcode)
+        before = asked(three)
+        assert await asking.addresses("b.example.com.") == [rcode]
+        again = 2 if rcode in ("FORMERR", "NOTIMP") else 1  # once without EDNS
+        assert [now - then for then, now in zip(before, asked(three), strict=True)] == [again] * COUNT
 
     conduct(settings(to(three, policy=Policy.SEQUENTIAL)), scenario)
     assert three[0].asked_for_itself == [], "an answer of any kind is a sign of life"

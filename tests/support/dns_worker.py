@@ -265,6 +265,7 @@ class Outside:
     concurrent: bool = False
     tls: ssl.SSLContext | None = None
     closes_after_s: float = PATIENCE_S  # an idle connection
+    answers_per_connection: int = 10_000  # the next question is read, and the connection closed
     peers: set[str] = field(default_factory=set)
     ports: set[int] = field(default_factory=set)
     ids: set[int] = field(default_factory=set)
@@ -327,9 +328,10 @@ class Outside:
         with contextlib.suppress(OSError, EOFError):
             sock.settimeout(self.closes_after_s)
             with sock if self.tls is None else self.tls.wrap_socket(sock, server_side=True) as talking:
-                while True:
+                for _ in range(self.answers_per_connection):
                     for reply in self._replies(read_frame(talking), "tcp"):
                         talking.sendall(framed(reply))
+                read_frame(talking)
 
     def _replies(self, data: bytes, transport: str) -> Sequence[bytes]:
         query = dnslib.DNSRecord.parse(data)
