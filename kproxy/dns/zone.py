@@ -104,6 +104,10 @@ class ServiceRecords:
         return {*self.addresses, *self.external, *(member.address for group in self.groups for member in group.members)}
 
 
+# The Services of the zone before, and the keys of those that changed and that went: who compiles a zone knows them already.
+Step = tuple[Mapping[bytes, ServiceRecords], tuple[bytes, ...], tuple[bytes, ...]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Zone:
     """Everything a worker answers from.
@@ -113,7 +117,7 @@ class Zone:
     sorted_ipv4, sorted_ipv6: the keys of `owners` in order, which is how an empty non-terminal of a reverse tree is recognised.
     pods: packed address and namespace of every pod, for `pods verified`; imports: the ServiceImports, for `multicluster`. Either is None
     until it has been listed, and where nobody asked for it.
-    problems, pod_counts, source: for the controller; workers have none of them.
+    problems, pod_counts, source, step: for the controller; workers have none of them.
     """
 
     settings: DnsSettings
@@ -130,6 +134,7 @@ class Zone:
     pod_counts: Mapping[bytes, int] = field(default_factory=dict, compare=False, repr=False)
     problems: Mapping[bytes, str] = field(default_factory=dict, compare=False)
     source: Snapshot | None = field(default=None, compare=False, repr=False)
+    step: Step | None = field(default=None, compare=False, repr=False)
 
     def has_prefix(self, low: bytes, high: bytes) -> bool:
         """Whether some address with a reverse name lies between two packed addresses of one family, both included."""
@@ -324,13 +329,16 @@ def difference(old: Zone, new: Zone) -> ZoneDelta | None:
     """What leads from `old` to `new`; None when nothing does but a full transfer (other settings)."""
     if old.settings != new.settings:
         return None
-    changed, removed = changes(old.services, new.services)
+    if new.step is not None and new.step[0] is old.services:  # as nearly always: no worker is more than one zone behind
+        found: tuple[Iterable[bytes], Iterable[bytes]] = new.step[1:]
+    else:
+        found = changes(old.services, new.services)
     return ZoneDelta(
         serial=new.serial,
         synced=new.synced,
         namespaces=None if old.namespaces == new.namespaces else new.namespaces,
-        changed=tuple(new.services[key] for key in changed),
-        removed=tuple(removed),
+        changed=tuple(new.services[key] for key in found[0]),
+        removed=tuple(found[1]),
         pods=pod_change(old.pods, new.pods),
         imports=_import_change(old.imports, new.imports),
     )
