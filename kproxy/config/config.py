@@ -97,7 +97,7 @@ class DnsConfig:
     upstreams: tuple[str, ...] = ()  # IP or IP:port, asked in this order for everything outside of the zone
     resolv_conf: tuple[str, ...] = ()  # files to take upstreams from; empty: the node's own resolv.conf
     pods: str = "insecure"  # a-b-c-d.ns.pod names; what kubeadm's Corefile says
-    allowed_networks: tuple[str, ...] = ()  # who is answered; empty: whoever reaches the addresses
+    allowed_networks: tuple[str, ...] = ()  # who is answered; empty: private ranges and what is known of the cluster
     service: str = "kube-system/kube-dns"  # the Service in front of the cluster's DNS servers
     # Where a Corefile is: a file's path, or configmap:NAMESPACE/NAME (its key Corefile), read from the API and followed. "": the other
     # fields of this section say what is answered.

@@ -47,7 +47,7 @@ class DnsSettings:
 
     listen: tuple[str, ...] = ("127.0.0.1",)
     port: int = 53
-    allowed_networks: tuple[str, ...] = ()  # who is answered; empty: everybody who reaches the addresses
+    allowed_networks: tuple[str, ...] = ()  # who is answered; empty: private ranges and the cluster's (clients.py)
 
     upstreams: tuple[str, ...] = ()  # `ip`, `ip:port` or `[ip]:port`, in order of preference
     # Where to find upstreams while `upstreams` is empty; the second is what systemd-resolved hides behind its stub in the first.

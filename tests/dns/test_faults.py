@@ -60,6 +60,13 @@ def worker() -> Iterator[Workers]:
         yield workers
 
 
+@pytest.fixture(scope="module")
+def big() -> Iterator[Workers]:
+    with Workers(SETTINGS, address="127.0.0.5") as workers:
+        workers.publish(zone_of("big", SETTINGS))
+        yield workers
+
+
 def counter(workers: Workers, name: str) -> int:
     """A counter of all workers, as of now: they are asked for a word."""
     told: list[int] = []
@@ -257,18 +264,15 @@ def test_fault_39_odd_packets_get_a_defined_answer(worker: Workers, data: bytes,
 
 @pytest.mark.parametrize("size", [None, 512, 700, 1232, 4096])
 @pytest.mark.parametrize("options", [b"", b"\0\x0a\0\x08abcdefgh"], ids=["plain", "cookie"])
-def test_fault_40_replies_fit_and_keep_the_question(size: int | None, options: bytes) -> None:
-    with Workers(SETTINGS, address="127.0.0.3") as workers:
-        workers.publish(zone_of("big", SETTINGS))
-        asked = question("big.testns.svc.cluster.local.")
-        query = message(
-            asked + (b"" if size is None else opt(size, options=options)), counts=(1, 0, 0, int(size is not None))
-        )
-        reply = workers.udp(query)
-        assert reply is not None and len(reply) <= min(size or 512, 1232)
-        parsed = dns.message.from_wire(reply)
-        assert parsed.flags & dns.flags.TC and reply[12 : 12 + len(asked)] == asked
-        assert len(dns.message.from_wire(workers.tcp(query)).answer[0]) == 1000
+def test_fault_40_replies_fit_and_keep_the_question(big: Workers, size: int | None, options: bytes) -> None:
+    asked = question("big.testns.svc.cluster.local.")
+    more = b"" if size is None else opt(size, options=options)
+    query = message(asked + more, counts=(1, 0, 0, int(size is not None)))
+    reply = big.udp(query)
+    assert reply is not None and len(reply) <= min(size or 512, 1232)
+    parsed = dns.message.from_wire(reply)
+    assert parsed.flags & dns.flags.TC and reply[12 : 12 + len(asked)] == asked
+    assert len(dns.message.from_wire(big.tcp(query)).answer[0]) == 1000
 
 
 def _from(source: str, workers: Workers, data: bytes, *, timeout_s: float = 0.3) -> bytes | None:

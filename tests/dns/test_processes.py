@@ -101,6 +101,25 @@ def test_a_worker_without_zone_leaves_the_port_to_those_that_have_one() -> None:
         assert late.poll() is None
 
 
+def test_workers_that_start_before_their_controller_say_nothing_until_they_know() -> None:
+    """A node that boots: nobody is told SERVFAIL for a name of the cluster because processes start in some order."""
+    with Workers(SETTINGS, count=0, grace_s=8.0) as workers:
+        workers.stop_controller()
+        for _ in range(2):
+            workers.start_worker()
+        time.sleep(1.5)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, pytest.raises(ConnectionRefusedError):
+            sock.settimeout(1)
+            sock.connect(workers.address)
+            sock.send(QUERY)
+            sock.recv(4096)
+        workers.start_controller()
+        assert workers.publisher is not None
+        workers.call(workers.publisher.publish(zone_of("U", SETTINGS)))
+        workers.ready()
+        assert all(good(workers.raw(QUERY)) for _ in range(50))
+
+
 def test_answers_go_on_without_a_controller_and_follow_the_next_one() -> None:
     with Workers(SETTINGS, count=2) as workers:
         workers.publish(zone_of("U", SETTINGS))

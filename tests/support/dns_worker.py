@@ -58,6 +58,7 @@ class Workers:
         self.processes: list[subprocess.Popen[bytes]] = []
         self._starting: list[subprocess.Popen[bytes]] = []
         self._count = count
+        self._grace_s = grace_s
         self._memory = ["--memory", str(memory)] if memory is not None else []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -140,7 +141,7 @@ class Workers:
                 *self._memory,
                 *("--name", f"kproxy-dns-{len(self.processes)}"),
                 *("--parent", str(os.getpid())),
-                *("--grace", "0.5"),
+                *("--grace", str(self._grace_s)),
             ],
             stdout=subprocess.PIPE,
         )
