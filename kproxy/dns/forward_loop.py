@@ -81,15 +81,13 @@ class LoopCheck:
         if reply is None:
             return
         came_back = any(item.rtype == Type.HINFO and item.rdata == _answer(key, nonce) for item in reply.answer)
-        if came_back:
+        if came_back and not link.loops:
             self._counters["forward_loops"] += 1
             self._counters[f"forward_loops|{link.label}"] += 1
-            if not link.loops:
-                log.warning(
-                    "upstream %s leads back to this server (does it ask the cluster's DNS?); it is left out",
-                    link.upstream,
-                )
-        elif link.loops:
+            log.warning(
+                "upstream %s leads back to this server (does it ask the cluster's DNS?); it is left out", link.upstream
+            )
+        elif link.loops and not came_back:
             log.info("upstream %s leads elsewhere now", link.upstream)
         link.loops = came_back
 
