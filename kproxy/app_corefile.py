@@ -8,6 +8,7 @@ In: the configuration and the settings that follow from it; who takes other sett
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -16,7 +17,7 @@ from typing import Any
 
 from kproxy.config.config import Config
 from kproxy.dns.blocks import Corefile
-from kproxy.dns.configured import with_corefile
+from kproxy.dns.configured import understood, with_corefile
 from kproxy.dns.reloading import Reloading
 from kproxy.dns.resolvconf import Upstreams
 from kproxy.dns.settings import DnsSettings
@@ -28,6 +29,9 @@ from kproxy.watch.configmap import follow_config_map
 
 def _asked(settings: DnsSettings) -> tuple[Upstreams, ...]:
     return tuple(Upstreams(forward.to, frozenset()) for block in settings.blocks for forward in block.forwards)
+
+
+log = logging.getLogger("kproxy.app")
 
 
 class DemandsChangedError(KproxyError):
@@ -65,6 +69,8 @@ class CorefileHalf:
             made = with_corefile(self._base, self._config, corefile)
             await self._use(made)
             self._asked = _asked(made)
+            for warning in understood(corefile, self._config).warnings:
+                log.warning("%s", warning)
         except DemandsChangedError:
             keep(self._config.run_dir, corefile)  # the next life begins with it
             raise

@@ -20,8 +20,7 @@ from kproxy.cli.terminal import plain
 from kproxy.config.documents import read_documents
 from kproxy.config.load import load_config
 from kproxy.dns.blocks import Corefile, ServerBlock
-from kproxy.dns.configured import dns_settings, with_corefile
-from kproxy.dns.corefile.here import served_here
+from kproxy.dns.configured import dns_settings, understood, with_corefile
 from kproxy.dns.source import KEY, PREFIX, Reading, read_config_map, read_file
 from kproxy.errors import ConfigError
 
@@ -55,7 +54,7 @@ def command(file: str | None, config: str | None, output: str) -> None:
         raise ConfigError(f"{where} is in the API; give the manifest: kubectl get configmap … -o yaml", where="FILE")
     found = read_corefile(where)
     with_corefile(dns_settings(loaded, {}), loaded, found)
-    found = served_here(found, {*loaded.dns.cluster_dns, *loaded.dns.local_addresses})
+    found = understood(found, loaded)
     if output == "json":
         click.echo(json.dumps(msgspec.to_builtins(found), indent=2))
         return

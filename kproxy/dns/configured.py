@@ -47,6 +47,22 @@ def dns_settings(config: Config, environment: Mapping[str, str]) -> DnsSettings:
     return replace(settings, resolv_conf=dns.resolv_conf) if dns.resolv_conf else settings
 
 
+def understood(corefile: Corefile, config: Config) -> Corefile:
+    """A Corefile as this node takes it: what it would forward to this node's own DNS addresses is answered here.
+
+    Its warnings tell of that, and of link-local addresses in `bind` that nobody has given to this node.
+    """
+    dns = config.dns
+    found = served_here(corefile, {*dns.cluster_dns, *dns.local_addresses})
+    bound = dict.fromkeys(word for block in found.blocks for word in block.bind if word.startswith("169.254."))
+    notes = tuple(
+        f"bind {word}: nobody has given this address to the node; dns.localAddresses: [{word}] does"
+        for word in bound
+        if word not in (*dns.cluster_dns, *dns.local_addresses, *dns.listen)
+    )
+    return replace(found, warnings=(*found.warnings, *notes)) if notes else found
+
+
 def with_corefile(settings: DnsSettings, config: Config, corefile: Corefile | None) -> DnsSettings:
     """The same under a Corefile's words: its blocks answer, at the addresses that the settings name unless `bind` does.
 
@@ -54,7 +70,7 @@ def with_corefile(settings: DnsSettings, config: Config, corefile: Corefile | No
     """
     if corefile is None:
         return settings
-    found = served_here(corefile, {*config.dns.cluster_dns, *config.dns.local_addresses})
+    found = understood(corefile, config)
     blocks = tuple(replace(block, bind=()) if {"0.0.0.0", "::"} & {*block.bind} else block for block in found.blocks)
     zones = [zone for block in blocks if block.kubernetes is not None for zone in block.kubernetes.zones]
     primary = next((zone for zone in zones if not zone.endswith("arpa")), settings.zone)

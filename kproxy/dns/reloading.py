@@ -135,6 +135,4 @@ class Reloading:
             return
         self.current, self.digest = reading.corefile, reading.digest
         keep(self._run_dir, reading.corefile)
-        for warning in reading.corefile.warnings:
-            log.warning("%s", warning)
         log.info("The Corefile is in force", extra=fields(source=self.where, sha512=self.digest[:16]))

@@ -95,7 +95,7 @@ class Program:
             return bool(holds())
 
         try:
-            wait_until(check, what, timeout_s=20)
+            wait_until(check, what, timeout_s=60)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.said()[-4000:]}") from error
 

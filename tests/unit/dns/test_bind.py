@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kproxy.config.load import load_config
-from kproxy.dns.configured import dns_settings, with_corefile
+from kproxy.dns.configured import dns_settings, understood, with_corefile
 from kproxy.dns.corefile.parse import parse
 from kproxy.dns.server import listeners
 from kproxy.dns.settings import DnsSettings
@@ -30,6 +32,15 @@ def test_with_bind_those_and_no_others() -> None:
     text = ". {\n bind 127.0.0.1 127.0.0.2 lo {\n  except 127.0.0.2 ::1\n }\n}\na.example:5353 {\n bind ::2\n}\n"
     assert places(text) == {("127.0.0.1", 53): 53, ("::2", 5353): 5353}
     assert places(". {\n bind 127.0.0.1 lo {\n  except lo\n }\n}\n") == {}
+
+
+def test_a_link_local_address_has_to_be_given_to_the_node() -> None:
+    corefile = parse(". {\n bind 169.254.20.10 192.0.2.1\n}\n", "Corefile", {}, lambda _: ())
+    config = load_config(None, {"hostname_override": "node-1"})
+    note = "bind 169.254.20.10: nobody has given this address to the node; dns.localAddresses: [169.254.20.10] does"
+    assert understood(corefile, config).warnings == (note,)
+    held = replace(config, dns=replace(config.dns, local_addresses=("169.254.20.10",)))
+    assert understood(corefile, held).warnings == ()
 
 
 def test_the_primary_zone_is_that_of_kubernetes() -> None:
