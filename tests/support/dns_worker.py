@@ -49,6 +49,7 @@ class Workers:
         address: str = "127.0.0.1",
         port: int = PORT,
         memory: Path | None = None,
+        grace_s: float = 0.5,
     ) -> None:
         listen = settings.listen if settings.listen != DnsSettings().listen else (address,)
         self.settings = replace(settings, listen=listen, port=port if settings.port == 53 else settings.port)
