@@ -32,6 +32,7 @@ from kproxy.dns.inquiry import Inquiry
 from kproxy.dns.memory import NAME, Memory
 from kproxy.dns.presence import Presence
 from kproxy.dns.publisher import ZonePublisher
+from kproxy.dns.resolvconf import stamp
 from kproxy.dns.resolver import NODE_OCTETS, ResolverConfig, pod_views, read_config
 from kproxy.dns.selector import keys_of
 from kproxy.dns.settings import DnsSettings
@@ -50,7 +51,7 @@ from kproxy.telemetry.inspect_dns import DnsPages
 from kproxy.telemetry.logs import fields
 from kproxy.telemetry.metrics import Metric
 from kproxy.telemetry.metrics_dns import DnsFacts
-from kproxy.telemetry.notices import dns_from_memory, dns_handed_back
+from kproxy.telemetry.notices import dns_from_memory, dns_handed_back, dns_loop
 from kproxy.telemetry.programming import KIND, DnsProgramming
 from kproxy.telemetry.state_dns import dns_page
 from kproxy.telemetry.statepage import DnsPage
@@ -94,6 +95,7 @@ class DnsHalf:
         self._secrets = cookie_secrets(Path(config.run_dir) / "cookies.json", time.time())
         self._record = record
         self._described: tuple[object, ...] = ()
+        self._files: tuple[object, ...] = ()
         self._published: float | None = None
         self._pages: CorefilePages | None = None
         self.programming = DnsProgramming(time.time())
@@ -146,10 +148,13 @@ class DnsHalf:
 
     def _describe(self, snapshot: Snapshot) -> None:
         """Tells the workers who is served and whose pod each address is, when that has changed."""
-        known = (snapshot.pods, snapshot.local_addresses, snapshot.nodes)
-        if self.settings is None or (self._described and all(map(is_, known, self._described))):
+        if self.settings is None:
             return
-        self._described = known
+        known = (snapshot.pods, snapshot.local_addresses, snapshot.nodes, self.settings)
+        files = tuple(map(stamp, self.settings.resolv_conf))
+        if self._described and all(map(is_, known, self._described)) and files == self._files:
+            return
+        self._described, self._files = known, files
         node = snapshot.node(self._config.node_name)
         ranges = (*self._config.cluster_cidrs, *(node.pod_cidrs if node is not None else ()))
         file = self._node_file()
@@ -197,6 +202,7 @@ class DnsHalf:
             yield self.presence.keep(self.may_be_present, lambda: self._loop().snapshot.local_addresses)
             yield self.memory.keep()
             yield self._tell_of_memory()
+            yield self._tell_of_loops()
             if self.addresses:
                 yield self.handover.keep()
 
@@ -251,6 +257,17 @@ class DnsHalf:
             age_s = self.memory.state().age_s or 0.0
             log.warning("Names are answered from memory: the API has not been heard", extra=fields(age_s=round(age_s)))
             self._record(dns_from_memory(self._config.node_name, age_s))
+
+    async def _tell_of_loops(self) -> None:
+        """Says which upstreams lead back here, each once; the workers have found them and leave them out."""
+        told: set[str] = set()
+        while True:
+            for word in self.publisher.counters():
+                what, _, upstream = word.partition("|")
+                if what == "forward_loops" and upstream and upstream not in told:
+                    told.add(upstream)
+                    self._record(dns_loop(self._config.node_name, upstream))
+            await asyncio.sleep(_TOLD_AFTER_S)
 
     @property
     def lameduck_s(self) -> float:

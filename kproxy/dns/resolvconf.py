@@ -138,7 +138,7 @@ class Upstreams:
         """The servers to ask; `now` in monotonic seconds."""
         if not self.fixed and now - self._checked >= self.CHECK_S:
             self._checked = now
-            stamps = tuple(_stamp(name) for name in self._files)
+            stamps = tuple(stamp(name) for name in self._files)
             if stamps != self._stamps:
                 self._stamps = stamps
                 self.servers = self._read()
@@ -157,7 +157,8 @@ class Upstreams:
         return tuple(dict.fromkeys(found))[:MAX_SERVERS]
 
 
-def _stamp(name: str) -> object:
+def stamp(name: str) -> object:
+    """What changes when the file does; None while there is none."""
     try:
         stat = Path(name).stat()
     except OSError:
