@@ -159,7 +159,11 @@ def _dns_facts(dns: DnsPage) -> Iterator[tuple[str, str]]:
         yield "", "most saved to " + ", ".join(f"{pod or 'others'} {saved}" for pod, saved in most)
     for upstream in dns.upstreams:
         probes = f", {upstream.failed_probes} failed probes" if upstream.failed_probes else ""
-        yield "", f"upstream {upstream.address}: {upstream.answers} answers, {upstream.silences} silences{probes}"
+        loops = ", LEADS BACK TO THIS NODE: left out" if upstream.loops else ""
+        yield (
+            "",
+            f"upstream {upstream.address}: {upstream.answers} answers, {upstream.silences} silences{probes}{loops}",
+        )
     yield "", "see every answer: kproxy dns observe"
 
 

@@ -192,6 +192,8 @@ def _add_histogram(
 _ATTEMPT = re.compile(r"forward_duration\|(.*)\|(.*)\|(.*)$")
 _ATTEMPTS_US = re.compile(r"forward_duration_us\|(.*)\|(.*)$")
 _PROBE = re.compile(r"forward_health_failures\|(.*)$")
+_LOOP = re.compile(r"forward_loops\|(.*)$")
+_KEPT = re.compile(r"forward_connection_(hits|misses)\|(.*)\|(.*)$")
 
 
 def _upstreams(left: dict[str, int]) -> Iterator[Metric]:
@@ -228,7 +230,21 @@ def _upstreams(left: dict[str, int]) -> Iterator[Metric]:
     for found, value in _taken(left, _PROBE):
         failed.add_metric(["forward", found[1]], value)
         failed_older.add_metric([found[1]], value)
-    yield from (family for family in (took, older, asked, said, failed, failed_older) if family.samples)
+    loops = CounterMetricFamily("kproxy_dns_forward_loop", "Upstreams found to lead back to this node.", labels=["to"])
+    for found, value in _taken(left, _LOOP):
+        loops.add_metric([found[1]], value)
+    kept = {
+        kind: CounterMetricFamily(
+            f"coredns_proxy_conn_cache_{kind}",
+            f"Counter of connection cache {kind} per upstream and protocol.",
+            labels=["proxy_name", "to", "proto"],
+        )
+        for kind in ("hits", "misses")
+    }
+    for found, value in _taken(left, _KEPT):
+        kept[found[1]].add_metric(["forward", found[2], found[3]], value)
+    all_of_them = (took, older, asked, said, failed, failed_older, loops, *kept.values())
+    yield from (family for family in all_of_them if family.samples)
 
 
 def _cache(left: dict[str, int], facts: DnsFacts) -> Iterator[Metric]:

@@ -11,6 +11,7 @@
 | Service | LoopbackPortTaken | somebody else listens on its node port on loopback |
 | Node | DNSHandedBack | nobody answers at the DNS addresses of this node: queries go to other nodes |
 | Pod | DNSQueriesLimited | it asks for more than its share while there are too many queries; the Node's when it is no pod of this node |
+| Node | DNSForwardLoop | an upstream resolver asks this node's DNS: it is left out |
 | Node | CorefileRefused | a Corefile has changed and is wrong: the one before stays in force |
 | Node | DNSFromMemory | the API cannot be heard: names are answered from the zone on disk |
 | Node | SyncFailed | rules could not be written, for example because another program holds the xtables lock |
@@ -94,6 +95,15 @@ def dns_handed_back(node: str, why: str) -> Note:
     """Nobody answers here any more: rules lead to other nodes' servers."""
     text = f"no DNS worker of this node answers ({why}); queries go to other nodes' servers until one does"
     return Note(about=of_node(node), reason="DNSHandedBack", action="AnswerQueries", text=text)
+
+
+def dns_loop(node: str, upstream: str) -> Note:
+    """An upstream resolver asks us in turn."""
+    text = (
+        f"upstream {upstream} leads back to the DNS of node {node} and is left out; give dns.upstreams or `forward` servers that do not "
+        "ask the cluster's DNS"
+    )
+    return Note(about=of_node(node), reason="DNSForwardLoop", action="AskUpstream", text=text)
 
 
 def corefile_refused(node: str, why: str) -> Note:

@@ -101,12 +101,13 @@ class DriftPage(msgspec.Struct, rename=_json_name, kw_only=True):
 
 
 class UpstreamPage(msgspec.Struct, rename=_json_name, kw_only=True):
-    """One upstream resolver: attempts that got an answer, those that got none, and failed probes."""
+    """One upstream resolver: attempts that got an answer, those that got none, failed probes, and how often it led back to this node."""
 
     address: str
     answers: int = 0
     silences: int = 0
     failed_probes: int = 0
+    loops: int = 0
 
 
 class DnsPage(msgspec.Struct, rename=_json_name, kw_only=True):
