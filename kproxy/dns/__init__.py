@@ -1,9 +1,17 @@
 """The cluster's DNS: a second compiler on the snapshot, and the processes that answer from what it makes.
 
-Pure: blocks settings configured names zone compile lookup wire answer cache upstream text. Effects: resolvconf forward channel server worker node.
+    Snapshot ─▶ compile_zones ─▶ Zones ─▶ publisher ══Unix socket (channel)══▶ feed ─▶ server
+                                                                                          │ sockets, settings, who is served
+    datagrams   hot loop: bytes of a query ─▶ cache ─▶ bytes of the reply                 │
+    streams     TCP connections                                                           ▼
+        └─ what is not remembered ─▶ replying ─▶ responding ─▶ chain.respond ─▶ Outcome ─▶ reply
+                                                                   ├▶ Forward ─▶ forward ─▶ upstream.finish ─▶ reply
+                                                                   └▶ Walk ─▶ walking ─▶ search.finish ─▶ reply
 
-    Snapshot ─▶ compile_zone ─▶ Zone ─▶ ZonePublisher ══Unix socket══▶ worker: Zone ─▶ answer() ─▶ cache ─▶ reply
-                                                                                         └▶ Forward ─▶ forward.py ─▶ reply
+`chain` runs the directives of a Corefile (`corefile` reads one, `blocks` is what it says) in CoreDNS's order; `answer` is its `kubernetes`.
+Beside the way of a query: `clients` (who asks), `fairness` and `sieve` (who sends too much), `cookies`, `tally` (what is counted),
+`records` and `observing` (who looks on), `presence` and `handover` (which addresses this node holds).
 
-A worker imports only this package, `kproxy.model` and the standard library with msgspec: its memory is paid once per core.
+Pure or not is said in tests/unit/test_architecture.py. A worker imports only this package, `kproxy.model` and the standard library with
+msgspec: its memory is paid once per core.
 """
