@@ -16,6 +16,7 @@ from kproxy.dns.blocks import AclAction
 from kproxy.dns.chain_blocks import Compiled
 from kproxy.dns.clients import Networks
 from kproxy.dns.finishing import Message, Step
+from kproxy.dns.patterns import written
 from kproxy.dns.rewrite import Alias
 from kproxy.dns.upstream import Record
 from kproxy.dns.wire import Query, Rcode, Transport, Type
@@ -89,7 +90,7 @@ def new_target(item: Record, aliases: tuple[Alias, ...]) -> bytes:
     """Where a CNAME leads by `rewrite cname`; b"" for any other record, and for one that no rule fits."""
     if item.rtype != Type.CNAME:
         return b""
-    old = names.decode(item.rdata.lower())
+    old = written(item.rdata.lower())
     for alias in aliases:
         new = alias.change(old)
         if new is not None:

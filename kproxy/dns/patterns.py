@@ -8,6 +8,7 @@ where a pattern asks for it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,11 +51,33 @@ class Pattern:
         return (found.group(), *("" if part is None else part for part in found.groups()))
 
 
+def written(wire: bytes) -> str:
+    """A name as CoreDNS writes it, which its patterns were made for: nearly every printable character stands for itself.
+
+    `names.decode`, which is for people and terminals, escapes more of them.
+    """
+    out, at = [], 0
+    while at < len(wire) and wire[at]:
+        size = wire[at]
+        out.append("".join(map(_WRITTEN.__getitem__, wire[at + 1 : at + 1 + size])) + ".")
+        at += size + 1
+    return "".join(out) or "."
+
+
+_SPECIAL = frozenset(b". '@;()\"\\")
+_WRITTEN = tuple(
+    f"\\{chr(octet)}" if octet in _SPECIAL else chr(octet) if 0x20 < octet < 0x7F else f"\\{octet:03d}"
+    for octet in range(256)
+)
+_GROUP = re.compile(r"\{(\d{1,3})\}")
+
+
 def substituted(template: str, groups: Sequence[str]) -> str:
-    """`template` with {0}, {1} … put in, one after the other as CoreDNS does."""
-    for number, value in enumerate(groups):
-        template = template.replace(f"{{{number}}}", value)
-    return template
+    """`template` with {0}, {1} … put in, all at once.
+
+    CoreDNS puts in one after the other, so that a name with `{1}` in it grows with every group.
+    """
+    return _GROUP.sub(lambda found: groups[int(found[1])] if int(found[1]) < len(groups) else found[0], template)
 
 
 def check_groups(pattern: Pattern, to: str) -> None:

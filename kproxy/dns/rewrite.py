@@ -17,7 +17,7 @@ from kproxy.dns import names, rewrite_options
 from kproxy.dns.arrival import Arrival
 from kproxy.dns.blocks import AnswerRewrite, Rewrite
 from kproxy.dns.finishing import Message, Step
-from kproxy.dns.patterns import MATCHES, Pattern, check_groups, dotted, matcher, substituted
+from kproxy.dns.patterns import MATCHES, Pattern, check_groups, dotted, matcher, substituted, written
 from kproxy.dns.recordtext import CLASSES, rcode_of, type_of
 from kproxy.dns.upstream import Record
 from kproxy.dns.wire import Query
@@ -81,7 +81,7 @@ class Rules:
         steps: list[tuple[Step, ...]] = []
         aliases: list[Alias] = []
         options = rewrite_options.Options(arrival.data) if self.touches_options else None
-        name = names.decode(query.lowered)
+        name = written(query.lowered)
         for go_on, rule in self._rules:
             if isinstance(rule, rewrite_options.Rule):
                 assert options is not None
@@ -95,7 +95,7 @@ class Rules:
                 if done is None:
                     continue
                 if done.query is not query:
-                    query, name = done.query, names.decode(done.query.lowered)
+                    query, name = done.query, written(done.query.lowered)
                 steps.append(done.steps)
                 if done.alias is not None:
                     aliases.append(done.alias)
@@ -177,7 +177,7 @@ def _name_rule(rule: Rewrite) -> _Rule:
         changed = about(query, name=names.encode(new))
         if not automatic:
             return _Done(changed, explicit)
-        back = _name_back(names.decode(changed.lowered), name)
+        back = _name_back(written(changed.lowered), name)
         return _Done(changed, (_owner_step(back), _value_step(back), *explicit))
 
     return apply
@@ -256,7 +256,7 @@ def _answer_step(answer: AnswerRewrite) -> Step:
 
 def _changed(name: bytes, change: Change) -> bytes:
     """The name after a change; the name itself where that makes none."""
-    old = names.decode(name.lower())
+    old = written(name.lower())
     new = change(old)
     if new == old:
         return name

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from kproxy.dns import names, upstream, wire
 from kproxy.dns.arrival import Arrival
+from kproxy.dns.patterns import written
 from kproxy.dns.wire import Query, Type
 
 NSID = 3
@@ -148,7 +149,7 @@ def _packed(address: str) -> bytes | None:
 
 
 _VARIABLES: dict[str, _Value] = {
-    "{qname}": lambda query, arrival: names.decode(query.name).encode(),
+    "{qname}": lambda query, arrival: written(query.name).encode(),
     "{qtype}": lambda query, arrival: query.qtype.to_bytes(2, "big"),
     "{client_ip}": lambda query, arrival: arrival.client.packed or None,
     "{server_ip}": lambda query, arrival: _packed(arrival.address),

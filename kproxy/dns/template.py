@@ -17,7 +17,7 @@ from kproxy.dns import names
 from kproxy.dns.arrival import Arrival
 from kproxy.dns.blocks import Template
 from kproxy.dns.finishing import FAILURE, Message
-from kproxy.dns.patterns import Pattern
+from kproxy.dns.patterns import Pattern, written
 from kproxy.dns.recordtext import CLASSES, class_name, is_writable, parse_record, rcode_of, type_name, type_of
 from kproxy.dns.template_functions import Value
 from kproxy.dns.template_text import Fields, Text
@@ -99,7 +99,7 @@ class Templates:
             zone = compiled.fits(query)
             if zone is None:
                 continue
-            name = name or names.decode(query.lowered)
+            name = name or written(query.lowered)
             match = compiled.match(name)
             if match is None:
                 if compiled.through is not None and names.is_below_any(query.lowered, compiled.through):
@@ -147,7 +147,7 @@ def _data(
         "Class": class_name(qclass),
         "Type": type_name(qtype),
         "Remote": arrival.client.address,
-        "Question": {"Name": names.decode(query.name), "Qtype": query.qtype, "Qclass": query.qclass},
+        "Question": {"Name": written(query.name), "Qtype": query.qtype, "Qclass": query.qclass},
         "Message": {
             "Id": int.from_bytes(query.id, "big"),
             "Opcode": 0,

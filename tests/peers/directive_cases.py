@@ -159,6 +159,11 @@ CASES = (
         "rewrite name exact svc.{z} srv.{z}\n    forward . {up}",
         ["svc SRV", "svc A"],
     ),
+    Case(
+        "name-odd-characters",
+        "rewrite name regex ^a\\+b=(.*)\\.{z} {{1}}.wild.{z}\n    rewrite name exact q!r.{z} a.{z}\n    " + _hosts(),
+        ["a+b=x A", "a+b=exact A", "q!r A", "a+c=x A"],
+    ),
     Case("name-exact-boundary", "rewrite name exact svc.{z} bound.{z}\n    forward . {up}", ["svc MX"]),
     Case(
         "continue",
@@ -292,6 +297,22 @@ CASES = (
         "template-question",
         'template IN TXT {{\n answer "{{{{ .Question.Name }}}} 60 IN TXT {{{{ .Question.Qtype }}}} {{{{ .Zone }}}}"\n }}',
         ["a TXT", "Ab TXT"],
+    ),
+    Case(
+        "template-odd-characters",
+        "template IN TXT {{\n match ^(.*)[.]{z}[.]$\n"
+        ' answer "{{{{ .Name }}}} 60 IN TXT \\"{{{{ index .Match 1 }}}}\\"" "{{{{ .Name }}}} 60 IN TXT {{{{ index .Match 1 }}}}"\n }}',
+        [
+            "a+b TXT",
+            "a\\032b TXT",
+            "q\\;r TXT",
+            'q\\"r TXT',
+            "q\\010r TXT",
+            "q\\\\r TXT",
+            "q\\(r TXT",
+            "q\\.r TXT",
+            "q\\255r TXT",
+        ],
     ),
     Case("template-servfail", "template IN A {{\n rcode SERVFAIL\n }}", ["a A"]),
     Case("template-broken-record", 'template IN A {{\n answer "{{{{ .Name }}}} 60 IN A 1.2.3"\n }}', ["a A"]),

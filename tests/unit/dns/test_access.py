@@ -11,7 +11,6 @@ from kproxy.dns.clients import Client, SearchList
 from kproxy.dns.finishing import next_of
 from tests.unit.dns.test_chain import ONWARD, addresses, hosts, rcode, say, served_by
 
-
 OUTSIDE = Client(address="10.2.0.9", packed=b"\x0a\2\0\x09")
 
 

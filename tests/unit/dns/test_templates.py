@@ -9,7 +9,7 @@ import pytest
 
 from kproxy.dns.blocks import HostLine, Hosts
 from kproxy.dns.hosts import MAX_ANSWERS, HostTable
-from kproxy.dns.patterns import Pattern, matcher
+from kproxy.dns.patterns import Pattern, matcher, substituted
 from kproxy.dns.recordtext import parse_record, rcode_of, type_name, type_of
 from kproxy.dns.rewrite import ttl_range
 from kproxy.dns.template import FIELDS, record_text
@@ -225,6 +225,10 @@ def test_no_name_makes_a_pattern_slow(text: str) -> None:
 def test_patterns_that_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"expression"):
         Pattern(text)
+
+
+def test_a_name_with_groups_in_it_does_not_grow() -> None:
+    assert substituted("{1}.{0}.{7}", ("{1}{1}", "{0}")) == "{0}.{1}{1}.{7}"
 
 
 def test_unknown_kinds_of_match_are_refused() -> None:
