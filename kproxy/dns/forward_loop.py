@@ -88,6 +88,7 @@ class LoopCheck:
                 "upstream %s leads back to this server (does it ask the cluster's DNS?); it is left out", link.upstream
             )
         elif link.loops and not came_back:
+            self._counters[f"forward_loops_mended|{link.label}"] += 1
             log.info("upstream %s leads elsewhere now", link.upstream)
         link.loops = came_back
 

@@ -48,13 +48,18 @@ def _upstreams(counters: Mapping[str, int]) -> list[UpstreamPage]:
     found: dict[str, UpstreamPage] = {}
     for word, count in counters.items():
         what, *parts = word.split("|")
-        if what not in ("forward_duration", "forward_health_failures", "forward_loops") or not parts:
+        if (
+            what not in ("forward_duration", "forward_health_failures", "forward_loops", "forward_loops_mended")
+            or not parts
+        ):
             continue
         page = found.setdefault(parts[0], UpstreamPage(address=parts[0]))
         if what == "forward_health_failures":
             page.failed_probes += count
         elif what == "forward_loops":
             page.loops += count
+        elif what == "forward_loops_mended":
+            page.loops -= count
         elif parts[1]:
             page.answers += count
         else:

@@ -101,7 +101,7 @@ class DriftPage(msgspec.Struct, rename=_json_name, kw_only=True):
 
 
 class UpstreamPage(msgspec.Struct, rename=_json_name, kw_only=True):
-    """One upstream resolver: attempts that got an answer, those that got none, failed probes, and how often it led back to this node."""
+    """One upstream resolver: attempts that got an answer, those that got none, failed probes, and how many workers it leads back to."""
 
     address: str
     answers: int = 0

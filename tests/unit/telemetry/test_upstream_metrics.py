@@ -14,6 +14,8 @@ COUNTERS = {
     "forward_health_failures|192.0.2.1:53": 4,
     "forward_loops": 1,
     "forward_loops|192.0.2.2:53": 1,
+    "forward_loops|192.0.2.3:53": 2,
+    "forward_loops_mended|192.0.2.3:53": 2,
     "forward_connection_hits|192.0.2.1:53|tcp-tls": 5,
     "forward_connection_misses|192.0.2.1:53|tcp-tls": 1,
     "forward_rejects": 6,
@@ -46,6 +48,7 @@ def test_the_state_page_and_the_event_name_an_upstream_that_leads_back() -> None
     assert [(one.address, one.answers, one.silences, one.failed_probes, one.loops) for one in page.upstreams] == [
         ("192.0.2.1:53", 3, 2, 4, 0),
         ("192.0.2.2:53", 0, 0, 0, 1),
+        ("192.0.2.3:53", 0, 0, 0, 0),
     ]
     note = dns_loop("node-1", "192.0.2.2:53")
     assert note.reason == "DNSForwardLoop" and note.about.kind == "Node" and "192.0.2.2:53" in note.text
