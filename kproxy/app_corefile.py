@@ -17,7 +17,7 @@ from typing import Any
 
 from kproxy.config.config import Config
 from kproxy.dns.blocks import Corefile
-from kproxy.dns.configured import understood, with_corefile
+from kproxy.dns.configured import begun_with, understood, with_corefile
 from kproxy.dns.reloading import Reloading
 from kproxy.dns.resolvconf import Upstreams
 from kproxy.dns.settings import DnsSettings
@@ -56,7 +56,7 @@ class CorefileHalf:
         self.reloading = Reloading(
             config.dns.corefile, config.run_dir, os.environ, use=self._take, refused=refused, random=random.random
         )
-        self.settings = with_corefile(base, config, self.reloading.current)
+        self.settings = begun_with(base, config, self.reloading.current)
         self._asked = _asked(self.settings)
 
     @property

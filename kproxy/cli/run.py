@@ -22,7 +22,7 @@ from kproxy.config.flags import run_options
 from kproxy.config.follow import fingerprint
 from kproxy.config.load import load_config
 from kproxy.config.show import written
-from kproxy.dns.configured import channel_path, dns_settings, understood, with_corefile
+from kproxy.dns.configured import begun_with, channel_path, dns_settings, understood
 from kproxy.dns.memory import NAME
 from kproxy.dns.source import at_start
 from kproxy.errors import ConfigError
@@ -72,7 +72,7 @@ def _of_workers(config: Config) -> str:
     corefile = at_start(config.dns.corefile, config.run_dir, os.environ)
     for warning in understood(corefile, config).warnings if corefile is not None else ():
         click.echo(f"kproxy: {warning}", err=True)
-    encoded = msgspec.json.encode(with_corefile(base, config, corefile)).decode()
+    encoded = msgspec.json.encode(begun_with(base, config, corefile)).decode()
     return encoded if len(encoded) <= _LONGEST_ARGUMENT else msgspec.json.encode(base).decode()
 
 

@@ -82,6 +82,19 @@ def with_corefile(settings: DnsSettings, config: Config, corefile: Corefile | No
     return made
 
 
+def begun_with(settings: DnsSettings, config: Config, corefile: Corefile | None) -> DnsSettings:
+    """As `with_corefile`, at the start. A ConfigMap's is only remembered then: one that another version could use counts as none.
+
+    Raises ConfigError for a file's.
+    """
+    try:
+        return with_corefile(settings, config, corefile)
+    except ConfigError:
+        if config.dns.corefile.startswith("configmap:"):
+            return settings
+        raise
+
+
 def _check(address: str) -> None:
     try:
         ip_address(address)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from kproxy.config.load import load_config
-from kproxy.dns.configured import dns_settings, understood, with_corefile
+from kproxy.dns.blocks import Corefile, Rewrite, ServerBlock
+from kproxy.dns.configured import begun_with, dns_settings, understood, with_corefile
 from kproxy.dns.corefile.parse import parse
 from kproxy.dns.server import listeners
 from kproxy.dns.settings import DnsSettings
+from kproxy.errors import ConfigError
 
 
 def settings(text: str) -> DnsSettings:
@@ -41,6 +45,17 @@ def test_a_link_local_address_has_to_be_given_to_the_node() -> None:
     assert understood(corefile, config).warnings == (note,)
     held = replace(config, dns=replace(config.dns, local_addresses=("169.254.20.10",)))
     assert understood(corefile, held).warnings == ()
+
+
+def test_what_was_only_remembered_stops_no_start() -> None:
+    """A file that cannot be used does: a person is there to read why."""
+    broken = Corefile(blocks=(ServerBlock(rewrites=(Rewrite(what="name", match="regex", pattern="(", to="a."),)),))
+    config = load_config(None, {"hostname_override": "node-1", "corefile": "configmap:a/b"})
+    base = dns_settings(config, {})
+    assert begun_with(base, config, broken) == base
+    config = replace(config, dns=replace(config.dns, corefile="/etc/coredns/Corefile"))
+    with pytest.raises(ConfigError, match="/etc/coredns/Corefile: "):
+        begun_with(base, config, broken)
 
 
 def test_the_primary_zone_is_that_of_kubernetes() -> None:
