@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dns.message
@@ -17,7 +18,7 @@ from kproxy.dns.resolver import wire_searches
 from kproxy.dns.savings import saved_by_pod
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.zone import RecordKind, ServiceRecords, ZoneDelta, with_changes
-from tests.support.dns_worker import Outside, Step, Workers, failing, missing, records, wait_until
+from tests.support.dns_worker import Outside, Step, Workers, failing, framed, missing, read_frame, records, wait_until
 from tests.support.queries import zone_of
 
 nothing = records()
@@ -197,6 +198,28 @@ def test_an_upstream_that_fails_at_a_suffix_does_not_hide_the_name(worker: Worke
     outside.says[("bar.example.net.", "A")] = records("bar.example.net. A 10.10.10.13")
     assert ask(worker, POD_1, f"bar.example.net.{FIRST}").endswith("10.10.10.13")
     assert ask(worker, POD_1, f"lost.example.net.{FIRST}") == "SERVFAIL"
+
+
+def test_over_tcp_as_over_udp(worker: Workers) -> None:
+    query = dns.message.make_query(f"foo.example.net.{FIRST}", "A").to_wire()
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.settimeout(5)
+        sock.bind((POD_1, 0))
+        sock.connect(worker.address)
+        sock.sendall(framed(query) * 2)
+        replies = [dns.message.from_wire(read_frame(sock)) for _ in range(2)]
+    assert [[str(rrset.name) for rrset in reply.answer] for reply in replies] == [
+        [f"foo.example.net.{FIRST}", "foo.example.net."]
+    ] * 2
+
+
+def test_the_walk_can_be_switched_off(worker: Workers) -> None:
+    zone, name = zone_of("C", worker.settings), f"foo.example.net.{FIRST}"
+    assert ask(worker, POD_1, name) == FOO
+    worker.publish(zone, settings=replace(worker.settings, search_path=False))
+    assert ask(worker, POD_1, name) == "NXDOMAIN"
+    worker.publish(zone, settings=worker.settings)
+    assert ask(worker, POD_1, name) == FOO
 
 
 def test_complaint_1_what_is_saved_is_counted_by_pod(worker: Workers) -> None:
