@@ -166,7 +166,7 @@ class Responder:
         self.waiting += 1
         try:
             if isinstance(pending, Walk):
-                return await self.walker.run(pending, transport)
+                return await self.walker.run(pending, transport, client)
             while True:
                 found = await self.upstreams.resolve(pending, transport, client)
                 if found is None:

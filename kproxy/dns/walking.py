@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from kproxy.dns import names, search, upstream
 from kproxy.dns.answer import Forward, Outcome
+from kproxy.dns.clients import ANYBODY, Client
 from kproxy.dns.search import Found, Replies, Walk, Wanted
 from kproxy.dns.upstream import Reply
 from kproxy.dns.wire import Rcode, Transport, Type
@@ -43,8 +44,8 @@ class Upstream(Protocol):
     def remembered(self, forward: Forward) -> tuple[Reply, int] | None:
         """A reply that is still good, and the seconds for which it is."""
 
-    async def resolve(self, forward: Forward) -> Reply | None:
-        """The reply; None when nobody gave one."""
+    async def resolve(self, forward: Forward, transport: Transport, client: Client) -> Reply | None:
+        """The reply; None when nobody gave one. client: whose share of the room this takes."""
 
 
 class Walker:
@@ -72,7 +73,7 @@ class Walker:
             if not self._recall(walk, decided, replies):
                 return None
 
-    async def run(self, walk: Walk, transport: Transport) -> Outcome:
+    async def run(self, walk: Walk, transport: Transport, client: Client = ANYBODY) -> Outcome:
         """The outcome, whatever has to be asked for it."""
         self._counters["walks_asked"] += 1
         replies: dict[tuple[int, int], bytes] = {}
@@ -84,11 +85,11 @@ class Walker:
                 while isinstance(decided := self._decide(walk, replies), Wanted):
                     arrived.clear()
                     if decided.suffix:
-                        await self._probe(walk, decided)
+                        await self._probe(walk, decided, client)
                     elif not self._recall(walk, decided, replies):
                         for key in {(decided.index, kind) for kind in decided.types} - under_way:
                             under_way.add(key)
-                            self._spawn(self._ask(walk, key, replies, arrived))
+                            self._spawn(self._ask(walk, key, replies, arrived, client))
                         # The first of both families may settle it: a name with an address need not wait for the other.
                         await arrived.wait()
         except TimeoutError:
@@ -126,11 +127,16 @@ class Walker:
         return found
 
     async def _ask(
-        self, walk: Walk, key: tuple[int, int], replies: dict[tuple[int, int], bytes], arrived: asyncio.Event
+        self,
+        walk: Walk,
+        key: tuple[int, int],
+        replies: dict[tuple[int, int], bytes],
+        arrived: asyncio.Event,
+        client: Client,
     ) -> None:
         forward = _forward(walk, *key)
         try:
-            reply = await self._asked.resolve(forward)
+            reply = await self._asked.resolve(forward, Transport.UDP, client)
             replies[key] = upstream.finish(forward, reply, Transport.TCP)
         except (
             Exception
@@ -141,7 +147,7 @@ class Walker:
         finally:
             arrived.set()
 
-    async def _probe(self, walk: Walk, wanted: Wanted) -> None:
+    async def _probe(self, walk: Walk, wanted: Wanted, client: Client) -> None:
         """Finds out what a name has below a suffix that cannot have been made on purpose. One probe at a time for each suffix."""
         suffix = wanted.suffix
         under_way = self._probing.get(suffix)
@@ -150,7 +156,7 @@ class Walker:
             return
         self._probing[suffix] = asyncio.Event()
         try:
-            data, known = await self._wild(_forward(walk, wanted.index, walk.query.qtype), suffix)
+            data, known = await self._wild(_forward(walk, wanted.index, walk.query.qtype), suffix, client)
         finally:
             self._probing.pop(suffix).set()
         if len(self._wildcards) >= SUFFIXES:
@@ -165,7 +171,7 @@ class Walker:
                 names.decode(suffix),
             )
 
-    async def _wild(self, forward: Forward, suffix: bytes) -> tuple[frozenset[bytes], bool]:
+    async def _wild(self, forward: Forward, suffix: bytes, client: Client) -> tuple[frozenset[bytes], bool]:
         """The data of a name nobody made, of both families, and whether anybody could tell."""
         name = names.label(b"kproxy-" + secrets.token_hex(8).encode()) + suffix
         if len(name) > names.MAX_NAME:
@@ -176,7 +182,7 @@ class Walker:
         for kind in (int(Type.A), int(Type.AAAA)):
             query = search.about(forward.query, name, kind)
             question = replace(forward, query=query, name=query.lowered, qtype=kind)
-            reply = await self._asked.resolve(question)
+            reply = await self._asked.resolve(question, Transport.UDP, client)
             whole = upstream.finish(question, reply, Transport.TCP)
             seen = search.read_seen(whole, kind)
             known = known and seen.rcode in (Rcode.NOERROR, Rcode.NXDOMAIN)

@@ -51,7 +51,7 @@ class World:
         known = self.known.get((forward.name, forward.qtype))
         return (known, 30) if known is not None else None
 
-    async def resolve(self, forward: Forward) -> Reply | None:
+    async def resolve(self, forward: Forward, transport: Transport, client: Client) -> Reply | None:
         """As the forwarder."""
         text = names.decode(forward.name)
         self.asked[text, forward.qtype] += 1
@@ -142,11 +142,11 @@ def test_a_silent_upstream_costs_the_deadline_and_is_servfail() -> None:
 
 def test_a_name_with_an_address_does_not_wait_for_the_other_family() -> None:
     class Slow(World):
-        async def resolve(self, forward: Forward) -> Reply | None:
+        async def resolve(self, forward: Forward, transport: Transport, client: Client) -> Reply | None:
             """AAAA of that name never comes."""
             if names.decode(forward.name) == "foo.net." and forward.qtype == 28:
                 await asyncio.sleep(3600)
-            return await super().resolve(forward)
+            return await super().resolve(forward, transport, client)
 
     slow = Slow(**{"foo.net./A": ["192.0.2.1"]})
     (found,), _, _ = run(slow, walk_of(f"foo.net.{FIRST}")[1], deadline_s=5.0)
@@ -162,7 +162,7 @@ def test_one_probe_for_a_suffix_with_a_wildcard() -> None:
 
 def test_what_fails_inside_is_servfail_and_told(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(World):
-        async def resolve(self, forward: Forward) -> Reply | None:
+        async def resolve(self, forward: Forward, transport: Transport, client: Client) -> Reply | None:
             """A fault."""
             raise RuntimeError("broken")
 
