@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import MappingProxyType
 
 from kproxy.dns import names, upstream, wire
@@ -199,6 +200,7 @@ def _has(reply: bytes, kind: int) -> bool:
     return reply[6:8] != b"\0\0" and read_seen(reply, kind).positive
 
 
+@lru_cache(maxsize=1024)  # a walk is decided anew with every reply that comes, and looks at all of them each time
 def read_seen(reply: bytes, kind: int) -> Seen:
     """What a reply to a question of type `kind` says. Never raises; what cannot be read counts as a failure."""
     try:
