@@ -171,6 +171,7 @@ class Replying:
             self._reply(at, data, peer, client, outcome, how, began)
         except Exception as error:  # out of a task it would end the worker, and with it everybody's answers
             self.responder.fault(error, data)
+        at.glance()
 
     def _reply(
         self, at: Datagrams, data: bytes, peer: Any, client: Client, outcome: Outcome, how: str, began: float
