@@ -33,8 +33,11 @@ def good(reply: bytes | None) -> bool:
 class Load:
     """Queries at a steady rate from ever new ports. A context manager; afterwards `sent` and `lost` are final."""
 
-    def __init__(self, workers: Workers, *, per_second: int = 500) -> None:
+    def __init__(
+        self, workers: Workers, *, per_second: int = 500, query: bytes = QUERY, timeout_s: float = 0.25
+    ) -> None:
         self._address, self._pause = workers.address, 1 / per_second
+        self._query, self._timeout_s = query, timeout_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.sent, self.lost, self.wrong = 0, [], 0
@@ -52,11 +55,11 @@ class Load:
     def _run(self) -> None:
         while not self._stop.is_set():
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                sock.settimeout(0.25)
+                sock.settimeout(self._timeout_s)
                 self.sent += 1
                 try:
                     sock.connect(self._address)
-                    sock.send(QUERY)
+                    sock.send(self._query)
                     self.wrong += not good(sock.recv(4096))
                 except (TimeoutError, ConnectionRefusedError):
                     self.lost.append(time.monotonic())
