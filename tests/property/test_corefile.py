@@ -29,7 +29,7 @@ PIECES = st.one_of(st.sampled_from(WORDS), st.sampled_from(NOISE), st.text(max_s
 TEXTS = st.lists(st.tuples(PIECES, st.sampled_from((" ", "\n", "", "\t"))), max_size=60).map(
     lambda pairs: "".join(word + gap for word, gap in pairs)
 )
-ENVIRONMENT = {"A": "x {$B} y", "B": "{%A%}", "C": "\n}\n", "D": '"'}
+ENVIRONMENT = {"A": "x {$B} y", "B": "{%A%}", "C": "\n}\n", "D": '"', "E": "\udc80.example"}
 
 
 def check(text: str, imported: str = "") -> None:
@@ -50,6 +50,7 @@ def check(text: str, imported: str = "") -> None:
 @example(text=".:53 {\n import f\n}", imported="import f\n" * 3)
 @example(text="(s) {\n import f\n}\nimport s\n", imported="import s\n")
 @example(text='a {\n log . "', imported="")
+@example(text="a {\n hosts {\n  192.0.2.1 {$E}\n }\n}\n", imported="")
 @example(text="a {\n hosts {\n \\", imported="")
 def test_any_words(text: str, imported: str) -> None:
     check(text.encode(errors="replace").decode(), imported.encode(errors="replace").decode())
