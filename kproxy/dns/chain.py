@@ -127,17 +127,22 @@ def respond(
     block = table.find(query.lowered, query.qtype) if table is not None else None
     if block is None:
         return _refused(query, transport, -1)
+    known: Outcome | Forward | Missed | None = None
+    zone = served.nobody
     if block.plain and block.zone >= 0 and query.qclass == 1 and query.qtype not in NOT_QUESTIONS:
-        outcome = answer.answer_query(served.zones[block.zone], query, transport, turn if block.rotates else 0)
-        if type(outcome) is Outcome:
-            said = outcome if not block.index else replace(outcome, block=block.index)
+        zone = served.zones[block.zone]
+        known = answer.answer_query(zone, query, transport, turn if block.rotates else 0)
+        if isinstance(known, Outcome):
+            known = replace(known, block=block.index) if block.index else known
             if not block.walks or not client.heads:
-                return said
-            arrival = Arrival(data=data, transport=transport, client=client, turn=turn, address=address, port=port)
-            return _walked_from(served, block, query, arrival, said, b"")
+                return known
     arrival = Arrival(
         data=data, transport=transport, client=client, turn=turn, address=address, port=port, source_port=source_port
     )
+    if isinstance(known, Outcome | Missed):
+        said = known if isinstance(known, Outcome) else _elsewhere(served, block, query, arrival, zone)
+        said = replace(said, block=block.index) if block.index else said
+        return _walked_from(served, block, query, arrival, said, b"") if block.walks and client.heads else said
     return _within(served, block, query, arrival, 0)
 
 
@@ -365,7 +370,7 @@ class _Elsewhere:
 def _elsewhere(served: Served, block: Compiled, query: Query, arrival: Arrival, zone: Zone) -> Outcome | Forward:
     """A name that nobody of this block knows: special names, upstream, and at last `whoami`."""
     first = block.forward_for(query.lowered)
-    if not chain_links.is_served_specially(query.lowered, block, first):
+    if not chain_links.is_served_specially(query.lowered, block, zone, first):
         special = answer.special_name(zone, query, wire.limit(query, arrival.transport))
         if special is not None:
             return special

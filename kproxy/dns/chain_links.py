@@ -16,10 +16,12 @@ from kproxy.dns.blocks import AclAction
 from kproxy.dns.chain_blocks import Compiled
 from kproxy.dns.clients import Networks
 from kproxy.dns.finishing import Message, Step
+from kproxy.dns.lookup import find_apex
 from kproxy.dns.patterns import written
 from kproxy.dns.rewrite import Alias
 from kproxy.dns.upstream import Record
 from kproxy.dns.wire import Query, Rcode, Transport, Type
+from kproxy.dns.zone import Zone
 
 ANY_TTL = 8482  # seconds; CoreDNS's, after the RFC
 _SPECIAL = (b"\x09localhost\0", b"\x07invalid\0", b"\x05onion\0", b"\x05local\0")
@@ -101,9 +103,13 @@ def new_target(item: Record, aliases: tuple[Alias, ...]) -> bytes:
     return b""
 
 
-def is_served_specially(lowered: bytes, block: Compiled, first: int) -> bool:
-    """Whether the block, or the `forward` that the name would go to, is for a zone below a special name: `acme.local` was meant."""
+def is_served_specially(lowered: bytes, block: Compiled, zone: Zone, first: int) -> bool:
+    """Whether somebody meant a name below a special one: the block or the `forward` is for a zone there (`acme.local`), or the cluster's
+    own zone is, which has passed the name on (`fallthrough`).
+    """
     if not lowered.endswith(_LAST):
         return False
     meant = block.zones if first < 0 else (*block.zones, block.forwards[first][0])
-    return any(names.is_below(zone, suffix) and names.is_below(lowered, zone) for zone in meant for suffix in _SPECIAL)
+    if any(names.is_below(one, suffix) and names.is_below(lowered, one) for one in meant for suffix in _SPECIAL):
+        return True
+    return block.zone >= 0 and find_apex(zone, lowered) is not None

@@ -87,7 +87,7 @@ def addresses(outcome: Any) -> set[str]:
 @pytest.mark.parametrize("fallthrough", [("cluster.local",), (".",)])
 def test_t200_t201_names_missing_in_the_cluster_go_on_where_fallthrough_holds(fallthrough: tuple[str, ...]) -> None:
     cluster = Kubernetes(zones=("cluster.local",), fallthrough=fallthrough)
-    served = served_by(ServerBlock(kubernetes=cluster, forwards=ONWARD), forward_dot_local=True)
+    served = served_by(ServerBlock(kubernetes=cluster, forwards=ONWARD))
     for name in ("foo.cluster.local", "f.b.svc.cluster.local"):
         said = say(served, name)
         assert isinstance(said, Forward) and said.name == names.encode(name)
@@ -95,7 +95,7 @@ def test_t200_t201_names_missing_in_the_cluster_go_on_where_fallthrough_holds(fa
 
 def test_t202_t203_fallthrough_for_some_names_only() -> None:
     cluster = Kubernetes(zones=("cluster.local",), fallthrough=("svc.cluster.local",))
-    served = served_by(ServerBlock(kubernetes=cluster, forwards=ONWARD), forward_dot_local=True)
+    served = served_by(ServerBlock(kubernetes=cluster, forwards=ONWARD))
     assert isinstance(say(served, "f.b.svc.cluster.local"), Forward)
     assert rcode(say(served, "foo.cluster.local")) == 3
 
