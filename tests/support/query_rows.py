@@ -89,6 +89,9 @@ K011 | U namespace_labels=team+in+(red,blue) | kubedns.kube-system.svc A, svc1.u
 T046 | U | node-port.testns.svc A | OK | A 10.0.0.6
 T047 | E | kubernetes.default.svc A | OK | A 10.96.0.1
 T048 | U | 1kubernetes.testns.svc A | OK | A 10.0.0.7
+T202 | U fallthrough=svc.cluster.local | f.b.svc A | OK | A 10.10.10.11
+T203 | U fallthrough=svc.cluster.local | foo.cluster.local A, foo.svc.cluster.local.cluster.local A | NX
+T204 | U fallthrough=svc.cluster.local | svc1.testns.svc AAAA, testns.svc A | ND
 K001 | U | _tcp.svc1.testns.svc A SRV TXT | ND
 K002 | U | _udp.svc1.testns.svc A, _udp.two-ports.testns.svc.testns.svc A | NX
 K003 | U | _udp.two-ports.testns.svc A | ND
@@ -294,6 +297,7 @@ UPSTREAM: dict[tuple[str, str], tuple[str, bool, Sequence[str]]] = {
     ("ext.interwebs.test.", "A"): ("NOERROR", True, ("ext.interwebs.test. A 1.2.3.4",)),
     ("example.net.", "A"): ("NOERROR", False, ("example.net. A 13.14.15.16",)),
     ("53.53.168.192.in-addr.arpa.", "PTR"): ("NOERROR", False, ("53.53.168.192.in-addr.arpa. PTR outside.test.",)),
+    ("f.b.svc.cluster.local.", "A"): ("NOERROR", False, ("f.b.svc.cluster.local. A 10.10.10.11",)),
     ("missing.test.", "A"): ("NXDOMAIN", False, ()),
     ("failing.test.", "A"): ("SERVFAIL", False, ()),
     ("dummy.hostname.", "A"): ("NXDOMAIN", False, ()),
