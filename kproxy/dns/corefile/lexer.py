@@ -103,7 +103,8 @@ def _replaced(token: Token, text: str, start: str, end: str, environment: Mappin
         if last < 0 or last <= first + len(start):
             return text
         name = text[first + len(start) : last]
-        value = environment.get(name, "").encode(errors="replace").decode()  # octets that are no UTF-8 are surrogates there
+        # What is no UTF-8 is surrogates in os.environ, which nothing behind this could write down again.
+        value = environment.get(name, "").encode(errors="replace").decode()
         text = text.replace(text[first : last + len(end)], value)
         if len(text) > _MAX_EXPANDED:
             break
