@@ -256,7 +256,7 @@ def _behind(served: Served, block: Compiled, query: Query, arrival: Arrival, dep
 
 def _stamped(said: Behind, block: Compiled) -> Behind:
     """The outcome with its block's number, and whether it depends on who asks."""
-    if isinstance(said, Outcome) and (block.index or block.personal):
+    if isinstance(said, Outcome) and (said.block != block.index or block.personal):
         return replace(said, block=block.index, personal=said.personal or block.personal)
     if isinstance(said, Forward) and block.personal:
         return replace(said, personal=True)

@@ -189,6 +189,10 @@ def test_an_external_name_is_resolved_by_the_whole_server() -> None:
     reply = dns.message.from_wire(said.reply)
     assert [rrset.name.to_text() for rrset in reply.answer] == ["out.shop.svc.cluster.local.", "a.test."]
     assert said.owner == b"", "it depends on more than one Service"
+    there = served_by(
+        ServerBlock(kubernetes=Kubernetes(), forwards=ONWARD), ServerBlock(zones=("test",), hosts=hosts())
+    )
+    assert say(there, "out.shop.svc.cluster.local").block == 0, "of the block that was asked"
     far = say(served, "far.shop.svc.cluster.local")
     assert isinstance(far, Forward) and far.after is None and far.prefix and far.block == 1
 
