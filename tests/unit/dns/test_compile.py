@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import dns.message
 import pytest
 
+from kproxy.dns.answer import answer
+from kproxy.dns.blocks import PodRecords
 from kproxy.dns.compile import compile_zone, key_of
 from kproxy.dns.settings import DnsSettings
-from kproxy.dns.zone import RecordKind, difference, with_changes
+from kproxy.dns.wire import Rcode, Transport
+from kproxy.dns.zone import RecordKind, Zone, difference, with_changes
 from kproxy.model.events import Applied, Removed
 from kproxy.model.names import NamespacedName
-from kproxy.model.objects import Decoded, Service
+from kproxy.model.objects import Decoded, Kind, Service
 from kproxy.model.objects import key_of as object_key
 from kproxy.model.snapshot import fold
 from tests.support.queries import SERIAL, snapshot_of, zone_of
@@ -93,3 +97,45 @@ def test_a_bad_external_name_is_a_problem_and_no_record(name: str, said: str) ->
 def test_settings_out_of_bounds_are_refused_by_name(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
         DnsSettings(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "waiting", "answered"),
+    [
+        (
+            DnsSettings(pods=PodRecords.VERIFIED),
+            Kind.POD,
+            "10-240-0-1.podns.pod.cluster.local",
+            "svc1.testns.svc.cluster.local",
+        ),
+        (
+            DnsSettings(further_zones=("clusterset.local",), multicluster=("clusterset.local",)),
+            Kind.SERVICE_IMPORT,
+            "svc1.testns.svc.clusterset.local",
+            "svc1.testns.svc.cluster.local",
+        ),
+    ],
+    ids=["pods", "imports"],
+)
+def test_what_is_not_listed_yet_holds_up_only_its_own_names(
+    settings: DnsSettings, kind: Kind, waiting: str, answered: str
+) -> None:
+    """ServiceImports are listed never where nobody has installed them; the cluster's names must not wait for that."""
+
+    def rcode(zone: Zone, name: str) -> int:
+        reply = answer(zone, dns.message.make_query(name, "A").to_wire(), Transport.UDP)
+        assert isinstance(reply, bytes)
+        return reply[3] & 15
+
+    full = snapshot_of("U")
+    zone = compile_zone(replace(full, synced=full.synced - {kind}), settings, serial=SERIAL)
+    assert zone.synced and (rcode(zone, waiting), rcode(zone, answered)) == (Rcode.SERVFAIL, Rcode.NOERROR)
+    after = compile_zone(full, settings, zone, serial=SERIAL)
+    assert rcode(after, waiting) != Rcode.SERVFAIL and after.serial > zone.serial
+
+
+def test_no_endpoints_waits_for_none() -> None:
+    full = snapshot_of("U")
+    snapshot = replace(full, synced=full.synced - {Kind.ENDPOINT_SLICE})
+    assert compile_zone(snapshot, DnsSettings(no_endpoints=True), serial=SERIAL).synced
+    assert not compile_zone(snapshot, DnsSettings(), serial=SERIAL).synced
