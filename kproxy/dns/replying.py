@@ -88,7 +88,9 @@ class Replying:
             outcome = pending
         else:
             return
-        if keep:
+        if (
+            keep or how == "forward"
+        ):  # names that upstream knows are no flood of names, and what is kept of them is bounded
             self._keep(at, data, outcome, client, pending, now)
         self._reply(at, data, peer, client, outcome, how, began)
         self.hot.slow_s += perf_counter() - began
