@@ -116,6 +116,8 @@ def test_fault_35_p30_one_client_that_sends_ten_times_too_much_does_not_cost_oth
     tail = b"\x06testns\x03svc\x07cluster\x05local\0\0\1\0\1"
     with Workers(SETTINGS) as workers:
         workers.publish(zone_of("U", SETTINGS))
+        pod = PodView(address=FLOODER, name="shop/flood")
+        workers.publisher_call(lambda publisher: publisher.tell(About((), (pod,), ())))
         command = [
             sys.executable,
             "-c",
@@ -139,7 +141,7 @@ def test_fault_35_p30_one_client_that_sends_ten_times_too_much_does_not_cost_oth
     assert sent > 50 * barrage.sent, "a flood"
     assert len(barrage.lost) <= barrage.sent / 100, (len(barrage.lost), barrage.sent)
     assert set(barrage.rcodes) == {0}
-    assert {notice.client for notice in told} == {FLOODER} and told[0].dropped > 0, (
+    assert {(notice.client, notice.pod) for notice in told} == {(FLOODER, "shop/flood")} and told[0].dropped > 0, (
         "whose queries were not answered is told"
     )
 

@@ -201,3 +201,16 @@ def test_what_nodes_and_services_hear_of() -> None:
     assert contested.reason == "RulesContested"
     assert [n.reason for n in notices.variants("node-1", ("both",))] == ["IptablesVariants"]
     assert notices.sync_failed("node-1", "the lock").reason == "SyncFailed"
+
+
+@pytest.mark.parametrize(
+    ("pod", "kind", "name", "namespace"),
+    [("shop/web-0", "Pod", "web-0", "shop"), ("", "Node", "n1", "")],
+    ids=["pod", "somebody"],
+)
+def test_who_asks_too_much_is_told_about_the_pod_where_it_is_one(
+    pod: str, kind: str, name: str, namespace: str
+) -> None:
+    note = notices.queries_limited("n1", "10.0.0.5", pod, 77)
+    assert (note.about.kind, note.about.name, note.about.namespace) == (kind, name, namespace)
+    assert note.reason == "DNSQueriesLimited" and "10.0.0.5" in note.text and "77" in note.text
