@@ -32,7 +32,9 @@ def test_lanes_left_out_are_named_last_with_the_reason() -> None:
     assert code == 0
     closing = next(n for n, line in enumerate(lines) if "1 passed" in line)
     assert lines[closing + 1].startswith("lane packet left out: needs a network namespace of its own")
-    assert lines[closing + 2].startswith("lane peers left out: needs kube-proxy, coredns, podresolver: `tests/peers/build`")
+    assert lines[closing + 2].startswith(
+        "lane peers left out: needs kube-proxy, coredns, podresolver, lookup-go, lookup-musl-old, lookup-musl-new: `tests/peers/build`"
+    )
     assert len(lines) == closing + 3
 
 
