@@ -92,7 +92,7 @@ class DnsHalf:
         self._used: DnsSettings | None = (
             self.settings if config.dns.corefile else None  # of a Corefile; None: what the workers were started with
         )
-        self._secrets = cookie_secrets(Path(config.run_dir) / "cookies.json", time.time())
+        self._cookies = Path(config.run_dir) / "cookies.json"
         self._record = record
         self._described: tuple[object, ...] = ()
         self._files: tuple[object, ...] = ()
@@ -167,7 +167,8 @@ class DnsHalf:
         )
         own = (*self.settings.listen, *sorted(snapshot.local_addresses))
         networks = served_networks(self.settings.allowed_networks, own, ranges)
-        self.publisher.tell(About(networks, pods, self._secrets))
+        # Looked at whenever pods come and go: a controller may run for longer than a secret is in use.
+        self.publisher.tell(About(networks, pods, cookie_secrets(self._cookies, time.time())))
 
     def _node_file(self) -> ResolverConfig | None:
         """The resolv.conf that the kubelet adds to those of pods: the first one that is there, as the workers look for upstreams."""
