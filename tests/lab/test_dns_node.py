@@ -42,6 +42,7 @@ COREFILE = """\
     forward . 192.168.200.1
     cache 30
     loadbalance
+    reload 2s 1s
 }
 """
 GET = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=2).read().decode())"
@@ -117,6 +118,32 @@ def test_the_node_local_address_is_held_and_leads_elsewhere_too(lab: LabUnderTes
     assert _signal(lab, "SIGKILL", WORKER) == 2
     told = json.loads(load.communicate(timeout=60)[0])
     assert told["failed"] == 0 or told["last"] - told["failures"][0] < IN_HAND_S, json.dumps(told)
+
+
+def test_p34_a_changed_corefile_is_followed_without_a_loss(lab: LabUnderTest, with_corefile: None) -> None:
+    """A new one is taken, a wrong one is not; queries are answered meanwhile."""
+    read = (sys.executable, "-c", GET, "http://127.0.0.1:9253/metrics")
+    before = _version(lab.at("node-1", *read))
+    assert before
+    load = _load(lab, DNS, 14)
+    for text, wanted in ((COREFILE.replace("cache 30", "cache 10"), "changed"), ("nonsense {", "refused")):
+        write = f"import pathlib; pathlib.Path('/run/kproxy-node/Corefile').write_text({text!r})"
+        lab.at("node-1", sys.executable, "-c", write)
+        end = time.monotonic() + 20
+        while True:
+            page = lab.at("node-1", *read)
+            if (wanted == "changed" and _version(page) != before) or "coredns_reload_failed_total 1.0" in page:
+                break
+            assert time.monotonic() < end, page[-2000:]
+            time.sleep(0.2)
+    told = json.loads(load.communicate(timeout=60)[0])
+    assert told["failed"] == 0, json.dumps(told)
+    write = f"import pathlib; pathlib.Path('/run/kproxy-node/Corefile').write_text({COREFILE!r})"
+    lab.at("node-1", sys.executable, "-c", write)
+
+
+def _version(metrics: str) -> str:
+    return next((line for line in metrics.splitlines() if line.startswith("coredns_reload_version_info{")), "")
 
 
 def test_p33_lameduck_answers_go_on_while_health_stays_good(lab: LabUnderTest, with_corefile: None) -> None:
