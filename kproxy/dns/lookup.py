@@ -228,7 +228,7 @@ def _locate_address(zone: Zone, tree: Tree, labels: list[bytes]) -> Place:
         digits, wanted = names.nibbles_of_reverse(labels), 32
     if digits is None:
         return _missing("no address is written like this")
-    low, high = _pack(tree, digits, 0), _pack(tree, digits, 15 if tree is Tree.IPV6 else 255)
+    low, high = span(tree, digits)
     if len(digits) < wanted:
         if zone.has_prefix(low, high):
             return _empty("reverse names of Services or endpoints lie below it")
@@ -236,6 +236,11 @@ def _locate_address(zone: Zone, tree: Tree, labels: list[bytes]) -> Place:
     if owners_of(zone, low):
         return Place(PlaceKind.ADDRESS, "{} belongs to the cluster", (names.unpack(low),), address=low)
     return _missing("no Service and no ready endpoint has the address {}", names.unpack(low))
+
+
+def span(tree: Tree, digits: list[int]) -> tuple[bytes, bytes]:
+    """The first and the last address, packed, below a reverse name. digits: its octets or nibbles, most significant first."""
+    return _pack(tree, digits, 0), _pack(tree, digits, 15 if tree is Tree.IPV6 else 255)
 
 
 def _pack(tree: Tree, digits: list[int], filler: int) -> bytes:

@@ -9,12 +9,13 @@ port, CNAMEs, and the endpoints of headless Services; at last the SOA again. A r
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 
 from kproxy.dns import names, upstream, wire
 from kproxy.dns.answer import MISSED, NOT_READY, Missed, Outcome, Transfer, refusal, soa
 from kproxy.dns.apexes import Apex, Tree
-from kproxy.dns.lookup import owners_of
+from kproxy.dns.lookup import owners_of, span
 from kproxy.dns.nameservers import name_servers
 from kproxy.dns.srv import srv_data
 from kproxy.dns.wire import OWNER, Query, Rcode, Transport, Type
@@ -78,11 +79,9 @@ def _records(zone: Zone, apex: Apex, query: Query, mark: bytes) -> Iterator[byte
             yield from _addresses(labels + OWNER, addresses, ttl)
     if apex.tree is Tree.FORWARD:
         services = (zone.imports if apex.imports else zone.services) or {}
-        for key in sorted(services):
-            if services[key].namespace in zone.namespaces:
-                yield from dict.fromkeys(
-                    _service(services[key], query.name, ttl)
-                )  # two ports of one number are one SRV
+        for service in services.values():
+            if service.namespace in zone.namespaces:
+                yield from dict.fromkeys(_service(service, query.name, ttl))  # two ports of one number are one SRV
     else:
         yield from _pointers(zone, apex, here)
     yield mark
@@ -131,10 +130,11 @@ def _weight(group: Group, address: bytes) -> int:
 
 def _pointers(zone: Zone, apex: Apex, primary: bytes) -> Iterator[bytes]:
     ordered: Sequence[bytes] = zone.sorted_ipv4 if apex.tree is Tree.IPV4 else zone.sorted_ipv6
-    for address in ordered:
-        name = names.reverse(address)
-        if not names.is_below(name, apex.name):
-            continue
+    labels = names.split(apex.name)[:-2]
+    digits = names.octets_of_reverse(labels) if apex.tree is Tree.IPV4 else names.nibbles_of_reverse(labels)
+    low, high = span(apex.tree, digits or [])
+    for at in range(bisect_left(ordered, low), bisect_right(ordered, high)):
+        name = names.reverse(ordered[at])
         owner = name[: len(name) - len(apex.name)] + OWNER
-        for labels in owners_of(zone, address):
-            yield wire.record(owner, Type.PTR, zone.settings.ttl, labels + _SVC + primary)
+        for target in owners_of(zone, ordered[at]):
+            yield wire.record(owner, Type.PTR, zone.settings.ttl, target + _SVC + primary)

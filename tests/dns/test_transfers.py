@@ -71,6 +71,21 @@ def test_t281_t285_everything_once_between_two_soas(worker: Workers) -> None:
     reverse = records_of(fetch(worker.address, query_of("10.in-addr.arpa.")))
     assert "3.0.0.10.in-addr.arpa. 5 PTR svc-dual-stack.testns.svc.cluster.local." in reverse
     assert not [text for text in reverse if " A " in text]
+    part = replace(FLAT, reverse_zones=("172.0.0.0/30", "5678:abcd::/64"))
+    publish(worker, served("*", flat=part))
+    one = records_of(fetch(worker.address, query_of("2.0.0.172.in-addr.arpa.")))
+    assert "2.0.0.172.in-addr.arpa. 5 PTR 172-0-0-2.hdls1.testns.svc.cluster.local." in one and len(one) == 4
+    six = "0.0.0.0.0.0.0.0.d.c.b.a.8.7.6.5.ip6.arpa."
+    found = [text.split()[3] for text in records_of(fetch(worker.address, query_of(six))) if " PTR " in text]
+    assert sorted(found) == [f"5678-abcd--{n}.hdls1.testns.svc.cluster.local." for n in (1, 2)]
+    part = replace(FLAT, reverse_zones=("172.0.0.0/30", "5678:abcd::/64"))
+    publish(worker, served("*", flat=part))
+    assert " PTR 172-0-0-2.hdls1.testns.svc" in str(
+        records_of(fetch(worker.address, query_of("2.0.0.172.in-addr.arpa.")))
+    )
+    six = "0.0.0.0.0.0.0.0.d.c.b.a.8.7.6.5.ip6.arpa."
+    found = [text.split()[3] for text in records_of(fetch(worker.address, query_of(six))) if " PTR " in text]
+    assert sorted(found) == [f"5678-abcd--{n}.hdls1.testns.svc.cluster.local." for n in (1, 2)]
 
 
 @pytest.mark.parametrize("name", ["example.org.", "svc.cluster.local.", "in-addr.arpa."])
