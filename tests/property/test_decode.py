@@ -50,6 +50,7 @@ STRUCTS = {
     Kind.NODE: wire.WireNode,
     Kind.NAMESPACE: wire.WireNamespace,
     Kind.POD: wire.WirePod,
+    Kind.SERVICE_IMPORT: wire.WireImport,
 }
 
 
