@@ -217,7 +217,8 @@ class Forwarders:
             return None
         directive = cache.directive
         if now < entry.until:
-            self._counters["forward_cache_hits"] += 1
+            denied = entry.failure or entry.reply.rcode == Rcode.NXDOMAIN
+            self._counters["forward_cache_denial_hits" if denied else "forward_cache_hits"] += 1
             if cache.wants_refresh(entry, now):
                 self._counters["forward_cache_prefetches"] += 1
                 self._refresh(block, forward, question)

@@ -274,7 +274,8 @@ class Responder:
             server = self.place(outcome.block, port).server
             also = (*("walks_saved",) * outcome.saved, f'coredns_autopath_success_total{{server="{server}"}}')
         if quick and how == "forward":
-            also = ("forward_cache_hits",)
+            denied = outcome.rcode == Rcode.NXDOMAIN
+            also = ("forward_cache_requests", "forward_cache_denial_hits" if denied else "forward_cache_hits")
         if outcome.events:
             server = self.place(outcome.block, port).server
             also = (*also, *(event % server for event in outcome.events))

@@ -74,6 +74,7 @@ _PLAIN = {
 _CACHE = {
     "forward_cache_requests": ("coredns_cache_requests", "", "The count of cache requests."),
     "forward_cache_hits": ("coredns_cache_hits", "success", "The count of cache hits."),
+    "forward_cache_denial_hits": ("coredns_cache_hits", "denial", "The count of cache hits."),
     "forward_cache_misses": (
         "coredns_cache_misses",
         "",
@@ -257,11 +258,12 @@ def _cache(left: dict[str, int], facts: DnsFacts) -> Iterator[Metric]:
             entries.add_sample("coredns_cache_entries", {**labels, "type": kind}, left.pop(word))
     if entries.samples:
         yield entries
+    found: dict[str, Metric] = {}
     for word, (name, kind, text) in _CACHE.items():
         if word in left:
-            family = Metric(name, text, "counter")
+            family = found.setdefault(name, Metric(name, text, "counter"))
             family.add_sample(f"{name}_total", {**labels, "type": kind} if kind else labels, left.pop(word))
-            yield family
+    yield from found.values()
 
 
 def server_of(port: int) -> str:
