@@ -89,8 +89,9 @@ static int query(uint8_t *out, uint16_t id, const Name *name, uint16_t type) {
 static void say(uint16_t id, const Name *name, uint16_t type) {
     uint8_t out[320];
     int size = query(out, id, name, type);
-    while (send(sock, out, size, 0) < 0)
-        if (errno != EINTR && errno != ECONNREFUSED && errno != EAGAIN) fail("send");
+    /* An error of an earlier packet is told here once; an address that the node gave up is a query lost, and counted as one. */
+    for (int attempt = 0; attempt < 3 && send(sock, out, size, 0) < 0; attempt++)
+        if (errno != EINTR && errno != ECONNREFUSED && errno != EAGAIN && errno != ENETUNREACH && errno != EHOSTUNREACH) fail("send");
 }
 
 /* Whether there is a reply: its ID, rcode and number of answers. */
