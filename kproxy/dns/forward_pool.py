@@ -98,7 +98,7 @@ class Pool:
         rounds = -(-attempts // len(links)) if links else 0
         failure: Reply | None = None
         heard: set[Link] = set()
-        for link in (links * rounds)[:attempts]:
+        for link in (list(links) * rounds)[:attempts]:
             begun = loop.time()
             if deadline <= begun:
                 break
@@ -119,15 +119,15 @@ class Pool:
             failure = reply
         return failure
 
-    def _order(self, now: float) -> Sequence[Link]:
+    def _order(self, now: float) -> list[Link]:
         """Whom to ask, in which order: by policy, the doubtful ones last, those that are down only when all are."""
         links = [link for link in self.refresh(now) if not link.loops]
         if not links:
-            return ()
+            return []
         up = [link for link in links if not self._is_down(link)]
         if not up:
             self._counters["forward_health_broken"] += 1
-            return () if self.directive.failfast else random.sample(links, len(links))
+            return [] if self.directive.failfast else random.sample(links, len(links))
         match self.directive.policy:
             case Policy.RANDOM:
                 random.shuffle(up)

@@ -61,10 +61,10 @@ class Streams:
         loop = asyncio.get_running_loop()
         oldest = loop.time() - self._directive.max_age_s if self._directive.max_age_s else float("-inf")
         usable = [stream for stream in self._streams if not stream.closing and stream.since >= oldest]
-        for stream in self._streams:
-            if stream.since < oldest and not stream.pending:
-                stream.close()
-        stream = min(usable, key=lambda stream: len(stream.pending), default=None)
+        for old in self._streams:
+            if old.since < oldest and not old.pending:
+                old.close()
+        stream = min(usable, key=lambda one: len(one.pending)) if usable else None
         if stream is not None and (not stream.pending or len(usable) >= STREAMS):
             self._counters[f"forward_connection_hits|{self._server.label}|{self._kind}"] += 1
             return (stream, False) if len(stream.pending) < DEPTH else (None, False)

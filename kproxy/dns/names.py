@@ -105,7 +105,9 @@ def pack(address: str) -> bytes:
     parts = address.split(".")
     if len(parts) == 4:
         try:
-            return bytes([_OCTETS[part] for part in parts])  # a third of what `ipaddress` takes: a zone has 30,000 of them
+            return bytes(
+                [_OCTETS[part] for part in parts]
+            )  # a third of what `ipaddress` takes: a zone has 30,000 of them
         except KeyError:
             pass
     return ipaddress.ip_address(address).packed

@@ -285,7 +285,9 @@ class IptablesBackend:
         asks = self.wanted is not None and any("raw" in self.wanted.of(family).tables for family in _FAMILIES)
         if asks and self.settings.sockets and (_SOCKET in self._capabilities.missing or self._capabilities.unknown):
             self.settings = replace(self.settings, sockets=False)
-            told = "the match socket (xt_socket) is left out: DNS queries wait for the hand-over when the last worker dies"
+            told = (
+                "the match socket (xt_socket) is left out: DNS queries wait for the hand-over when the last worker dies"
+            )
             raise ApplyError(told, retryable=True, detail=told)
 
     def _quarantine(self, family: Family, change: Change, error: ApplyError, wanted: Ruleset) -> Problem:

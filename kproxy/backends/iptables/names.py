@@ -46,7 +46,9 @@ HASHED_PREFIXES = (CLUSTER_PREFIX, LOCAL_PREFIX, EXTERNAL_PREFIX, FIREWALL_PREFI
 FIXED_CHAINS: dict[str, frozenset[str]] = {
     "mangle": frozenset({CANARY}),
     "raw": frozenset({DNS_PREROUTING, DNS_OUTPUT}),
-    "filter": frozenset({SERVICES, EXTERNAL_SERVICES, NODE_PORTS, FORWARD, PROXY_FIREWALL, CANARY, DNS_INPUT, DNS_OUTPUT}),
+    "filter": frozenset(
+        {SERVICES, EXTERNAL_SERVICES, NODE_PORTS, FORWARD, PROXY_FIREWALL, CANARY, DNS_INPUT, DNS_OUTPUT}
+    ),
     "nat": frozenset({SERVICES, NODE_PORTS, POSTROUTING, MARK_MASQ, CANARY}),
 }
 # Chains that lead to ServicePorts: their entries exclude each other, so the order among them has no meaning.
