@@ -37,6 +37,7 @@ LONGEST_HOLD_S = 30.0  # before more is let through again; doubles each time tha
 READ = 512  # packets of one reading under overload: a millisecond when they are dropped; who is not heavy is answered at once
 LINE = 512  # queries of heavy sources that wait
 TURN_S = 0.0004  # of the worker's time, every millisecond, for them
+LONGEST_TURN_S = 0.004
 GLANCE_S = 0.001  # for so long at most queries wait behind replies that others were asked for
 
 _NUMBERS = range(BATCH)
@@ -110,6 +111,7 @@ class Datagrams:
         self._turn: asyncio.TimerHandle | None = None
         self._read: Callable[[], bool] = self._drain
         self.is_watched = False
+        self._asked = 0.0  # when the next turn was asked for
         self._looked = 0.0  # when the socket was last read; infinity: it is not any more
 
     def start(self) -> None:
@@ -310,19 +312,27 @@ class Datagrams:
         if read >= BATCH:
             self._overload_until = now + CALM_S
         if line and self._turn is None:
-            self._turn = asyncio.get_running_loop().call_later(0.001, self._their_turn)
+            self._next_turn()
         return read > 0
 
+    def _next_turn(self) -> None:
+        self._asked = perf_counter()
+        self._turn = asyncio.get_running_loop().call_later(0.001, self._their_turn)
+
     def _their_turn(self) -> None:
-        """The line moves on, for a part of every millisecond."""
+        """The line moves on, for a part of every millisecond; where the processor is shared and this comes late, for that part of the wait.
+
+        Else a worker that sleeps most of the time would drop what it has time for.
+        """
         self._turn = None
         line, answer = self._line, self.answer
-        until = perf_counter() + TURN_S
+        now = perf_counter()
+        until = now + max(TURN_S, min((now - self._asked) * TURN_S / 0.001, LONGEST_TURN_S))
         while line and perf_counter() < until:
             data, peer = line.popleft()
             answer(data, peer, keep=False)  # a flood of ever new names must not throw out what others ask for
         if line:
-            self._turn = asyncio.get_running_loop().call_later(0.001, self._their_turn)
+            self._next_turn()
         if self._shares.dropped:
             self._limited(self._shares.take())
 
