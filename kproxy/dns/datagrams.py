@@ -32,8 +32,10 @@ FULL = 3  # batches in a row that came back full: more comes than is answered
 CALM_S = 1.0  # without a full reading, after which overload is over
 CROWDED = 0.5  # of a socket's queue: it may overflow before it is looked at again
 ADJUST_S = 0.02  # how often it is looked at how much of the heavy sources the kernel lets through
-LEAST_SHARE = 1 / 1024
-LONGEST_HOLD_S = 30.0  # before more is let through again; doubles each time that it was too much
+LEAST_SHARE = 1 / 256
+TIGHTEST = 0.25  # one look lets through at least this part of what the look before did: a burst is not a flood
+EASE = 1.25  # and this much more where all of it could be answered
+EASE_S = 0.04
 READ = 512  # packets of one reading under overload: a millisecond when they are dropped; who is not heavy is answered at once
 LINE = 512  # queries of heavy sources that wait
 TURN_S = 0.0004  # of the worker's time, every millisecond, for them
@@ -98,11 +100,7 @@ class Datagrams:
         self._shares = Shares()
         self._line: deque[tuple[bytes, Peer]] = deque()
         self._overload_until = 0.0
-        self._share, self._tight, self._hold_s = (
-            1.0,
-            0.0,
-            CALM_S,
-        )  # of heavy sources, that passes; when it was lowered; how long it stays
+        self._share, self._changed = 1.0, 0.0  # of heavy sources, that passes; when that was last another
         self._sieved: frozenset[str] = frozenset()
         self._waited = self._shed = (
             0  # queries of heavy sources that stood in line, and that did not, since the last look
@@ -264,16 +262,20 @@ class Datagrams:
             self._adjusting = asyncio.get_running_loop().call_later(ADJUST_S, self._adjust)
 
     def _adjust(self) -> None:
-        """Fifty times a second while there is overload: the kernel lets through what can be answered of the heavy sources, and no more."""
+        """Fifty times a second while there is overload: the kernel lets through what can be answered of the heavy sources, and no more.
+
+        What passes follows what could be answered within a few looks, in both directions: a client that asks a little too much for a
+        moment, or whose worker had no processor for one, must not be cut off for seconds.
+        """
         now, heavy = perf_counter(), self._shares.heavy
         before = self._share
         self._shares.crowded = sieve.filled(self.sock) > CROWDED
-        if heavy and (self._shed > self._waited or self._shares.crowded):
-            self._share = max(LEAST_SHARE, self._share / 4)
-            self._hold_s = min(LONGEST_HOLD_S, 2 * self._hold_s) if now - self._tight > CALM_S else self._hold_s
-            self._tight = now
-        elif self._share < 1.0 and now - self._tight > self._hold_s:
-            self._share, self._tight = min(1.0, 2 * self._share), now - self._hold_s + CALM_S
+        if heavy and (self._shed or self._shares.crowded):
+            kept = self._waited / (self._waited + self._shed) if self._shed else 1.0
+            kept = max(TIGHTEST, min(kept, 0.5 if self._shares.crowded else 1.0))
+            self._share, self._changed = max(LEAST_SHARE, self._share * kept), now
+        elif self._share < 1.0 and now - self._changed > EASE_S:
+            self._share, self._changed = min(1.0, self._share * EASE), now
         self._waited = self._shed = 0
         if self._share < 1.0:
             wanted = (heavy | self._sieved) if self._sieved else heavy
@@ -297,7 +299,7 @@ class Datagrams:
             while read < READ:
                 data, peer = receive(RECEIVE)
                 read += 1
-                if not arrived(peer[0]):
+                if not arrived(peer[0]) or self._shares.alone:
                     answer(data, peer)
                 elif len(line) < LINE:
                     self._waited += 1
@@ -346,7 +348,7 @@ class Datagrams:
             self.send(data[:2] + bytes((0x82 | (data[2] & 0x79), 0)) + b"\0\0\0\0\0\0\0\0", peer)
 
     def _calm(self) -> None:
-        self._overload_until, self._hold_s = 0.0, CALM_S
+        self._overload_until = 0.0
         self._full = 0
         self._shares.calm()
         self._read = self._drain_watched if self.is_watched else self._drain

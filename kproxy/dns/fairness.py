@@ -25,6 +25,7 @@ class Shares:
 
     def __init__(self) -> None:
         self.heavy: frozenset[str] = frozenset()
+        self.alone = False  # one source was all there was to see, so nobody waits behind another
         self.crowded = False  # the socket's queue is nearly full: packets that are not seen are being lost
         self.dropped: Counter[str] = Counter()  # by source, since `take` was called last
         self._counts: Counter[str] = Counter()
@@ -44,7 +45,8 @@ class Shares:
         heavy = frozenset(s for s, n in self._counts.items() if n > 2 * even and n > LEAST)
         # Who was heavy stays so while half of that is still too much: no hopping in and out at the border.
         still = frozenset(s for s in self.heavy if self._counts[s] > even and self._counts[s] > LEAST // 2)
-        if len(self._counts) > 1:
+        self.alone = len(self._counts) == 1
+        if not self.alone:
             self.heavy = heavy | still
         else:
             self.heavy = frozenset(self._counts) if self.crowded or self.heavy else frozenset()
@@ -65,6 +67,6 @@ class Shares:
 
     def calm(self) -> None:
         """The overload is over."""
-        self.heavy, self.crowded = frozenset(), False
+        self.heavy, self.crowded, self.alone = frozenset(), False, False
         self._counts.clear()
         self._seen = 0
