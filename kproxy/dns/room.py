@@ -1,4 +1,4 @@
-"""Room that many share, so that one who wants all of it leaves some to the others. Pure.
+"""Room and time that many share, so that one who wants all of it leaves some to the others. Pure.
 
 In: who wants a place, and who gives one back. Out: whether there is one. What must not happen here: waiting; and memory for anybody who has
 no place.
@@ -47,3 +47,23 @@ class Room:
     def held_by(self, who: Hashable) -> int:
         """How many places `who` has."""
         return self._held.get(who, 0)
+
+
+class Pace:
+    """So many a second for each, and as many at once. Of `whos` at most; one more, and all begin anew."""
+
+    __slots__ = ("_left", "rate", "whos")
+
+    def __init__(self, rate: float, whos: int = 4096) -> None:
+        self.rate = rate
+        self.whos = whos
+        self._left: dict[Hashable, tuple[float, float]] = {}
+
+    def take(self, who: Hashable, now: float) -> bool:
+        """Whether `who` may have one more. now: monotonic seconds."""
+        left, then = self._left.get(who, (self.rate, now))
+        left = min(self.rate, left + (now - then) * self.rate)
+        if len(self._left) >= self.whos and who not in self._left:
+            self._left.clear()
+        self._left[who] = (left - 1.0 if left >= 1.0 else left, now)
+        return left >= 1.0

@@ -213,6 +213,29 @@ def test_over_tcp_as_over_udp(worker: Workers) -> None:
     ] * 2
 
 
+def test_a_flood_of_new_names_is_walked_in_part_and_the_rest_left_to_the_client(
+    worker: Workers, outside: Outside
+) -> None:
+    """P30: a pod that asks for thousands of missing names makes neither this server nor upstream ask for each."""
+    late = view("127.0.1.13", "test-1", name="flooding")
+    know(worker, (*PODS, late))
+    wanted = 600
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(5)
+        sock.bind((late.address, 0))
+        sock.connect(worker.address)
+        heard = []
+        for start in range(0, wanted, 50):
+            for n in range(start, start + 50):
+                sock.send(dns.message.make_query(f"flood-{n}.example.net.{FIRST}", "A").to_wire())
+            heard += [dns.message.from_wire(sock.recv(4096)).rcode() for _ in range(50)]
+    assert heard == [dns.rcode.NXDOMAIN] * wanted
+    walked = {name for _, name, _ in outside.seen if name.startswith("flood-") and name.endswith(".example.net.")}
+    assert 100 < len(walked) < wanted
+    assert ask(worker, POD_1, f"foo.example.net.{FIRST}") == FOO, "other pods' names are walked as ever"
+    know(worker, PODS)
+
+
 def test_the_walk_can_be_switched_off(worker: Workers) -> None:
     zone, name = zone_of("C", worker.settings), f"foo.example.net.{FIRST}"
     assert ask(worker, POD_1, name) == FOO
