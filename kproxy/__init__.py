@@ -18,7 +18,8 @@ One pipeline, and state flows one way through it:
     sync/         pacer (pure: when may the next sync run), loop (fold → resolve → compile → plan → apply), writer (whose turn it is),
                   healing (finds drift and has it mended)
     backends/     base.py: what a data plane offers; iptables/: names ruleset compile plan (pure) apply
-    dns/          names zone compile answer wire cache (pure), forward server worker channel node presence
+    dns/          blocks corefile chain and its directives, search, names zone compile answer wire cache (pure); server forward walking
+                  worker publisher presence handover memory; its own text says the way of a query
     conntrack/    after a sync: open flows the wanted state disagrees with; stale netlink (pure) reconciler ended
     loopback/     node ports on 127.0.0.0/8 and ::1 by a worker of its own, where configured
     healthcheck/  healthCheckNodePort: table (pure) server
@@ -28,7 +29,7 @@ One pipeline, and state flows one way through it:
     telemetry/    logs, Events, pages, metrics, the state socket that cli/{status,explain,diff} read
     lab/          three nodes in network namespaces, an embedded API server, pods that answer
     cli/          one file per command; exit codes 0 ok, 1 findings, 2 usage, 3 not supported here
-    app.py        the only wiring: builds everything, owns the task group
+    app.py        the only wiring: builds everything, owns the task group; app_dns.py the DNS half, app_corefile.py its Corefile
     supervisor.py the parent process; process.py what every process does first
 
 Below the purity line (model, names/ruleset/compile/plan of a backend, zone/compile/answer/wire/cache of dns, sync.pacer, explain) there
@@ -36,7 +37,7 @@ is no I/O, no clock, no logging and no await; `tests/unit/test_architecture.py` 
 
 To follow one change: `watch/reflector.py` emits `Applied(Service)`; `sync/loop.py` folds it, `model/resolve.py` decides who gets which
 traffic, `backends/iptables/compile.py` writes that as chains, `plan.py` finds what differs from the kernel, `apply.py` runs the
-difference; meanwhile `dns/compile.py` made a new zone and `dns/channel.py` sent the workers what is new.
+difference; meanwhile `dns/compile.py` made a new zone and `dns/publisher.py` sent the workers what is new.
 """
 
 __version__ = "0.1.0"
