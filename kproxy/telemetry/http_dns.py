@@ -90,9 +90,11 @@ class CorefilePages:
             async with asyncio.timeout(1.0):
                 inside = host.strip("[]") if host not in ("", "0.0.0.0", "[::]") else "127.0.0.1"
                 reader, writer = await asyncio.open_connection(inside, int(port))
-                writer.write(b"GET /health HTTP/1.0\r\n\r\n")
-                answered = (await reader.read(64)).startswith(b"HTTP/1.")
-                writer.close()
+                try:
+                    writer.write(b"GET /health HTTP/1.0\r\n\r\n")
+                    answered = (await reader.read(64)).startswith(b"HTTP/1.")
+                finally:
+                    writer.transport.abort()
         except (OSError, TimeoutError, ValueError):
             answered = False
         if answered:

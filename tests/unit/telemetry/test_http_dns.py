@@ -59,5 +59,7 @@ def test_pages_follow_the_corefile(monkeypatch: pytest.MonkeyPatch) -> None:
             assert failed and "5484" in failed[0], "told, and nothing ends"
             assert served.health.count and not task.done()
             task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await asyncio.sleep(0.05)  # connections that were just ended are taken down by the event loop
 
     asyncio.run(run())
