@@ -51,13 +51,16 @@ def test_pages_follow_the_corefile(monkeypatch: pytest.MonkeyPatch) -> None:
             assert await _get(5482, "/ready") == (200, "OK")
             assert await _get(5483, "/metrics") == (200, "a 1\n")
             assert (await _get(5481, "/other") or (0, ""))[0] == 404
+            async with asyncio.timeout(10):
+                while not served.health.count:  # measured from inside
+                    await asyncio.sleep(0.02)
             pages = Pages(ready=f"{HOST}:5485", ready_continuously=False, health=f"{HOST}:5484")
             await _until(lambda: _get(5485, "/ready"), (200, "OK"))
             await _until(lambda: _get(5481, "/health"), None)
             missing.append("kubernetes")
             assert await _get(5485, "/ready") == (200, "OK"), "monitored until it was ready"
             assert failed and "5484" in failed[0], "told, and nothing ends"
-            assert served.health.count and not task.done()
+            assert not task.done()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             await asyncio.sleep(0.05)  # connections that were just ended are taken down by the event loop
