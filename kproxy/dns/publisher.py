@@ -72,6 +72,7 @@ class _Session:
     observing: bool = False
     closing: bool = False
     asking: bool = False
+    rested: float = 0.0  # when the pause after its last change is over, on the loop's clock
     asked: float = 0.0  # when it was asked for a word, without having said one since; 0: it was not
     counts: dict[str, int] = field(default_factory=dict)
     questions: list[Ask] = field(default_factory=list)
@@ -298,20 +299,24 @@ class ZonePublisher:
             if session.observing != bool(self._observers):
                 session.observing = bool(self._observers)
                 writer.write(frame(Observe(session.observing)))
-            if session.asking:
-                session.asking = False
-                writer.write(frame(Tell()))
             if session.resync:
                 session.sent, session.sent_number, session.resync = None, -1, False
-            before = session.sent_number
-            await self._send_zones(session, writer)
+            if session.sent_number != self._number and self._zones is not None:
+                await self._send_zones_in_turn(session, writer)
             await self._drain(writer)
-            if session.sent_number != before:  # the first change goes at once; those that come meanwhile are one
-                await asyncio.sleep(PAUSE_S)
+
+    async def _send_zones_in_turn(self, session: _Session, writer: asyncio.StreamWriter) -> None:
+        """The first change goes at once; those that come within the pause after it are one. Nothing else waits for them."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < session.rested:
+            loop.call_at(session.rested, session.wake.set)
+            return
+        await self._send_zones(session, writer)
+        session.rested = loop.time() + PAUSE_S
 
     async def _send_zones(self, session: _Session, writer: asyncio.StreamWriter) -> None:
         zones, settings, number = self._zones, self._settings, self._number
-        if zones is None or session.sent_number == number:
+        if zones is None:
             return
         deltas = []
         if session.sent is not None and len(session.sent) == len(zones) and session.sent_settings == settings:

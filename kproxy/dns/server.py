@@ -229,6 +229,8 @@ class Server:
     def _watch(self, on: bool) -> None:
         for datagrams in self._datagrams.values():
             datagrams.watch(on)
+        for caches in self._caches.values():  # the hot loop's copies of replies do not know how they came about
+            caches.dated.clear()
 
 
 def listeners(settings: DnsSettings, blocks: Sequence[ServerBlock]) -> dict[Place, int]:

@@ -69,7 +69,6 @@ ABSENT = {
     "coredns_hosts_entries": "as above: each worker holds its own",
     "coredns_proxy_conn_cache_hits": "a UDP question has a fresh socket of its own here (RFC 5452)",
     "coredns_proxy_conn_cache_misses": "as above",
-    "coredns_template_matches": "directives are pure functions and count nothing; responses say what they answered",
 }
 # Labels whose values differ on purpose, by family.
 OTHER_VALUES = {"coredns_dns_responses": {"plugin"}, "coredns_build_info": {"revision", "goversion"}}

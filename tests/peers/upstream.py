@@ -71,8 +71,7 @@ class Api:
         tls = ssl.create_default_context(cafile=plane.keys.authority)
         self._headers = {"Authorization": f"Bearer {plane.users[ADMIN].token}", "Content-Type": "application/json"}
         self._connection = http.client.HTTPSConnection(address, int(port), context=tls, timeout=30)
-        with bed.node.entered():
-            self._connection.connect()
+        self._bed = bed
         self._there: dict[str, Manifest] = {}  # path of an object → its manifest as it was written
         self._namespaces: set[str] = set()
 
@@ -134,9 +133,27 @@ class Api:
         return answer
 
     def _request(self, method: str, path: str, body: Manifest | None) -> tuple[int, Manifest]:
-        self._connection.request(method, path, json.dumps(body) if body else None, self._headers)
-        reply = self._connection.getresponse()
-        answer: Manifest = json.loads(reply.read())
+        try:
+            return self._asked(method, path, body)
+        except (
+            OSError,
+            http.client.HTTPException,
+        ):  # a server that hung up or took too long: once more, on a connection of its own
+            status, answer = self._asked(method, path, body)
+        done = {"DELETE": 404, "POST": 409}.get(method)  # the first request may have had its effect
+        return (200, answer) if status == done else (status, answer)
+
+    def _asked(self, method: str, path: str, body: Manifest | None) -> tuple[int, Manifest]:
+        try:
+            if self._connection.sock is None:
+                with self._bed.node.entered():
+                    self._connection.connect()
+            self._connection.request(method, path, json.dumps(body) if body else None, self._headers)
+            reply = self._connection.getresponse()
+            answer: Manifest = json.loads(reply.read())
+        except BaseException:
+            self._connection.close()  # else every later request would fail with this one's state
+            raise
         return reply.status, answer
 
 

@@ -62,7 +62,8 @@ class Bed:
         self._placed: dict[str, str] = {}
         self._routes(rows)
         answering = [self.node, self.other, self.sink, *self._pods.values()]
-        self._answering = Answering(answering, _ports(rows))
+        own = sorted({address for row in rows for address in row.settings.dns_addresses})
+        self._answering = Answering(answering, _ports(rows), [(self.node, address, 53) for address in own])
 
     def _new(self) -> Namespace:
         made = Namespace.new()
