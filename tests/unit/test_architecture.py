@@ -86,6 +86,12 @@ PURE = (
     "kproxy.loopback.listeners",
     "kproxy.loopback.table",
     "kproxy.loopback.choice",
+    "kproxy.relay.targets",
+    "kproxy.relay.table",
+    "kproxy.relay.chooser",
+    "kproxy.relay.ejection",
+    "kproxy.relay.affinity",
+    "kproxy.relay.proxy_header",
     "kproxy.healthcheck.table",
     "kproxy.telemetry.health",
     "kproxy.telemetry.histogram",
@@ -119,7 +125,7 @@ THIRD_PARTY = {
         "kproxy.lab.*",
     ),
     "prometheus_client": ("kproxy.telemetry.metrics*",),
-    "uvloop": ("kproxy.app", "kproxy.dns.worker", "kproxy.loopback.worker", "kproxy.lab.*", "kproxy.lab.api.*"),
+    "uvloop": ("kproxy.app", "kproxy.dns.worker", "kproxy.loopback.worker", "kproxy.relay.worker", "kproxy.lab.*"),
     "yaml": ("kproxy.watch.manifests*", "kproxy.config.*", "kproxy.cli.*", "kproxy.lab.*"),
     "multidict": ("kproxy.lab.*",),  # part of aiohttp: its headers and queries
     "click": ("kproxy.cli.*", "kproxy.config.flags", "kproxy.lab.*"),
@@ -135,6 +141,8 @@ THIRD_PARTY = {
         "kproxy.telemetry.inspect_dns",
         "kproxy.telemetry.dnspage",
         "kproxy.loopback.channel",
+        "kproxy.relay.channel",
+        "kproxy.relay.publisher",
     ),
 }
 SUBPROCESS = (
@@ -243,7 +251,7 @@ def test_the_model_imports_the_standard_library_and_itself() -> None:
         (("kproxy.backends.*",), ("kproxy.dns.*",), ()),
         (("kproxy.dns.*",), ("kproxy.backends.*",), ()),
         (
-            ("kproxy.loopback.*",),
+            ("kproxy.loopback.*", "kproxy.relay.*"),
             ("kproxy.backends.*", "kproxy.dns.*", "kproxy.sync.*", "kproxy.watch.*", "kproxy.conntrack.*"),
             (),
         ),
@@ -288,7 +296,7 @@ def test_third_party_packages_stay_in_their_files() -> None:
 def test_workers_import_next_to_nothing() -> None:
     """What a DNS worker pulls in is paid for once per core in resident memory."""
     seen: set[str] = set()
-    todo = ["kproxy.dns.worker", "kproxy.loopback.worker"]
+    todo = ["kproxy.dns.worker", "kproxy.loopback.worker", "kproxy.relay.worker"]
     heavy = {"kubernetes", "aiohttp", "prometheus_client", "pyroute2", "yaml", "click", "rich", "iptc"}
     found = []
     while todo:
