@@ -45,7 +45,7 @@ from kproxy.conntrack.gauge import Gauge
 from kproxy.conntrack.reconciler import Reconciler
 from kproxy.dns.channel import Limited
 from kproxy.dns.node import upstreams_of
-from kproxy.errors import ExitCode, KproxyError
+from kproxy.errors import ExitCode, KproxyError, UnsupportedError
 from kproxy.loopback.channel import TablePublisher, Taken
 from kproxy.loopback.listeners import loopback_path
 from kproxy.loopback.table import listeners
@@ -99,6 +99,8 @@ class Controller:
     """The parts of one controller and how they hang together."""
 
     def __init__(self, config: Config) -> None:
+        if config.is_userspace:
+            raise UnsupportedError("mode userspace is read and checked, and does not run yet")
         self.config = config
         self.config_change = ""  # what happened to its file
         self.kernel_notes = set_sysctls(wanted(config.conntrack, os.cpu_count() or 1))
@@ -128,7 +130,7 @@ class Controller:
         self.loop.observers.append(self.ended.observe)
         self.gauge = Gauge(self._table_full)
         self.loopback: TablePublisher | None = None
-        if config.iptables.localhost_listener:
+        if config.listens_on_loopback:
             self.loopback = TablePublisher(loopback_path(config.run_dir, family_name(os.getppid())), self._port_taken)
             self.loop.observers.append(self._listen)
         self.monitor = Monitor(

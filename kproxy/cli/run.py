@@ -60,7 +60,7 @@ def children(config: Config, flags: Mapping[str, object]) -> list[tuple[str, lis
             ]
             worker = [sys.executable, "-m", "kproxy.dns.worker", *arguments]
             listed.append((f"dns worker {number}", worker))
-    if config.iptables.localhost_listener:
+    if config.listens_on_loopback:
         arguments = ["--channel", loopback_path(config.run_dir, family_name(os.getpid())), "--parent", str(os.getpid())]
         listed.append(("loopback worker", [sys.executable, "-m", "kproxy.loopback.worker", *arguments]))
     return listed
@@ -89,7 +89,7 @@ def start(flags: Mapping[str, object]) -> None:
 
         cleanup.main(args=[], standalone_mode=False)
     elif given.get("init_only"):
-        by_rules = config.iptables.localhost_node_ports and not config.iptables.localhost_listener
+        by_rules = config.iptables.localhost_node_ports and not config.node_settings().localhost_listener
         for note in apply(wanted_at_init(config.conntrack, os.cpu_count() or 1, route_localnet=by_rules)):
             click.echo(f"kproxy: {note}", err=True)
     else:

@@ -21,6 +21,7 @@ def find_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "detect_mode", "InterfaceNamePrefix needs detectLocal.interfaceNamePrefix"
     if config.dns.enabled and not config.dns.cluster_dns and not config.dns.listen:
         yield "dns.cluster_dns", "must not be empty while dns.enabled is true, unless dns.listen names addresses"
+    yield from _userspace(config)
     yield from _corefile(config)
     yield from _logging(config)
 
@@ -43,6 +44,17 @@ def _corefile(config: Config) -> Iterator[tuple[str, str]]:
         if getattr(config.dns, name) != getattr(default, name):
             place = "dns.upstreams" if name == "resolv_conf" else f"dns.{name}"
             yield place, f"is said by the Corefile ({directive}) when there is dns.corefile: remove one of the two"
+
+
+def _userspace(config: Config) -> Iterator[tuple[str, str]]:
+    relay = config.userspace
+    if relay.hedge_after_s >= relay.connect_timeout_s:
+        yield (
+            "userspace.hedge_after_s",
+            f"must be less than userspace.connectTimeout ({relay.connect_timeout_s:g}s): no time is left for another endpoint",
+        )
+    if config.is_userspace and relay.mark_bit == config.iptables.masquerade_bit:
+        yield "userspace.mark_bit", f"must not be iptables.masqueradeBit ({config.iptables.masquerade_bit})"
 
 
 def _periods(config: Config) -> Iterator[tuple[str, str]]:

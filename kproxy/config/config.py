@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 
 from kproxy.model.desired import DetectMode, NodeSettings
 from kproxy.model.external_ips import ExternalIPSettings
+from kproxy.relay.targets import RANDOM_TWO_CHOICES
 
 IPTABLES_VARIANTS = ("auto", "legacy", "nft")
 LOG_FORMATS = ("text", "json")
 ENDED_TCP_FLOWS = ("leave", "drop", "reset")
 PODS_MODES = ("insecure", "disabled")
+IPTABLES, USERSPACE = MODES = ("iptables", "userspace")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,24 @@ class IptablesConfig:
     )
     sync_period_s: float = 30.0  # at least this often rules are checked; kube-proxy's default
     min_sync_period_s: float = 1.0  # the longest pause between syncs of a busy node; an idle node does not wait at all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserspaceConfig:
+    """The data plane that carries connections itself; the first four are what a Service may say otherwise by annotation."""
+
+    workers: int = 0  # relaying processes; 0: one for each core
+    balancing: str = RANDOM_TWO_CHOICES  # one of relay.targets.BALANCINGS
+    preserve_source_address: bool = False  # true: endpoints on this node see the client's address, as in mode iptables
+    drain_s: float = 0.0  # how long connections to an endpoint that is gone may go on; 0: as long as they like
+    hand_over_s: float = 20.0  # how long a worker that is replaced goes on with its connections; then it cuts them
+    connect_timeout_s: float = 10.0  # for all attempts of one connection; clients give up later than this
+    hedge_after_s: float = 0.2  # without an answer for so long another endpoint is tried beside the first
+    max_connections: int = 0  # of one worker, above which new ones are refused; 0: what its file descriptors allow
+    notrack: bool = False  # true: what is relayed leaves no trace in conntrack; firewalls that go by its states drop it
+    mark_bit: int = 13  # 0-31; neither kube-proxy's 14, nor the kubelet's 15, nor Cilium's 8-11, nor Calico's 16-31
+    routing_table: int = 10270  # leads marked packets to the relay; far from what people and network plug-ins number
+    ports: tuple[int, int] = (10270, 10299)  # first and last; each instance on the node takes two of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +138,7 @@ class Config:
 
     node_name: str  # hostnameOverride, else the host's name in lower case, as the kubelet registers it
     client: ClientSettings = ClientSettings()
-    mode: str = "iptables"
+    mode: str = IPTABLES  # one of MODES
     node_ips: tuple[str, ...] = ()  # bindAddress, unless unspecified: overrides the Node's addresses
     detect_mode: DetectMode = DetectMode.CLUSTER_CIDR  # kube-proxy's default
     cluster_cidrs: tuple[
@@ -128,6 +148,7 @@ class Config:
     interface_prefix: str = ""  # for detectLocalMode InterfaceNamePrefix
     node_port_addresses: tuple[str, ...] = ()  # networks and the words primary, localhost, all; empty: all
     iptables: IptablesConfig = IptablesConfig()
+    userspace: UserspaceConfig = UserspaceConfig()
     conntrack: ConntrackConfig = ConntrackConfig()
     healing: HealingConfig = HealingConfig()
     external_ips: ExternalIPsConfig = ExternalIPsConfig()
@@ -150,6 +171,16 @@ class Config:
     # Fields of KubeProxyConfiguration that do nothing here, as they were written: --write-config-to and /configz show them.
     without_effect: tuple[tuple[str, object], ...] = ()
     warnings: tuple[str, ...] = field(default=(), compare=False)  # fields read but without effect, for the log
+
+    @property
+    def is_userspace(self) -> bool:
+        """Whether connections are carried by relay workers instead of rules."""
+        return self.mode == USERSPACE
+
+    @property
+    def listens_on_loopback(self) -> bool:
+        """Whether the loopback worker serves node ports on 127.0.0.0/8 and ::1. In mode userspace the relay does."""
+        return self.iptables.localhost_listener and not self.is_userspace
 
     def node_settings(
         self,
@@ -175,7 +206,7 @@ class Config:
             masquerade_all=self.iptables.masquerade_all,
             node_port_addresses=self.node_port_addresses,
             localhost_node_ports=self.iptables.localhost_node_ports,
-            localhost_listener=self.iptables.localhost_listener,
+            localhost_listener=self.iptables.localhost_listener or self.is_userspace,
             follows_tcp=self.conntrack.ended_tcp_flows != "leave",
             dns_addresses=dns_addresses,
             cluster_dns=self.dns.cluster_dns if self.dns.enabled else (),

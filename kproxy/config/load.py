@@ -24,6 +24,7 @@ from kproxy.config.config import (
     ExternalIPsConfig,
     HealingConfig,
     IptablesConfig,
+    UserspaceConfig,
 )
 from kproxy.config.documents import Document, printable, read_documents
 from kproxy.config.gates import ALLOW_EXTERNAL_IPS, enabled
@@ -240,7 +241,7 @@ def _build(values: _Values) -> Config:
     if "cluster_cidrs" in found:
         found["cluster_cidrs"] = _cluster_cidrs(values, found["cluster_cidrs"], mode)
     groups: dict[str, dict[str, Any]] = {
-        name: {} for name in ("", "client", "iptables", "conntrack", "healing", "external_ips", "dns")
+        name: {} for name in ("", "client", "iptables", "userspace", "conntrack", "healing", "external_ips", "dns")
     }
     for target, value in found.items():
         group, _, attribute = target.rpartition(".")
@@ -249,6 +250,7 @@ def _build(values: _Values) -> Config:
         node_name=found.get("hostname_override", "").strip().lower() or socket.gethostname().strip().lower(),
         client=ClientSettings(**groups["client"]),
         iptables=IptablesConfig(**groups["iptables"]),
+        userspace=UserspaceConfig(**groups["userspace"]),
         conntrack=ConntrackConfig(**groups["conntrack"]),
         healing=HealingConfig(**groups["healing"]),
         external_ips=ExternalIPsConfig(**groups["external_ips"]),

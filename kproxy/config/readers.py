@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from kproxy.config.config import IPTABLES, MODES
 from kproxy.config.documents import printable
 from kproxy.config.gates import problem as gate_problem
 from kproxy.config.writers import duration
@@ -53,6 +54,30 @@ def whole(low: int, high: int) -> Reader:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise ValueError(f"must be a whole number from {low} to {high}, not {value!r}")
         return value
+
+    return read
+
+
+def seconds(longest: int) -> Reader:
+    """A number of seconds, from 0 to `longest`."""
+
+    def read(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= longest:
+            raise ValueError(f"must be a number of seconds from 0 to {longest}, not {value!r}")
+        return float(value)
+
+    return read
+
+
+def port_range(least: int) -> Reader:
+    """`first-last`, both included, at least `least` ports above the privileged ones."""
+
+    def read(value: Any) -> tuple[int, int]:
+        first, _, last = value.partition("-") if isinstance(value, str) else ("", "", "")
+        low, high = (int(port) if re.fullmatch(r"\d{4,5}", port.strip()) else -1 for port in (first, last))
+        if low < 1024 or high > 65535 or high - low + 1 < least:
+            raise ValueError(f"must be a range of {least} ports or more such as 10270-10299, not {value!r}")
+        return low, high
 
     return read
 
@@ -330,15 +355,15 @@ def detect_mode(value: Any) -> DetectMode:
 
 def mode(value: Any) -> str:
     """The data plane. Raises UnsupportedError for those that exist elsewhere and not here: falling back silently would surprise."""
-    if value in ("", "iptables"):
-        return "iptables"
-    if value in ("nftables", "userspace"):
+    if value in ("", *MODES):
+        return value or IPTABLES
+    if value == "nftables":
         raise UnsupportedError(
-            f"mode {value} is not there yet; this version of kproxy has iptables (both its variants)"
+            "mode nftables is not there yet; this version of kproxy has iptables (both its variants) and userspace"
         )
     if value in ("ipvs", "kernelspace"):
-        raise UnsupportedError(f"kproxy has no {value} mode; remove the field or set it to iptables")
-    raise ValueError(f"must be iptables, not {value!r}")
+        raise UnsupportedError(f"kproxy has no {value} mode; remove the field or set it to iptables or userspace")
+    raise ValueError(f"must be iptables or userspace, not {value!r}")
 
 
 def url(value: Any) -> str:

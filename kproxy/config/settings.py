@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from kproxy.config import readers as r
 from kproxy.config import writers as w
 from kproxy.config.config import ENDED_TCP_FLOWS, IPTABLES_VARIANTS, LOG_FORMATS, PODS_MODES
+from kproxy.relay.targets import BALANCINGS
 
 _CLIENT = "kproxy talks JSON to the API over few long watches, which needs neither a rate limit nor another encoding"
 _IPVS = "kproxy has no ipvs mode"
@@ -80,6 +81,18 @@ _WITH_EFFECT = (
         "iptables.minSyncPeriod", "iptables.min_sync_period_s", r.duration_s, "iptables_min_sync_period",
         write=w.duration, unset=_ZERO,
     ),
+    _ours("userspace.workers", "userspace.workers", r.whole(0, 256), "relay_workers"),
+    _ours("userspace.balancing", "userspace.balancing", r.one_of(*BALANCINGS)),
+    _ours("userspace.preserveSourceAddress", "userspace.preserve_source_address", r.truth),
+    _ours("userspace.drainSeconds", "userspace.drain_s", r.seconds(86_400)),
+    _ours("userspace.handOverSeconds", "userspace.hand_over_s", r.seconds(3600)),
+    _ours("userspace.connectTimeout", "userspace.connect_timeout_s", r.positive_duration_s, write=w.duration),
+    _ours("userspace.hedgeAfter", "userspace.hedge_after_s", r.positive_duration_s, write=w.duration),
+    _ours("userspace.maxConnections", "userspace.max_connections", r.whole(0, 10_000_000)),
+    _ours("userspace.notrack", "userspace.notrack", r.truth),
+    _ours("userspace.markBit", "userspace.mark_bit", r.whole(0, 31)),
+    _ours("userspace.routingTable", "userspace.routing_table", r.whole(256, 2**31 - 1)),
+    _ours("userspace.ports", "userspace.ports", r.port_range(4), write=w.port_range),
     Setting("conntrack.maxPerCore", "conntrack.max_per_core", r.whole(0, 2**31 - 1), "conntrack_max_per_core"),
     Setting("conntrack.min", "conntrack.min", r.whole(0, 2**31 - 1), "conntrack_min"),
     Setting(

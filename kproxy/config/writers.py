@@ -42,6 +42,12 @@ def word(value: object) -> object:
     return str(getattr(value, "value", value))
 
 
+def port_range(value: object) -> object:
+    """`first-last`."""
+    assert isinstance(value, tuple)
+    return f"{value[0]}-{value[1]}"
+
+
 def duration(value: object) -> object:
     """A duration as Go writes it: `1h0m0s`, `1m30s`, `500ms`, `0s`."""
     assert isinstance(value, float | int)

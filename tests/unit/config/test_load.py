@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from kproxy.cli.kube_proxy import as_upstream
 from kproxy.cli.main import main
-from kproxy.config.config import ClientSettings, Config, DnsConfig, ExternalIPsConfig, IptablesConfig
+from kproxy.config.config import ClientSettings, Config, DnsConfig, ExternalIPsConfig, IptablesConfig, UserspaceConfig
 from kproxy.config.flags import run_options
 from kproxy.config.gates import enabled
 from kproxy.config.load import load_config
@@ -296,7 +296,17 @@ ERRORS = [
     (OURS + "dns: {service: dns}\n", "FILE:3: dns.service: must be namespace/name"),
     (OURS + "runDirectory: run\n", "FILE:3: runDirectory: must be an absolute path"),
     (OURS + "clientConnection: {master: 'ftp://x'}\n", "FILE:3: clientConnection.master: must be a URL"),
-    (OURS + "mode: magic\n", "FILE:3: mode: must be iptables, not 'magic'"),
+    (OURS + "mode: magic\n", "FILE:3: mode: must be iptables or userspace, not 'magic'"),
+    (OURS + "userspace: {balancing: Random}\n",
+     "FILE:3: userspace.balancing: must be one of RandomTwoChoices, RoundRobin, LeastConnections, not 'Random'"),
+    (OURS + "userspace: {drainSeconds: 30s}\n",
+     "FILE:3: userspace.drainSeconds: must be a number of seconds from 0 to 86400, not '30s'"),
+    (OURS + "userspace:\n  ports: 10270-10272\n",
+     "FILE:4: userspace.ports: must be a range of 4 ports or more such as 10270-10299, not '10270-10272'"),
+    (OURS + "userspace:\n  hedgeAfter: 1s\n  connectTimeout: 1s\n",
+     "FILE:4: userspace.hedgeAfter: must be less than userspace.connectTimeout (1s)"),
+    (OURS + "mode: userspace\nuserspace:\n  markBit: 14\n",
+     "FILE:5: userspace.markBit: must not be iptables.masqueradeBit (14)"),
     (OURS + "hostnameOverride: 7\n", "FILE:3: hostnameOverride: must be a text, not 7"),
 ]  # fmt: skip
 
@@ -310,11 +320,67 @@ def test_errors_name_file_line_and_field(tmp_path: Path, text: str, message: str
     assert caught.value.exit_code is ExitCode.USAGE
 
 
-@pytest.mark.parametrize("mode", ["nftables", "userspace", "ipvs", "kernelspace"])
+@pytest.mark.parametrize("mode", ["nftables", "ipvs", "kernelspace"])
 def test_modes_of_elsewhere_say_what_is_there(mode: str) -> None:
     with pytest.raises(UnsupportedError, match="iptables") as caught:
         load_config(None, {"proxy_mode": mode})
     assert caught.value.exit_code is ExitCode.UNSUPPORTED
+
+
+@pytest.mark.parametrize("kind", [OURS, UPSTREAMS])
+def test_mode_userspace_by_file_and_by_flag(tmp_path: Path, kind: str) -> None:
+    by_file = load_config(write(tmp_path, kind + "mode: userspace\n"), {"hostname_override": "n"})
+    by_flag = load_config(None, {"proxy_mode": "userspace", "hostname_override": "n"})
+    assert by_file == by_flag
+    assert (by_file.mode, by_file.is_userspace, by_file.warnings) == ("userspace", True, ())
+    assert configz(by_file)["kubeproxy.config.k8s.io"]["mode"] == "userspace"
+
+
+def test_every_field_of_the_userspace_mode(tmp_path: Path) -> None:
+    text = (
+        OURS
+        + """\
+mode: userspace
+userspace:
+  workers: 3
+  balancing: LeastConnections
+  preserveSourceAddress: true
+  drainSeconds: 90
+  handOverSeconds: 7.5
+  connectTimeout: 4s
+  hedgeAfter: 50ms
+  maxConnections: 5000
+  notrack: true
+  markBit: 5
+  routingTable: 999
+  ports: 20000-20009
+"""
+    )
+    config = load_config(write(tmp_path, text), {})
+    assert config.userspace == UserspaceConfig(
+        workers=3,
+        balancing="LeastConnections",
+        preserve_source_address=True,
+        drain_s=90.0,
+        hand_over_s=7.5,
+        connect_timeout_s=4.0,
+        hedge_after_s=0.05,
+        max_connections=5000,
+        notrack=True,
+        mark_bit=5,
+        routing_table=999,
+        ports=(20000, 20009),
+    )
+    again = tmp_path / "again.yaml"
+    again.write_text(written(config))
+    assert load_config(str(again), {}) == config
+    assert "  ports: 20000-20009\n" in again.read_text()
+
+
+def test_the_relay_serves_node_ports_on_loopback_by_itself() -> None:
+    config = load_config(None, {"proxy_mode": "userspace"})
+    assert config.node_settings().localhost_listener
+    assert not config.listens_on_loopback  # and no worker does it besides
 
 
 def test_a_missing_file_is_named() -> None:
