@@ -1,0 +1,97 @@
+"""One epoll of our own inside the event loop: readiness of thousands of sockets without a transport, a future or a handle for any of them.
+
+In: descriptors with a handler each. Out: calls `handler(events)` with what epoll said (EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR).
+The epoll descriptor is itself a reader of the asyncio loop, so timers, signals and the channel to the controller go on beside it: a turn
+takes at most `TURN` events and then gives the loop back. Everything is level-triggered: what a turn leaves over is reported again, so a
+handler may do a bounded piece of work and return. What must not happen here: knowledge of TCP or UDP, waiting, an exception that gets out.
+
+A descriptor that is closed while a turn goes on may come back as another connection's before the turn ends, and stale events would then
+hit the wrong one. So nobody closes inside a handler: `bury` closes when the turn is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import select
+from collections.abc import Callable
+from typing import Protocol
+
+log = logging.getLogger("kproxy.relay")
+
+TURN = 256  # events between two turns of the loop: some milliseconds of work at the most
+_LOGGED = 20  # tracebacks of one poller; what goes wrong more often than that is counted only
+Handler = Callable[[int], None]
+
+
+class Closeable(Protocol):
+    """What `bury` takes: a socket."""
+
+    def close(self) -> object: ...
+
+
+class Poller:
+    """The sockets of one worker. `failures`: exceptions that left a handler, each a fault of ours."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.failures = 0
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._buried: list[Closeable] = []
+        self._turning = False
+        loop.add_reader(self._epoll.fileno(), self._turn)
+
+    def add(self, fd: int, events: int, handler: Handler) -> None:
+        """Calls `handler(events)` whenever one of `events` (or EPOLLHUP, EPOLLERR) holds for `fd`."""
+        self._epoll.register(fd, events)
+        self._handlers[fd] = handler
+
+    def change(self, fd: int, events: int) -> None:
+        """Other events from now on; 0 leaves EPOLLHUP and EPOLLERR, which cannot be turned off."""
+        self._epoll.modify(fd, events)
+
+    def drop(self, fd: int) -> None:
+        """No more events for `fd`, this turn's included; it stays open. Unknown descriptors are no error."""
+        if self._handlers.pop(fd, None) is not None:
+            try:
+                self._epoll.unregister(fd)
+            except OSError:
+                log.debug("descriptor %d was closed before it was dropped", fd)
+
+    def bury(self, fd: int, sock: Closeable) -> None:
+        """No more events for `fd`, and `sock`, its owner, is closed when the turn is over (at once outside of a turn)."""
+        self._handlers.pop(fd, None)
+        if self._turning:
+            self._buried.append(sock)
+        else:
+            sock.close()
+
+    def close(self) -> None:
+        """Ends. Sockets stay open."""
+        self.loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
+        self._handlers.clear()
+
+    def _turn(self) -> None:
+        handlers = self._handlers
+        self._turning = True
+        for fd, events in self._epoll.poll(0, TURN):
+            handler = handlers.get(fd)
+            if handler is None:  # dropped or buried in this turn
+                continue
+            try:
+                handler(events)
+            except Exception:
+                self._failed(fd)
+        self._turning = False
+        if self._buried:
+            buried, self._buried = self._buried, []
+            for sock in buried:
+                sock.close()
+
+    def _failed(self, fd: int) -> None:
+        self.failures += 1
+        if self.failures <= _LOGGED:
+            log.exception("a handler failed; its descriptor is not watched any more")
+        self.drop(fd)
