@@ -29,12 +29,7 @@ from typing import IO, Any
 import uvloop
 
 from kproxy.app_dns import DnsHalf, demands_of
-from kproxy.backends.iptables.apply import IptablesBackend
-from kproxy.backends.iptables.guard import IptablesGuard
-from kproxy.backends.iptables.settings import IptablesSettings
-from kproxy.backends.iptables.tally import Tally
-from kproxy.backends.iptables.tool_runs import run_tool
-from kproxy.backends.iptables.variant import Variant
+from kproxy.app_rules import rules_of
 from kproxy.config.config import Config
 from kproxy.config.follow import ConfigChangedError, wait_for_change
 from kproxy.config.load import load_config
@@ -45,7 +40,7 @@ from kproxy.conntrack.gauge import Gauge
 from kproxy.conntrack.reconciler import Reconciler
 from kproxy.dns.channel import Limited
 from kproxy.dns.node import upstreams_of
-from kproxy.errors import ExitCode, KproxyError, UnsupportedError
+from kproxy.errors import ExitCode, KproxyError
 from kproxy.loopback.channel import TablePublisher, Taken
 from kproxy.loopback.listeners import loopback_path
 from kproxy.loopback.table import listeners
@@ -76,7 +71,6 @@ from kproxy.watch.reflector import RESOURCES, WatchStats, reflect
 
 log = logging.getLogger("kproxy.app")
 
-_BE_LIBERAL = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
 _HEARD_S = 90.0  # bookmarks come once a minute
 _LONGEST_RETRY_S = 3.0  # a lock that is free again, a tool that works again: noticed this soon
 # Snapshots, states and rulesets die by reference count; cycles are few (exceptions, tasks). With Python's own thresholds (700, 10, 10) a
@@ -87,29 +81,14 @@ _STANDBY_S = (
 )
 
 
-def _kernel_is_liberal() -> bool:
-    """Whether conntrack takes out-of-window packets for valid: then none may be dropped as INVALID (as kube-proxy does)."""
-    try:
-        return _BE_LIBERAL.read_text(encoding="ascii").strip() == "1"
-    except OSError:
-        return False
-
-
 class Controller:
     """The parts of one controller and how they hang together."""
 
     def __init__(self, config: Config) -> None:
-        if config.is_userspace:
-            raise UnsupportedError("mode userspace is read and checked, and does not run yet")
         self.config = config
         self.config_change = ""  # what happened to its file
         self.kernel_notes = set_sysctls(wanted(config.conntrack, os.cpu_count() or 1))
-        variant = None if config.iptables.variant == "auto" else Variant(config.iptables.variant)
-        settings = IptablesSettings(
-            masquerade_bit=config.iptables.masquerade_bit, conntrack_tcp_be_liberal=_kernel_is_liberal()
-        )
-        self.tally = Tally(run_tool)
-        self.backend = IptablesBackend(settings, variant=variant, runner=self.tally.run)
+        self.rules = rules_of(config)
         self.upstreams = upstreams_of(config.dns)
         self.dns = DnsHalf(config, lambda: self.loop, self._record, self._is_heard, self._refused, self._limited)
         self.api: Api | None = None
@@ -119,9 +98,9 @@ class Controller:
         self.watches = tuple(WatchStats(resource.kind) for resource in self.resources)
         period = config.iptables
         pacer = Pacer(min_period_s=period.min_sync_period_s, max_retry_s=min(period.sync_period_s, _LONGEST_RETRY_S))
-        self.loop = SyncLoop(self.backend, self.settings_for, pacer, self.publish)
+        self.loop = SyncLoop(self.rules.backend, self.settings_for, pacer, self.publish)
         patience = Patience(period_s=config.healing.period_s, full_period_s=config.healing.full_period_s)
-        self.healer = Healer(self.loop, self.backend, IptablesGuard(self.backend), patience)
+        self.healer = Healer(self.loop, self.rules.backend, self.rules.guard, patience)
         self.lock = Path(config.run_dir) / "controller.lock"
         # The right to write; given back by the end of the process, after everything is handed over.
         self.right: IO[str] | None = None
@@ -136,15 +115,14 @@ class Controller:
         self.monitor = Monitor(
             config,
             loop=self.loop,
-            backend=self.backend,
-            tally=self.tally,
+            plane=self.rules.plane,
             healer=self.healer,
             watches=self.watches,
             sources=self._sources(),
         )
         self.instance = Instance(
             node=config.node_name,
-            backend=self.backend,
+            plane=self.rules.plane,
             loop=self.loop,
             drift=lambda: self.healer.status,
             settings=self.settings_for,
@@ -328,7 +306,7 @@ async def _run(config: Config, flags: Mapping[str, Any]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         running.add_signal_handler(number, stop.set)
     controller = Controller(config)
-    for note in (*config.warnings, *controller.backend.notes, *affinity_notes()):
+    for note in (*config.warnings, *controller.rules.plane.notes, *affinity_notes()):
         log.info("Note", extra=fields(note=note))
     for note in controller.kernel_notes:
         log.warning("A parameter of the kernel is not this container's to set", extra=fields(note=note))

@@ -2,7 +2,7 @@
 
     GET /statusz             StatusPage as JSON
     GET /snapshot            the objects and settings that rules follow from, line by line (statepage.py)
-    GET /wanted?family=IPv4  the rules as they were compiled last, as input of iptables-restore
+    GET /wanted?family=IPv4  the rules as they were compiled last, as input of the mode's own tool
     GET /dns/…               resolver, ask, observe (inspect_dns.py), where DNS is served
 
 Only root may connect (mode 0600): the pages tell every Service of the cluster. What is sent are values that are replaced and never changed,
@@ -16,14 +16,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from aiohttp import web
 
-from kproxy.backends.iptables.ruleset import BUILT_IN, Chain, FamilyRuleset, Ruleset, declaration
 from kproxy.model.names import Family
 from kproxy.telemetry.inspect_dns import DnsPages, add_routes
 from kproxy.telemetry.logs import fields
@@ -33,7 +31,6 @@ log = logging.getLogger("kproxy.state")
 
 LONG_ANSWERS = 2
 LONGEST_ANSWER_S = 60.0
-_CHUNK_LINES = 500  # of rules: about 1 ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +39,7 @@ class StatePages:
 
     status: Callable[[], StatusPage]
     snapshot: Callable[[], Iterable[bytes]]
-    wanted: Callable[[], Ruleset | None]
+    wanted: Callable[[Family], Iterable[bytes] | None]
     dns: DnsPages | None = None  # where DNS is served
 
 
@@ -103,10 +100,10 @@ def _application(pages: StatePages) -> web.Application:
         word = request.query.get("family", "")
         if word not in [family.value for family in Family]:
             return web.Response(status=400, text="family must be IPv4 or IPv6\n")
-        ruleset = pages.wanted()
-        if ruleset is None:
+        rules = pages.wanted(Family(word))
+        if rules is None:
             return web.Response(status=503, text="no rules have been compiled yet\n")
-        return await _send(request, turns, rendered(ruleset.of(Family(word))))
+        return await _send(request, turns, rules)
 
     application = web.Application()
     for path, answer in (("/statusz", statusz), ("/snapshot", snapshot), ("/wanted", wanted)):
@@ -129,24 +126,3 @@ async def _send(request: web.Request, turns: asyncio.Semaphore, pieces: Iterable
         if request.transport is not None:
             request.transport.abort()  # or the answer would be ended in good order, and pass for all there is
     return response
-
-
-def rendered(ruleset: FamilyRuleset) -> Iterator[bytes]:
-    """`ruleset.render`, piece by piece, and chains in the order they have: sorting those of 10,000 Services alone would take 30 ms."""
-    for table, chains in ruleset.tables.items():
-        lines = _lines(table, chains)
-        while piece := list(islice(lines, _CHUNK_LINES)):
-            yield ("\n".join(piece) + "\n").encode()
-
-
-def _lines(table: str, chains: Mapping[str, Chain]) -> Iterator[str]:
-    yield f"*{table}"
-    for name in chains:
-        if name not in BUILT_IN:
-            yield declaration(name)
-    for name, rules in chains.items():
-        if name in BUILT_IN:
-            yield from (f"-I {name} {rule.text}" for rule in reversed(rules))
-        else:
-            yield from (f"-A {name} {rule.text}".rstrip() for rule in rules)
-    yield "COMMIT"

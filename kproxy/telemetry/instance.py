@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from kproxy import __version__
-from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.model.desired import NodeSettings
 from kproxy.model.snapshot import Snapshot
 from kproxy.sync.drift import DriftStatus
@@ -20,6 +19,7 @@ from kproxy.sync.loop import SyncLoop, SyncOutcome
 from kproxy.telemetry.http import Health
 from kproxy.telemetry.inspect import StatePages
 from kproxy.telemetry.inspect_dns import DnsPages
+from kproxy.telemetry.plane import Plane
 from kproxy.telemetry.statepage import (
     FORMAT,
     DnsPage,
@@ -40,7 +40,7 @@ class Instance:
     """The parts that the pages tell about. server: the API server in use, "" for none yet. dns_workers: None when DNS is off."""
 
     node: str
-    backend: IptablesBackend
+    plane: Plane
     loop: SyncLoop
     drift: Callable[[], DriftStatus]
     settings: Callable[[Snapshot], NodeSettings]
@@ -62,21 +62,19 @@ class Instance:
 
     def pages(self) -> StatePages:
         """What the state socket serves."""
-        return StatePages(
-            status=self.status, snapshot=self.snapshot, wanted=lambda: self.backend.wanted, dns=self.dns_pages
-        )
+        return StatePages(status=self.status, snapshot=self.snapshot, wanted=self.plane.wanted, dns=self.dns_pages)
 
     def status(self) -> StatusPage:
         """For `kproxy status`."""
-        now, status, wanted = time.monotonic(), self.loop.status, self.backend.wanted
+        now, status, plane = time.monotonic(), self.loop.status, self.plane
         workers = self.dns_workers()
         return StatusPage(
             version=__version__,
             pid=os.getpid(),
             node=self.node,
-            mode=self.backend.mode,
-            variant=self.backend.tools.variant.value,
-            evidence=list(self.backend.notes),
+            mode=plane.mode,
+            variant=plane.header.variant,
+            evidence=list(plane.notes),
             writer=status.writer,
             api_server=self.server(),
             uptime_s=round(now - self.started, 1),
@@ -86,11 +84,12 @@ class Instance:
             services=status.services,
             endpoint_slices=status.slices,
             service_ports=status.service_ports,
-            rules=wanted.rule_count if wanted is not None else 0,
+            rules=plane.rules,
             drift=drift_page(self.drift(), now),
             dns_enabled=workers is not None,
             dns_workers=workers or 0,
             dns=self.dns_page(),
+            relay=plane.relay(),
             dns_addresses=list(self.settings(self.loop.snapshot).dns_addresses),
             problems=list(status.problems),
         )
@@ -98,13 +97,15 @@ class Instance:
     def snapshot(self) -> Iterator[bytes]:
         """For `kproxy explain`, `trace` and `render`."""
         now, snapshot, status = time.monotonic(), self.loop.snapshot, self.loop.status
+        rules = self.plane.header
         header = Header(
+            mode=rules.mode,
+            iptables=rules.iptables,
+            variant=rules.variant,
             format=FORMAT,
             version=__version__,
             settings=self.settings(snapshot),
-            iptables=self.backend.settings,
             local_addresses=sorted(snapshot.local_addresses),
-            variant=self.backend.tools.variant.value,
             writer=status.writer,
             heard_s=furthest_behind(self.watches, now),
             synced_s=sync_page(status, self.last_success, now).age_s,

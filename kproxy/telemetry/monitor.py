@@ -15,11 +15,6 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from typing import Any
 
-from kproxy.backends.iptables.apply import IptablesBackend
-from kproxy.backends.iptables.counters import KernelCounters
-from kproxy.backends.iptables.ruleset import Ruleset
-from kproxy.backends.iptables.tally import Tally
-from kproxy.backends.iptables.tool_runs import run_tool
 from kproxy.config.config import Config
 from kproxy.conntrack.counters import Counters
 from kproxy.errors import SourceError
@@ -33,6 +28,7 @@ from kproxy.telemetry.counting import Counting, without_local_endpoints
 from kproxy.telemetry.events import Recorder
 from kproxy.telemetry.http import Health, Pages, Routes, health_routes, metrics_only, metrics_routes, serve
 from kproxy.telemetry.metrics import Metric, families, text_of
+from kproxy.telemetry.plane import Plane
 from kproxy.telemetry.state import health_of, status_of, watch_text
 from kproxy.watch.client import Api
 from kproxy.watch.reflector import WatchStats
@@ -61,20 +57,15 @@ class Monitor:
         config: Config,
         *,
         loop: SyncLoop,
-        backend: IptablesBackend,
-        tally: Tally,
+        plane: Plane,
         healer: Healer,
         watches: Sequence[WatchStats],
         sources: Sources,
     ) -> None:
-        self._config, self._loop, self._backend, self._tally = config, loop, backend, tally
+        self._config, self._loop, self._plane = config, loop, plane
         self._healer, self._watches, self._sources = healer, watches, sources
         self._answers: Counter[tuple[str, int]] = Counter()
         self._problems: tuple[Problem, ...] = ()
-        self._owned: tuple[Ruleset | None, Mapping[tuple[Family, str], int]] = (
-            None,
-            {},
-        )  # counted once for each ruleset
         self.counting = Counting(loop.emit, lambda: loop.snapshot, unix=time.time, monotonic=time.monotonic)
         self.recorder = Recorder(
             self._write,
@@ -82,9 +73,6 @@ class Monitor:
             unix_ns=time.time_ns,
             monotonic=time.monotonic,
             enabled=config.events,
-        )
-        self._kernel = KernelCounters(
-            backend.tools, run_tool, lambda: backend.wanted, services=config.iptables.service_counters
         )
         self.checks = HealthChecks(
             lambda: self.health().data_path,
@@ -100,9 +88,7 @@ class Monitor:
         return await api.write(method, path, body, content_type)
 
     def _observe(self, outcome: SyncOutcome) -> None:
-        self._tally.settle()
-        if outcome.full:
-            self._kernel.expire()
+        self._plane.observe(outcome)
         if outcome.error is not None:
             self.recorder.record(notices.sync_failed(self._config.node_name, str(outcome.error)))
         before, self._problems = self._problems, self._loop.status.problems
@@ -129,8 +115,8 @@ class Monitor:
         return status_of(
             self._loop.status,
             node_name=self._config.node_name,
-            mode=self._backend.mode,
-            evidence="; ".join(self._backend.notes),
+            mode=self._plane.mode,
+            evidence="; ".join(self._plane.notes),
             server=api.server if api is not None else "",
             watches=tuple(watch_text(stats, time.monotonic()) for stats in self._watches),
             drift=self._healer.status,
@@ -139,8 +125,8 @@ class Monitor:
 
     async def metrics(self) -> bytes:
         """For `/metrics`. The text is made in a thread: with counters of Services it has tens of thousands of lines."""
-        await self._kernel.refresh()
-        told, services = self._families(), metrics_program.services(self._kernel.services)
+        await self._plane.refresh()
+        told, services = self._families(), self._plane.long_metrics()
         return await asyncio.to_thread(text_of, itertools.chain(told, services))
 
     def _families(self) -> list[Metric]:
@@ -153,10 +139,9 @@ class Monitor:
                 flows=self._sources.flows(),
             ),
             *metrics_proxy.syncs(self.counting, self._loop.status),
-            *metrics_proxy.rules(self._tally, self.counting, self._rules()),
+            *self._plane.metrics(self.counting),
             *metrics_proxy.no_local_endpoints(without_local_endpoints(self._loop.desired)),
             *metrics_proxy.answers(self._answers),
-            *metrics_proxy.invalid_dropped(self._kernel.dropped),
             *metrics_program.drift(self._healer.status),
             *self._sources.further(),
             *metrics_program.events(self.recorder.outcomes),
@@ -164,12 +149,6 @@ class Monitor:
             *metrics_program.build(),
             *metrics_program.process(),
         ]
-
-    def _rules(self) -> Mapping[tuple[Family, str], int]:
-        wanted = self._backend.wanted
-        if wanted is not None and wanted is not self._owned[0]:
-            self._owned = (wanted, _owned(wanted))
-        return self._owned[1]
 
     def slis(self) -> bytes:
         """For `/metrics/slis`."""
@@ -202,7 +181,7 @@ class Monitor:
             slis=self.slis,
             configz=self._sources.configz,
             flagz=self._sources.flagz,
-            mode=self._backend.mode,
+            mode=self._plane.mode,
             answers=self._answers,
             started=self.counting.started,
         )
@@ -212,14 +191,9 @@ class Monitor:
 
     async def _tell_and_keep(self) -> None:
         self.recorder.record(notices.starting(self._config.node_name))
-        for note in notices.variants(self._config.node_name, self._backend.tools.choice.warnings):
+        for note in notices.variants(self._config.node_name, self._plane.warnings):
             self.recorder.record(note)
         await self.recorder.keep()
-
-
-def _owned(wanted: Ruleset) -> Mapping[tuple[Family, str], int]:
-    tables = ((family, table, chains) for family in Family for table, chains in wanted.of(family).tables.items())
-    return {(family, table): sum(map(len, chains.values())) for family, table, chains in tables}
 
 
 def _with_port(address: str) -> str:

@@ -135,6 +135,23 @@ class DnsPage(msgspec.Struct, rename=_json_name, kw_only=True):
     upstreams: list[UpstreamPage] = []
 
 
+class RelayPage(msgspec.Struct, rename=_json_name, kw_only=True):
+    """The relay workers of mode userspace. ports: where they listen, for traffic from inside and from outside; [] while there are none.
+
+    connections: opened since the workers started; open: at the moment; failed: given up, no endpoint accepted; retries: endpoints tried
+    beyond the first; refused: not taken for want of room. ejected: endpoints left out for a while, `ip:port`.
+    """
+
+    workers: int = 0
+    ports: list[int] = []
+    connections: int = 0
+    open: int = 0
+    failed: int = 0
+    retries: int = 0
+    refused: int = 0
+    ejected: list[str] = []
+
+
 class StatusPage(msgspec.Struct, rename=_json_name, kw_only=True):
     """One instance of kproxy at one moment; the JSON form of `kproxy status -o json`. Fields are added, never renamed."""
 
@@ -159,18 +176,25 @@ class StatusPage(msgspec.Struct, rename=_json_name, kw_only=True):
     dns_workers: int
     dns_addresses: list[str]
     dns: DnsPage = msgspec.field(default_factory=DnsPage)
+    relay: RelayPage | None = None  # in mode userspace
     problems: list[Problem]
 
 
-class Header(msgspec.Struct, rename=_json_name, kw_only=True):
+class HeaderRules(msgspec.Struct, rename=_json_name, kw_only=True):
+    """Which data plane makes rules, and its settings. variant: of iptables, "" where there are none."""
+
+    mode: str = "iptables"
+    iptables: IptablesSettings = IptablesSettings()
+    variant: str = ""
+
+
+class Header(HeaderRules, rename=_json_name, kw_only=True):
     """What rules follow from besides objects. heard_s: seconds since the watch that is furthest behind heard from the server."""
 
     format: int
     version: str
     settings: NodeSettings
-    iptables: IptablesSettings
     local_addresses: list[str]
-    variant: str
     writer: bool
     heard_s: float | None
     synced_s: float | None  # seconds since the last sync that went well

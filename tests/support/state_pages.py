@@ -11,6 +11,7 @@ from pathlib import Path
 from kproxy.backends.iptables.ruleset import Ruleset
 from kproxy.telemetry.inspect import StatePages, serve_state
 from kproxy.telemetry.inspect_dns import DnsPages
+from kproxy.telemetry.plane_iptables import rendered
 from kproxy.telemetry.statepage import StatusPage, socket_path
 
 
@@ -22,7 +23,10 @@ def serving(
     started, stop = threading.Event(), threading.Event()
     path, left = socket_path(directory, "1-1"), list(pages)
     made = StatePages(
-        status=lambda: left.pop(0) if len(left) > 1 else left[0], snapshot=lambda: (), wanted=lambda: wanted, dns=dns
+        status=lambda: left.pop(0) if len(left) > 1 else left[0],
+        snapshot=lambda: (),
+        wanted=lambda family: rendered(wanted.of(family)) if wanted is not None else None,
+        dns=dns,
     )
 
     async def run() -> None:

@@ -111,7 +111,7 @@ def test_the_shape_of_the_json(tmp_path: Path) -> None:
         told: dict[str, Any] = json.loads(_run(tmp_path, "-o", "json").stdout)
     assert list(told) == [
         "version", "pid", "node", "mode", "variant", "evidence", "writer", "apiServer", "uptimeSeconds", "health", "sync", "watches",
-        "services", "endpointSlices", "servicePorts", "rules", "drift", "dnsEnabled", "dnsWorkers", "dnsAddresses", "dns", "problems",
+        "services", "endpointSlices", "servicePorts", "rules", "drift", "dnsEnabled", "dnsWorkers", "dnsAddresses", "dns", "relay", "problems",
     ]  # fmt: skip
     assert list(told["health"]) == ["healthy", "nodeEligible", "ready", "waitingFor"]
     assert list(told["sync"]) == ["count", "failures", "ageSeconds", "durationSeconds", "waitingSeconds", "lastError"]

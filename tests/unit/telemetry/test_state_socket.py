@@ -27,6 +27,7 @@ from kproxy.sync.drift import DriftStatus
 from kproxy.sync.status import SyncStatus
 from kproxy.telemetry.http import Health
 from kproxy.telemetry.inspect import StatePages, serve_state
+from kproxy.telemetry.plane_iptables import rendered
 from kproxy.telemetry.statepage import (
     CHUNK_LINES,
     FORMAT,
@@ -81,7 +82,7 @@ def _pages(*, writer: bool = True, node: str = "node-1", wanted: Ruleset | None 
     return StatePages(
         status=lambda: _page(writer=writer, node=node),
         snapshot=lambda: snapshot_chunks(_header(sorted(snapshot.local_addresses)), snapshot, [Problem("Service", "a/b", "odd")]),
-        wanted=lambda: wanted,
+        wanted=lambda family: rendered(wanted.of(family)) if wanted is not None else None,
     )  # fmt: skip
 
 
