@@ -9,7 +9,7 @@ import click
 # name → module in kproxy/cli, help
 _COMMANDS = {
     "check": ("check_corefile", "what a Corefile means here, block by block, and what is wrong with it"),
-    "observe": ("observe", "the answers of this node's DNS, one line each, as they are given"),
+    "observe": ("observe_dns", "the answers of this node's DNS, one line each, as they are given"),
 }
 
 

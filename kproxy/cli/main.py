@@ -23,6 +23,7 @@ _COMMANDS = {
     "resolve": "the DNS answer for manifests, without cluster or root",
     "dig": "a name as a pod looks it up: every attempt, its time and reason, and what would save questions",
     "dns": "what this node's DNS answers, as it does",
+    "observe": "the open connections and UDP sessions to Services, with names",
     "trace": "where a packet goes, chain by chain, and why",
     "cleanup": "remove all service rules of kproxy and kube-proxy from this node",
     "version": "what this is and what it runs on",

@@ -1,91 +1,202 @@
-"""`kproxy dns observe`: the answers that this node's DNS gives, one line each, as they are given.
+"""`kproxy observe --flows`: the open connections and UDP sessions to Services on this node, with names.
 
-In: the daemon's state socket. Out: lines for people or JSON, until interrupted or as many as wanted. The workers sample under load and
-say how many answers they left out; that goes to standard error. Names come escaped from the workers and are escaped again here.
+In: the daemon's state socket; in a kernel mode the kernel's table of flows as well. Out: a table, or one JSON object a line. With --watch
+the flows that begin and end are told as they do. What must not happen here: a control character of anybody's name on a terminal.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
 from urllib.parse import urlencode
 
 import click
 import msgspec
 
-from kproxy.cli.daemon import find, run_dir_option
+from kproxy.cli.daemon import Daemon, find, run_dir_option
+from kproxy.cli.kernel_flows import counts_octets, kernel_flows
 from kproxy.cli.options import output_option
-from kproxy.cli.terminal import plain
-from kproxy.dns.records import Seen
-from kproxy.dns.tally import RCODES
-from kproxy.errors import ConfigError, KproxyError, UnsupportedError
+from kproxy.cli.terminal import console, lasting, plain, table
+from kproxy.errors import ConfigError
+from kproxy.telemetry.relaypage import PROTOCOLS, SORTS, FlowPage, FlowsHead, Wanted, flows_of_bytes
 
-
-class _Gap(msgspec.Struct):
-    """How many answers were left out."""
-
-    left_out: int
+_LIMIT = 1000
+_COLUMNS = (
+    "SERVICE",
+    "PROTO",
+    "CLIENT",
+    "VIRTUAL",
+    "ENDPOINT",
+    "SEEN AS",
+    "SENT",
+    "RECEIVED",
+    "AGE",
+    "TRIES",
+    "STATE",
+    "WORKER",
+)
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_Ask = Callable[[], tuple[FlowsHead, list[FlowPage]]]
 
 
 @click.command("observe", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--pod", metavar="NS/POD", default="", help="Only what this pod asks.")
-@click.option("--rcode", metavar="RCODE", default="", help="Only answers with this code: NXDOMAIN, SERVFAIL, …")
-@click.option("--count", "-n", metavar="N", type=click.IntRange(min=1), help="End after so many.")
+@click.option("--flows", is_flag=True, help="Open TCP connections and UDP sessions to Services.")
+@click.option("--service", metavar="[NS/]NAME[:PORT]", default="", help="Only to this Service.")
+@click.option("--pod", metavar="NS/POD|IP", default="", help="Only from this client: a pod, or an address.")
+@click.option("--endpoint", metavar="NS/POD|IP[:PORT]", default="", help="Only to this endpoint.")
+@click.option("--protocol", type=click.Choice(PROTOCOLS, case_sensitive=False), help="Only of this protocol.")
+@click.option("--sort", type=click.Choice(SORTS), default="age", show_default=True, help="Oldest, or largest, first.")
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(0, 100_000), default=_LIMIT, show_default=True, help="0: all."
+)
+@click.option("--watch", is_flag=True, help="Then tell what begins and ends, until Ctrl-C.")
+@click.option(
+    "--every", metavar="SECONDS", type=click.FloatRange(0.2, 3600), default=1.0, show_default=True, help="With --watch."
+)
+@click.option("--count", "-n", metavar="N", type=click.IntRange(min=1), help="With --watch: end after so many lines.")
 @run_dir_option
 @output_option
-def command(pod: str, rcode: str, count: int | None, run_dir: str, output: str) -> None:
-    """The answers of this node's DNS, one line each: when, who, what, rcode, how long, and questions saved by the walked search list.
+def command(
+    flows: bool,
+    protocol: str | None,
+    limit: int,
+    watch: bool,
+    every: float,
+    count: int | None,
+    run_dir: str,
+    output: str,
+    **words: str,
+) -> None:
+    """The open connections and UDP sessions to Services on this node: who, to what, answered by whom, seen as whom, octets, age, tries.
 
-    Ends with Ctrl-C or after --count. Under load answers are sampled; how many were left out is told on standard error.
+    In mode userspace the relay's workers tell; in a kernel mode it is the kernel's table of flows, which counts octets only with
+    net.netfilter.nf_conntrack_acct=1 and ages only with nf_conntrack_timestamp=1. DNS answers: kproxy dns observe.
 
     \b
     Examples:
-      kproxy dns observe
-      kproxy dns observe --pod default/client
-      kproxy dns observe --rcode NXDOMAIN -n 20 -o json
-    """
-    code = rcode.upper()
-    if code and code not in RCODES.values():
-        close = get_close_matches(code, RCODES.values(), n=1)
+      kproxy observe --flows
+      kproxy observe --flows --service shop/web --sort octets --limit 20
+      kproxy observe --flows --endpoint shop/web-7d9f -o json
+      kproxy observe --flows --pod default/client --watch
+    """  # fmt: skip
+    if not flows:
         raise ConfigError(
-            f"{rcode!r} is no response code{f'; did you mean {close[0]}?' if close else ''}", where="--rcode"
+            "say what to observe: --flows for connections; for answers of the DNS it is `kproxy dns observe`"
         )
-    if pod and pod.count("/") != 1:
-        raise ConfigError(f"{pod!r} is not NAMESPACE/POD", where="--pod")
+    for name in ("pod", "service"):
+        if words[name].count("/") > 1:
+            raise ConfigError(f"{words[name]!r} is not NAMESPACE/NAME", where=f"--{name}")
+    wanted = Wanted(
+        **{n: words[n] for n in ("service", "pod", "endpoint", "sort")}, protocol=(protocol or "").upper(), limit=limit
+    )
     daemon, status = find(run_dir)
-    if not status.dns_enabled:
-        raise UnsupportedError("the kproxy of this node serves no DNS (dns.enabled: false)")
-    shown = 0
-    for one in _records(daemon.lines(f"/dns/observe?{urlencode({'pod': pod, 'rcode': code})}")):
-        if isinstance(one, _Gap):
-            click.echo(f"kproxy: {one.left_out} answers left out", err=True)
-            continue
-        click.echo(msgspec.json.encode(msgspec.structs.asdict(one)) if output == "json" else plain(line(one)))
-        sys.stdout.flush()
-        shown += 1
-        if shown == count:
-            return
+    if watch:
+        _watch(_asker(daemon, status.mode, _without_limit(wanted)), every, count, output)
+        return
+    head, found = _asker(daemon, status.mode, wanted)()
+    _tell(head, found, output)
 
 
-def _records(lines: Iterator[bytes]) -> Iterator[Seen | _Gap]:
-    for text in lines:
-        if not text.strip():
-            continue
-        try:
-            if text.startswith(b'{"left_out"'):
-                yield msgspec.json.decode(text, type=_Gap)
+def _without_limit(wanted: Wanted) -> Wanted:
+    return Wanted(**{name: getattr(wanted, name) for name in ("service", "pod", "endpoint", "protocol", "sort")})
+
+
+def _asker(daemon: Daemon, mode: str, wanted: Wanted) -> _Ask:
+    """Who tells of open flows in this mode."""
+    if mode == "userspace":
+        query = {name: getattr(wanted, name) for name in ("service", "pod", "endpoint", "protocol", "sort", "limit")}
+        return lambda: flows_of_bytes(daemon.get(f"/relay/flows?{urlencode(query)}"))
+    known = daemon.snapshot()
+    return lambda: kernel_flows(known, mode, wanted, time.time())  # noqa: TID251 - the kernel notes Unix time
+
+
+# For people, and for programs
+
+
+def _tell(head: FlowsHead, found: list[FlowPage], output: str) -> None:
+    if output == "json":
+        for flow in found:
+            click.echo(msgspec.json.encode(flow))
+    elif found:
+        console().print(table(_COLUMNS, map(_row, found)))
+    click.echo(f"kproxy: {_summary(head)}", err=True)
+    if head.mode != "userspace" and found and not counts_octets():
+        click.echo("kproxy: the kernel counts no octets of flows: sysctl net.netfilter.nf_conntrack_acct=1", err=True)
+
+
+def _summary(head: FlowsHead) -> str:
+    """`12 flows`, `12 of 40,000 flows fit, 10 shown`."""
+    if head.shown == head.open:
+        return f"{head.open:,} flows" if head.open != 1 else "1 flow"
+    fit = f"{head.matching:,} of {head.open:,} flows fit" if head.matching != head.open else f"{head.open:,} flows"
+    return fit + (f", {head.shown:,} shown" if head.shown != head.matching else "")
+
+
+def _row(flow: FlowPage) -> tuple[object, ...]:
+    return (
+        flow.service,
+        flow.protocol,
+        _who(flow.client_pod, flow.client),
+        flow.virtual,
+        _who(flow.endpoint_pod, flow.endpoint) or "-",
+        flow.source or "-",
+        octets(flow.sent),
+        octets(flow.received),
+        lasting(flow.age_seconds) if flow.age_seconds is not None else "-",
+        flow.retries + 1 if flow.endpoint else flow.retries,
+        flow.state,
+        flow.worker or "kernel",
+    )
+
+
+def _who(name: str, address: str) -> str:
+    return f"{name} {address}" if name else address
+
+
+def octets(count: int | None) -> str:
+    """`512 B`, `1.5 KiB`, `20 MiB`; `-` where nobody counts."""
+    if count is None:
+        return "-"
+    value, unit = float(count), _UNITS[0]
+    for unit in _UNITS:
+        if value < 1024 or unit == _UNITS[-1]:
+            break
+        value /= 1024
+    return f"{value:.1f} {unit}" if unit != "B" and value < 10 else f"{value:.0f} {unit}"
+
+
+def line(event: str, flow: FlowPage) -> str:
+    """A flow on one line: what happened to it, and what it has been so far."""
+    age = f", {lasting(flow.age_seconds)}" if flow.age_seconds is not None else ""
+    tries = f", {flow.retries} tried before" if flow.retries else ""
+    to = _who(flow.endpoint_pod, flow.endpoint) or "nobody yet"
+    return (
+        f"{event:6} {flow.service} {flow.protocol}  {_who(flow.client_pod, flow.client)} -> {flow.virtual} -> {to}  "
+        f"{flow.state}, {octets(flow.sent)} sent, {octets(flow.received)} received{age}{tries}"
+    )
+
+
+def _watch(ask: _Ask, every: float, count: int | None, output: str) -> None:
+    """Tells of flows that are there, then of those that begin and end between two looks; shorter ones are not seen."""
+    before: Mapping[tuple[object, ...], FlowPage] = {}
+    first, told = True, 0
+    while True:
+        now = {_identity(flow): flow for flow in ask()[1]}
+        news = [("open" if first else "began", flow) for key, flow in now.items() if key not in before]
+        news += [("ended", flow) for key, flow in before.items() if key not in now]
+        for event, flow in news:
+            if output == "json":
+                click.echo(msgspec.json.encode({"event": event, **msgspec.to_builtins(flow)}))
             else:
-                yield msgspec.json.decode(text, type=Seen)
-        except msgspec.MsgspecError as error:
-            raise KproxyError(f"the daemon's records are not understood ({error}); is it of this version?") from error
+                click.echo(plain(line(event, flow)))
+            told += 1
+            if told == count:
+                return
+        sys.stdout.flush()
+        before, first = now, False
+        time.sleep(every)
 
 
-def line(one: Seen) -> str:
-    """A record for people."""
-    when = f"{time.strftime('%H:%M:%S', time.localtime(one.at))}.{int(one.at * 1000) % 1000:03d}"
-    who = one.pod or one.client
-    saved = f"  saved {one.saved}" if one.saved else ""
-    took = f"{one.duration / 1000:.1f} ms" if one.duration >= 100 else f"{one.duration} us"
-    return f"{when}  {who}  {one.name} {one.qtype}  {one.rcode}  {took}  {one.proto}, {one.how}{saved}"
+def _identity(flow: FlowPage) -> tuple[object, ...]:
+    return flow.worker, flow.number, flow.protocol, flow.client, flow.virtual

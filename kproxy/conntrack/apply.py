@@ -1,4 +1,4 @@
-"""Looks through the kernel's open flows and ends the stale ones; blocks, for a thread of its own.
+"""Looks through the kernel's open flows and ends the stale ones; blocks, for a thread of its own. Or lists them, for people.
 
 In: what stale.py allows. Out: `Report`. What must not happen here: a decision about a flow (stale.py), a thought of when (reconciler.py).
 
@@ -14,11 +14,11 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from kproxy.conntrack.netlink import Flow, delete_request, dump_request, read_answers, read_dump
+from kproxy.conntrack.netlink import Flow, delete_request, dump_request, read_answers, read_dump, read_flows
 from kproxy.conntrack.reset import Told, reset_flows
 from kproxy.conntrack.stale import Allowed
 from kproxy.model.names import Family, Protocol
@@ -103,6 +103,26 @@ def end(family: Family, rules: Allowed) -> Report:
         if all_seen or refused:
             break
     return report
+
+
+def listed(family: Family, wanted: Callable[[Flow], bool], most: int) -> tuple[list[Flow], int]:
+    """At most `most` of the open flows of `family` that are `wanted`, and how many of those there are; blocks. OSError as `reconcile`."""
+    found: list[Flow] = []
+    count = 0
+    with _netfilter() as asking:
+        asking.sendto(dump_request(family, 1, only=None), (0, 0))
+        while True:
+            with _understood():
+                flows, read = read_flows(_receive(asking), family)
+            if read.error:
+                raise OSError(read.error, f"conntrack: {os.strerror(read.error)}")
+            for flow in flows:
+                if wanted(flow):
+                    count += 1
+                    if len(found) < most:
+                        found.append(flow)
+            if read.done:
+                return found, count
 
 
 def _stale_flows(sock: socket.socket, family: Family, rules: Allowed) -> tuple[list[Flow], int, bool]:

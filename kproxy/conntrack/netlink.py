@@ -1,8 +1,9 @@
 """How the kernel spells open flows: nfnetlink messages to ask for them and to delete one, and the reader of its answers. Pure.
 
 In: datagrams of a NETLINK_NETFILTER socket. Out: the delete requests of the flows that are stale, and nothing of all the others, so that
-memory does not grow with the table. Layout: linux/netfilter/nfnetlink_conntrack.h. Numbers of headers and attributes are in the machine's
-byte order, addresses and ports in the network's.
+memory does not grow with the table; or all of a datagram's flows, for whoever wants to see them. Layout:
+linux/netfilter/nfnetlink_conntrack.h. Numbers of headers and attributes are in the machine's byte order, addresses and ports in the
+network's.
 
 A flow with plain tuples (no zone in them; TCP, UDP, SCTP) has a fixed layout; a look at fixed offsets tells most of those in order:
 
@@ -37,6 +38,9 @@ _ERROR, _DONE = 2, 3
 _REQUEST, _ACK, _DUMP, _INTERRUPTED = 0x1, 0x4, 0x300, 0x10
 
 _TUPLE_ORIG, _TUPLE_REPLY, _PROTOCOL_INFO, _ID, _ZONE, _FILTER = 1, 2, 4, 12, 18, 25
+_STATUS, _COUNTERS_ORIG, _COUNTERS_REPLY, _TIMESTAMP = 3, 9, 10, 20
+_COUNTERS_BYTES, _TIMESTAMP_START = 2, 1
+_SEEN_REPLY = 0x2  # IPS_SEEN_REPLY of a flow's status
 _INFO_TCP, _INFO_TCP_STATE = 1, 1
 _SYN_SENT, _TIME_WAIT = (
     1,
@@ -60,6 +64,8 @@ class Flow:
     """One open flow. destination: where its client sent to; answering: who answers in fact; both address and port as on the wire.
 
     client: who sent; returning: whom the answers are addressed to (this node, if the client is masqueraded); state: of TCP, 0 for others.
+    sent, received: octets from and to the client, None unless the kernel counts (net.netfilter.nf_conntrack_acct); began: Unix seconds, 0
+    unless it notes that (nf_conntrack_timestamp); answered: whether a reply was seen.
     """
 
     protocol: int
@@ -69,6 +75,10 @@ class Flow:
     client: bytes = b""
     returning: bytes = b""
     state: int = 0
+    sent: int | None = None
+    received: int | None = None
+    began: float = 0.0
+    answered: bool = False
 
     @property
     def is_opening(self) -> bool:
@@ -130,6 +140,24 @@ def read_dump(datagram: bytes, family: Family, allowed: Allowed) -> Read:
     return Read(stale=tuple(stale), seen=seen, interrupted=interrupted)
 
 
+def read_flows(datagram: bytes, family: Family) -> tuple[list[Flow], Read]:
+    """Every flow with ports in one datagram of a dump of `family`, and what else it said. Raises ValueError when it makes no sense."""
+    found: list[Flow] = []
+    start, end, interrupted = 0, len(datagram), False
+    while start + _HEADER.size <= end:
+        size, kind, flags = _HEAD.unpack_from(datagram, start)
+        if size < _HEADER.size or start + size > end:
+            raise ValueError(f"a message of {size} bytes in {end - start}")
+        interrupted = interrupted or bool(flags & _INTERRUPTED)
+        if kind == _NEW and (flow := read_flow(datagram[start + _BODY : start + size], family)) is not None:
+            found.append(flow)
+        elif kind in (_DONE, _ERROR):
+            error = _error(datagram[start : start + size])
+            return found, Read(seen=len(found), done=True, interrupted=interrupted, error=error)
+        start += (size + 3) & ~3
+    return found, Read(seen=len(found), interrupted=interrupted)
+
+
 def _quick_look(family: Family, allowed: Allowed) -> Callable[[bytes, int, int], bool]:
     """Tells of a message (datagram, where it starts, its size) whether it surely is in order: 1 us, where reading it all takes 10."""
     length = _ADDRESS_BYTES[family]
@@ -173,23 +201,40 @@ def read_answers(datagram: bytes) -> Iterator[tuple[int, int]]:
 
 def read_flow(body: bytes, family: Family) -> Flow | None:
     """The flow in the attributes of one message; None when it has no ports or is not of `family`. ValueError: the bytes make no sense."""
-    original = reply = named = info = b""
+    named = b""
+    found: dict[int, bytes] = {}
     for kind, whole, value in _attributes(body):
-        if kind == _TUPLE_ORIG:
-            original = value
-        elif kind == _TUPLE_REPLY:
-            reply, named = value, whole + named
+        found[kind] = value
+        if kind == _TUPLE_REPLY:
+            named = whole + named
         elif kind in (_ID, _ZONE):
             named += whole
-        elif kind == _PROTOCOL_INFO:
-            info = value
+    original, reply = found.get(_TUPLE_ORIG), found.get(_TUPLE_REPLY)
     if not original or not reply:
         return None
     protocol, client, destination = _ends(original, family)
     _, answering, returning = _ends(reply, family)
     if not destination or not answering:
         return None
-    return Flow(protocol, destination, answering, named, client, returning, _state(info) if protocol == TCP else 0)
+    return Flow(
+        protocol,
+        destination,
+        answering,
+        named,
+        client,
+        returning,
+        _state(found.get(_PROTOCOL_INFO, b"")) if protocol == TCP else 0,
+        sent=_big_number(found.get(_COUNTERS_ORIG, b""), _COUNTERS_BYTES),
+        received=_big_number(found.get(_COUNTERS_REPLY, b""), _COUNTERS_BYTES),
+        began=(_big_number(found.get(_TIMESTAMP, b""), _TIMESTAMP_START) or 0) / 1e9,
+        answered=bool(int.from_bytes(found.get(_STATUS, b""), "big") & _SEEN_REPLY),
+    )
+
+
+def _big_number(nest: bytes, wanted: int) -> int | None:
+    """A number of 64 bits among the attributes in `nest`, None when there is none."""
+    values = (value for kind, _, value in _attributes(nest) if kind == wanted and len(value) == 8)
+    return next((int.from_bytes(value, "big") for value in values), None)
 
 
 def _state(info: bytes) -> int:

@@ -4,6 +4,7 @@
     GET /snapshot            the objects and settings that rules follow from, line by line (statepage.py)
     GET /wanted?family=IPv4  the rules as they were compiled last, as input of the mode's own tool
     GET /dns/…               resolver, ask, observe (inspect_dns.py), where DNS is served
+    GET /relay/…             flows (inspect_relay.py), where connections are relayed
 
 Only root may connect (mode 0600): the pages tell every Service of the cluster. What is sent are values that are replaced and never changed,
 so they go out in pieces of about a millisecond with the loop's other work in between, and no lock is taken. At most two long answers
@@ -23,7 +24,9 @@ from pathlib import Path
 from aiohttp import web
 
 from kproxy.model.names import Family
-from kproxy.telemetry.inspect_dns import DnsPages, add_routes
+from kproxy.telemetry import inspect_dns, inspect_relay
+from kproxy.telemetry.inspect_dns import DnsPages
+from kproxy.telemetry.inspect_relay import RelayPages
 from kproxy.telemetry.logs import fields
 from kproxy.telemetry.statepage import StatusPage, sockets, status_bytes
 
@@ -41,6 +44,7 @@ class StatePages:
     snapshot: Callable[[], Iterable[bytes]]
     wanted: Callable[[Family], Iterable[bytes] | None]
     dns: DnsPages | None = None  # where DNS is served
+    relay: RelayPages | None = None  # in mode userspace
 
 
 async def serve_state(pages: StatePages, path: Path) -> None:
@@ -109,7 +113,9 @@ def _application(pages: StatePages) -> web.Application:
     for path, answer in (("/statusz", statusz), ("/snapshot", snapshot), ("/wanted", wanted)):
         application.router.add_get(path, answer)
     if pages.dns is not None:
-        add_routes(application, pages.dns)
+        inspect_dns.add_routes(application, pages.dns)
+    if pages.relay is not None:
+        inspect_relay.add_routes(application, pages.relay)
     return application
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,21 +12,28 @@ from kproxy.backends.iptables.ruleset import Ruleset
 from kproxy.telemetry.inspect import StatePages, serve_state
 from kproxy.telemetry.inspect_dns import DnsPages
 from kproxy.telemetry.plane_iptables import rendered
+from kproxy.telemetry.inspect_relay import RelayPages
 from kproxy.telemetry.statepage import StatusPage, socket_path
 
 
 @contextmanager
 def serving(
-    directory: Path, pages: Sequence[StatusPage], wanted: Ruleset | None = None, dns: DnsPages | None = None
+    directory: Path,
+    pages: Sequence[StatusPage],
+    wanted: Ruleset | None = None,
+    dns: DnsPages | None = None,
+    relay: RelayPages | None = None,
+    snapshot: Callable[[], Iterable[bytes]] = tuple,
 ) -> Iterator[None]:
     """Serves one status page after the other, the last one for ever."""
     started, stop = threading.Event(), threading.Event()
     path, left = socket_path(directory, "1-1"), list(pages)
     made = StatePages(
         status=lambda: left.pop(0) if len(left) > 1 else left[0],
-        snapshot=lambda: (),
+        snapshot=snapshot,
         wanted=lambda family: rendered(wanted.of(family)) if wanted is not None else None,
         dns=dns,
+        relay=relay,
     )
 
     async def run() -> None:

@@ -92,6 +92,7 @@ PURE = (
     "kproxy.relay.ejection",
     "kproxy.relay.affinity",
     "kproxy.relay.proxy_header",
+    "kproxy.relay.totals",
     "kproxy.healthcheck.table",
     "kproxy.telemetry.health",
     "kproxy.telemetry.histogram",
@@ -140,9 +141,11 @@ THIRD_PARTY = {
         "kproxy.telemetry.statepage",
         "kproxy.telemetry.inspect_dns",
         "kproxy.telemetry.dnspage",
+        "kproxy.telemetry.relaypage",
         "kproxy.loopback.channel",
         "kproxy.relay.channel",
         "kproxy.relay.publisher",
+        "kproxy.relay.remembered",
     ),
 }
 SUBPROCESS = (

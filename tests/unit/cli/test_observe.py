@@ -1,159 +1,204 @@
-"""`kproxy dns observe`, and `kproxy dig` live, over a state socket: what is asked, what is shown, and what a terminal gets."""
+"""`kproxy observe --flows` over a state socket: names, filters, order, what a terminal gets, what begins and ends."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import dns.message
-import dns.name
-import dns.rrset
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
-from kproxy.cli.dig import command as dig
-from kproxy.cli.dns import command as dns_group
-from kproxy.cli.observe import command
-from kproxy.dns.channel import Observed
-from kproxy.dns.records import Seen
+from kproxy.cli.main import cli
+from kproxy.cli.observe import command, octets
 from kproxy.errors import ConfigError, KproxyError, UnsupportedError
+from kproxy.model.names import Family, NamespacedName
+from kproxy.model.objects import EndpointSlice, Node, Pod, SliceEndpoint
+from kproxy.model.snapshot import Snapshot
+from kproxy.relay.targets import Flow
 from kproxy.sync.drift import DriftStatus
 from kproxy.sync.status import SyncStatus
-from kproxy.telemetry.dnspage import ResolverPage, ToldPage
 from kproxy.telemetry.health import Health
-from kproxy.telemetry.inspect_dns import DnsPages
+from kproxy.telemetry.inspect_relay import MOST_FLOWS, RelayPages
 from kproxy.telemetry.statepage import StatusPage, drift_page, health_page, sync_page
 from tests.support.state_pages import serving
 
 STATUS = StatusPage(
-    version="1", pid=42, node="node-1", mode="iptables", variant="nft", evidence=[], writer=True, api_server="", uptime_s=5.0,
+    version="1", pid=42, node="node-1", mode="userspace", variant="", evidence=[], writer=True, api_server="", uptime_s=5.0,
     health=health_page(Health(data_path=True, node_eligible=True, ready=True)), sync=sync_page(SyncStatus(), 1.0, 2.0), watches=[],
-    services=0, endpoint_slices=0, service_ports=0, rules=0, drift=drift_page(DriftStatus(), 1.0), dns_enabled=True, dns_workers=1,
+    services=0, endpoint_slices=0, service_ports=0, rules=0, drift=drift_page(DriftStatus(), 1.0), dns_enabled=False, dns_workers=0,
     dns_addresses=[], problems=[],
 )  # fmt: skip
 
-
-def seen(
-    pod: str, name: str = "web.shop.svc.cluster.local.", rcode: str = "NOERROR", qtype: str = "A", saved: int = 0
-) -> Seen:
-    """A record."""
-    return Seen(
-        at=1e9, client="10.244.0.9", port=1234, pod=pod, name=name, qtype=qtype, qclass="IN", rcode=rcode, flags="qr", size=60,
-        asked=40, duration=250, how="walk", proto="udp", saved=saved,
-    )  # fmt: skip
-
-
-RECORDS = (
-    seen("shop/a", saved=4),
-    seen("shop/b", "evil\x1b[31m.example.", "NXDOMAIN"),
-    seen("", ".", "NOTIMP", "TYPE0"),
-    seen("shop/a", rcode="SERVFAIL"),
+WEB = NamespacedName("shop", "web")
+SLICE = EndpointSlice(
+    name=NamespacedName("shop", "web-1"),
+    service=WEB,
+    family=Family.IPV4,
+    endpoints=(
+        SliceEndpoint(address="10.244.1.5", pod="web-a"),
+        SliceEndpoint(address="10.244.1.6", pod="evil\x1b[2J"),
+    ),
+)
+SNAPSHOT = Snapshot(
+    pods={
+        NamespacedName("default", "client"): Pod(
+            name=NamespacedName("default", "client"), ips=("10.244.0.9", "fd00::9")
+        ),
+        NamespacedName("default", "host"): Pod(
+            name=NamespacedName("default", "host"), ips=("192.0.2.2",), host_network=True
+        ),
+    },
+    nodes={NamespacedName("", "node-2"): Node(name=NamespacedName("", "node-2"), addresses=("192.0.2.2",))},
+    slices_of={WEB: (SLICE,)},
+    local_addresses=frozenset({"192.0.2.1", "127.0.0.1"}),
 )
 
 
-async def observe() -> AsyncIterator[Observed]:
-    """All records at once, again and again, as workers would send them."""
-    while True:
-        yield Observed(RECORDS, 7)
-        await asyncio.sleep(0.01)
+def flow(number: int, client: str, endpoint: str = "10.244.1.5:8080", **other: object) -> Flow:
+    """A flow of worker 77 to shop/web:http."""
+    facts: dict[str, object] = {
+        "worker": 77, "number": number, "protocol": "TCP", "client": client, "virtual": "10.96.0.7:80", "service": "shop/web:http",
+        "endpoint": endpoint, "source": "192.0.2.1:55555", "began": 1e9, "sent": 100, "received": 2_000_000,
+    }  # fmt: skip
+    return Flow(**{**facts, **other})  # type: ignore[arg-type]
 
 
-async def full() -> AsyncIterator[Observed]:
-    """As the publisher when enough are looking."""
-    raise OSError("8 are looking already")
-    yield Observed(())
+FLOWS = (
+    flow(1, "10.244.0.9:1111"),
+    flow(2, "192.0.2.1:2222", "10.244.1.6:8080", began=5e8, retries=2, sent=0, received=5),
+    flow(3, "192.0.2.2:3333", "", state="connecting", source="", began=1.1e9, received=0, sent=0),
+    flow(
+        4,
+        "[fd00::9]:4444",
+        "[fd00::5]:53",
+        service="shop/dns:dns",
+        protocol="UDP",
+        virtual="[fd00:96::1]:53",
+        received=9_999,
+    ),
+)
 
 
-asked: list[tuple[bytes, int, str, bool]] = []
+def pages(flows: Callable[[], Sequence[Flow]], open_: int = 0) -> RelayPages:
+    """Pages of workers that hold `flows`."""
+
+    async def ask(most: int) -> Sequence[Flow]:
+        assert most == MOST_FLOWS
+        return flows()
+
+    return RelayPages(flows=ask, open=lambda: open_, snapshot=lambda: SNAPSHOT)
 
 
-async def ask(name: bytes, qtype: int, client: str, walk: bool) -> ToldPage:
-    """The second candidate exists; a walk finds it at once."""
-    asked.append((name, qtype, client, walk))
-    text = dns.message.make_query("x.", "A")
-    text.question[0].name = dns.name.from_wire(name, 0)[0]
-    reply = dns.message.make_response(text)
-    if walk or name.startswith(b"\x03web\x04shop\x03svc"):
-        reply.answer.append(dns.rrset.from_text(text.question[0].name, 5, "IN", "A", "10.96.0.77"))
-    else:
-        reply.set_rcode(3)
-    return ToldPage(reply=reply.to_wire().hex(), seconds=0.0012, reason="because it is so")
+def run(directory: Path, *words: str, relay: RelayPages | None = None) -> Result:
+    """The command against a daemon with those pages."""
+    with serving(directory, [STATUS], relay=relay if relay is not None else pages(lambda: FLOWS)):
+        return CliRunner().invoke(command, ["--flows", "--run-dir", str(directory), *words])
 
 
-def resolver(pod: str) -> ResolverPage:
-    """One pod is known."""
-    if pod != "shop/a":
-        return ResolverPage(found=False, alike=["shop/a"])
-    return ResolverPage(
-        addresses=["10.244.0.9"],
-        searches=["shop.svc.cluster.local", "svc.cluster.local"],
-        options=[("ndots", "5")],
-        walked=True,
+def told(directory: Path, *words: str) -> list[dict[str, object]]:
+    """What programs get."""
+    result = run(directory, "-o", "json", *words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return [json.loads(text) for text in result.stdout.splitlines()]
+
+
+def test_flows_with_the_names_of_both_ends(tmp_path: Path) -> None:
+    found = {one["number"]: one for one in told(tmp_path)}
+    assert [(found[n]["clientPod"], found[n]["endpointPod"]) for n in (1, 2, 3, 4)] == [
+        ("default/client", "shop/web-a"),
+        ("node", "shop/evil\x1b[2J"),
+        ("node/node-2", ""),  # a pod on the host network shares that address: no name of one may be told
+        ("default/client", ""),
+    ]
+    assert found[2]["ageSeconds"] == pytest.approx(found[1]["ageSeconds"] + 5e8, abs=1)  # type: ignore[operator]
+    assert {name: found[2][name] for name in ("source", "sent", "received", "retries", "state", "worker", "virtual")} == {
+        "source": "192.0.2.1:55555", "sent": 0, "received": 5, "retries": 2, "state": "open", "worker": 77, "virtual": "10.96.0.7:80",
+    }  # fmt: skip
+
+
+def test_a_table_without_control_characters(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    assert result.exit_code == 0, result.exception
+    assert "\x1b" not in result.output
+    rows = {" ".join(text.split()) for text in result.stdout.splitlines()}
+    assert any(
+        "default/client 10.244.0.9:1111 10.96.0.7:80 shop/web-a 10.244.1.5:8080 192.0.2.1:55555 100 B 1.9 MiB" in r
+        for r in rows
     )
-
-
-PAGES = DnsPages(resolver=resolver, ask=ask, observe=observe)
-
-
-def lines(directory: Path, *words: str) -> tuple[list[str], str]:
-    """Standard output's lines and standard error."""
-    with serving(directory, [STATUS], dns=PAGES):
-        result = CliRunner().invoke(command, ["--run-dir", str(directory), *words])
-    assert result.exit_code == 0, result.output
-    return result.stdout.splitlines(), result.stderr
-
-
-def test_one_line_for_each_answer_escaped(tmp_path: Path) -> None:
-    told, errors = lines(tmp_path, "-n", "4")
-    assert "shop/a  web.shop.svc.cluster.local. A  NOERROR  0.2 ms  udp, walk  saved 4" in told[0]
-    assert "evil\\x1b[31m.example. A  NXDOMAIN" in told[1] and "\x1b" not in told[1]
-    assert "SERVFAIL" in told[2], "the controller's own probe is left out"
-    assert "7 answers left out" in errors
+    assert any("shop/evil\\x1b[2J" in row and row.endswith("3 open 77") for row in rows), (
+        "two were tried before this one"
+    )
+    assert any(row.endswith("0 connecting 77") for row in rows)
+    assert "4 flows" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("words", "codes"),
+    ("words", "numbers"),
     [
-        (["--pod", "shop/a"], ["NOERROR", "SERVFAIL"]),
-        (["--rcode", "nxdomain"], ["NXDOMAIN", "NXDOMAIN"]),
-        (["--rcode", "NOTIMP"], ["NOTIMP", "NOTIMP"]),
+        ((), [2, 1, 4, 3]),
+        (("--sort", "octets"), [1, 4, 2, 3]),
+        (("--sort", "octets", "--limit", "2"), [1, 4]),
+        (("--service", "shop/web"), [2, 1, 3]),
+        (("--service", "web"), [2, 1, 3]),
+        (("--service", "shop/dns:dns"), [4]),
+        (("--service", "shop/dns:other"), []),
+        (("--service", "eb"), []),
+        (("--pod", "default/client"), [1, 4]),
+        (("--pod", "192.0.2.2"), [3]),
+        (("--endpoint", "shop/web-a"), [1]),
+        (("--endpoint", "10.244.1.6"), [2]),
+        (("--endpoint", "[fd00::5]:53"), [4]),
+        (("--protocol", "udp"), [4]),
     ],
 )
-def test_filters(tmp_path: Path, words: list[str], codes: list[str]) -> None:
-    told, _ = lines(tmp_path, *words, "-n", "2", "-o", "json")
-    assert [json.loads(line)["rcode"] for line in told] == codes
+def test_filters_and_order(tmp_path: Path, words: tuple[str, ...], numbers: list[int]) -> None:
+    assert [one["number"] for one in told(tmp_path, *words)] == numbers
 
 
-def test_wrong_words_and_nobody_there(tmp_path: Path) -> None:
-    wrong = CliRunner().invoke(command, ["--rcode", "NXDOMIAN"])
-    assert isinstance(wrong.exception, ConfigError) and "did you mean NXDOMAIN?" in str(wrong.exception)
-    assert isinstance(CliRunner().invoke(command, ["--pod", "a"]).exception, ConfigError)
-    assert isinstance(CliRunner().invoke(command, ["--run-dir", str(tmp_path)]).exception, UnsupportedError)
+def test_what_is_not_shown_is_counted(tmp_path: Path) -> None:
+    result = run(tmp_path, "--protocol", "tcp", "--limit", "1", relay=pages(lambda: FLOWS, open_=50_000))
+    assert "3 of 50,000 flows fit, 1 shown" in result.stderr
 
 
-def test_too_many_observers_are_told_so(tmp_path: Path) -> None:
-    with serving(tmp_path, [STATUS], dns=DnsPages(resolver=resolver, ask=ask, observe=full)):
-        result = CliRunner().invoke(command, ["--run-dir", str(tmp_path)])
-    assert isinstance(result.exception, KproxyError) and "looking already" in str(result.exception)
+def test_a_watch_tells_what_begins_and_ends(tmp_path: Path) -> None:
+    moments = [FLOWS[:2], FLOWS[:2], (FLOWS[0], FLOWS[3])]
+    result = run(
+        tmp_path,
+        "--watch",
+        "--every",
+        "0.2",
+        "-n",
+        "4",
+        relay=pages(lambda: moments.pop(0) if len(moments) > 1 else moments[0]),
+    )
+    assert result.exit_code == 0, result.exception
+    lines = result.stdout.splitlines()
+    assert [text.split()[0] for text in lines] == ["open", "open", "began", "ended"]
+    assert "shop/dns:dns UDP  default/client [fd00::9]:4444 -> [fd00:96::1]:53 -> [fd00::5]:53" in lines[2]
+    assert "2 tried before" in lines[3] and "\x1b" not in result.stdout
 
 
-def test_the_group_finds_its_commands() -> None:
-    told = CliRunner().invoke(dns_group, ["--help"]).output
-    assert "observe" in told
-    assert CliRunner().invoke(dns_group, ["observe", "--help"]).exit_code == 0
+def test_wrong_words_workers_that_are_silent_and_nobody_there(tmp_path: Path) -> None:
+    async def silent(_: int) -> Sequence[Flow]:
+        raise TimeoutError
+
+    assert isinstance(CliRunner().invoke(command, []).exception, ConfigError)
+    assert isinstance(CliRunner().invoke(command, ["--flows", "--pod", "a/b/c"]).exception, ConfigError)
+    assert isinstance(CliRunner().invoke(command, ["--flows", "--run-dir", str(tmp_path)]).exception, UnsupportedError)
+    found = run(tmp_path, relay=RelayPages(flows=silent, open=lambda: 0, snapshot=lambda: SNAPSHOT)).exception
+    assert isinstance(found, KproxyError) and "no answer from the relay workers" in str(found)
+    long = run(tmp_path, "--service", "x" * 600).exception
+    assert isinstance(long, KproxyError) and "no name is that long" in str(long)
 
 
-def test_dig_asks_the_daemon_as_the_pod(tmp_path: Path) -> None:
-    asked.clear()
-    with serving(tmp_path, [STATUS], dns=PAGES):
-        result = CliRunner().invoke(dig, ["web.shop", "--as-pod", "shop/a", "--run-dir", str(tmp_path), "-o", "json"])
-        other = CliRunner().invoke(dig, ["web", "--as-pod", "shop/c", "--run-dir", str(tmp_path)])
-    told = json.loads(result.stdout)
-    assert [a["rcode"] for a in told["attempts"]] == ["NXDOMAIN", "NOERROR"] and told["attempts"][0][
-        "seconds"
-    ] == 0.0012
-    assert told["walked"]["rcode"] == "NOERROR" and told["walked"]["reason"] == ""
-    assert [(client, walk) for _, _, client, walk in asked] == [("10.244.0.9", False)] * 2 + [("10.244.0.9", True)]
-    assert isinstance(other.exception, ConfigError) and "did you mean shop/a?" in str(other.exception)
+def test_the_program_knows_the_command() -> None:
+    assert "--flows" in CliRunner().invoke(cli, ["observe", "--help"]).output
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(None, "-"), (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (20 << 20, "20 MiB"), (3 << 50, "3072 TiB")],
+)
+def test_octets_for_people(count: int | None, text: str) -> None:
+    assert octets(count) == text

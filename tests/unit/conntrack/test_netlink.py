@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from kproxy.conntrack.netlink import Flow, delete_request, dump_request, read_answers, read_dump, read_flow
+from kproxy.conntrack.netlink import Flow, delete_request, dump_request, read_answers, read_dump, read_flow, read_flows
 from kproxy.conntrack.stale import Allowed
 from kproxy.model.names import Family, Protocol
 from tests.support import conntrack_messages as wire
@@ -109,3 +109,28 @@ def test_lengths_that_lead_outside_are_refused(at: int) -> None:
     except ValueError:
         return
     assert at % 4, "a length beyond the end was believed"
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_all_flows_are_listed_with_what_the_kernel_counts(family: Family) -> None:
+    client, service, gone, good = _ENDS[family]
+    counters = wire.attribute(
+        9, wire.attribute(1, bytes(7) + b"\x02") + wire.attribute(2, struct.pack(">Q", 5_000_000_000)), nested=True
+    )
+    counters += wire.attribute(10, wire.attribute(2, struct.pack(">Q", 77)), nested=True)
+    counters += wire.attribute(20, wire.attribute(1, struct.pack(">Q", 1_700_000_000_500_000_000)), nested=True)
+    plain = wire.flow(client, service, gone)
+    counted = wire.flow(client, service, good)
+    counted = struct.pack("=I", len(counted) + len(counters)) + counted[4:] + counters
+    flows, read = read_flows(plain + counted + wire.done(), family)
+    assert (read.seen, read.done, read.error) == (2, True, 0)
+    assert [(f.client, f.destination, f.answering, f.returning) for f in flows] == [
+        (_packed(client), _packed(service), _packed(by), _packed(client)) for by in (gone, good)
+    ]
+    assert [(f.sent, f.received, f.began, f.answered) for f in flows] == [
+        (None, None, 0.0, True),
+        (5_000_000_000, 77, 1_700_000_000.5, True),
+    ]
+    with pytest.raises(ValueError, match="a message of"):
+        read_flows(plain[:-4], family)
+    assert read_flows(wire.done(errno.EPERM), family)[1].error == errno.EPERM
