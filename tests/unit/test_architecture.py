@@ -93,6 +93,7 @@ PURE = (
     "kproxy.relay.affinity",
     "kproxy.relay.proxy_header",
     "kproxy.relay.totals",
+    "kproxy.relay.counts",
     "kproxy.healthcheck.table",
     "kproxy.telemetry.health",
     "kproxy.telemetry.histogram",
