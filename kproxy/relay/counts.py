@@ -19,7 +19,12 @@ SENT = 3  # octets from clients to endpoints
 RECEIVED = 4  # octets from endpoints to clients
 OPEN = 5  # now
 GAVE_UP = 6  # clients that were refused because no endpoint accepted (rows of Services only)
-COLUMNS = ("began", "failed", "retries", "sent", "received", "open", "gave_up")
+SENT_DATAGRAMS = 7  # UDP, as the octets
+RECEIVED_DATAGRAMS = 8
+LOST = 9  # UDP: datagrams that no socket took (rows of Services only)
+COLUMNS = (
+    "began", "failed", "retries", "sent", "received", "open", "gave_up", "sent_datagrams", "received_datagrams", "lost"
+)  # fmt: skip
 Row = list[int]
 
 
@@ -32,6 +37,7 @@ class Counts:
     accepted: int = 0  # TCP connections, whatever became of them
     shed: int = 0  # refused because there was no room: connections, or descriptors
     unknown: int = 0  # went to a destination that the table does not have; reset
+    evicted: int = 0  # UDP sessions that ended to make room for another
 
     def service(self, name: str) -> Row:
         """The row of a Service port, made at need."""

@@ -1,0 +1,329 @@
+"""The UDP relay of one worker: a session for each client socket and address of a Service that it writes to.
+
+The first datagram of a client comes to a listener, with the destination that it had. It makes a session: a socket with that very address,
+connected to the client, which the kernel finds from then on (rules and sockets look for connected ones first), and a socket connected to an
+endpoint. What reached the listener in between finds its session here. In: listeners, a Table, a Chooser. Out: datagrams, counters, and
+what is open for people.
+
+Sessions are bounded as conntrack's are: by time (30 s, 120 s once both sides have spoken for two seconds: nf_conntrack_proto_udp.c) and
+in number, where the one that was idle for longest goes. An endpoint that reports an error (ICMP) or goes away leaves its sessions without
+one: another gets the last datagram that was not answered, or whichever comes next. What must not happen here: a wait, work without a bound.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import os
+import select
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from kproxy.relay.counts import BEGAN, FAILED, GAVE_UP, LOST, OPEN, RETRIES, Counts
+from kproxy.relay.limits import Limits
+from kproxy.relay.poller import Poller
+from kproxy.relay.targets import End, Flow, Key, Table, Target
+from kproxy.relay.udp_session import BUFFER, SMALL, WHOLE, Session
+from kproxy.relay.udp_sockets import (
+    CONTROL_OCTETS,
+    Address,
+    clear_errors,
+    original_destination,
+    to_client,
+    to_endpoint,
+)
+
+UNANSWERED_S, STREAM_S = 30.0, 120.0
+_STREAM_AFTER_S = 2.0
+_YOUNG_S = 1.0  # a datagram that found a socket before it was connected is in its queue long before
+_BURST = 64  # datagrams of a listener in a row; others have their turn then
+_TRIES = 8  # endpoints that may report errors for one datagram
+_LARGE_HELD = 128  # datagrams of SMALL octets and more that are held to be sent again: 8 MiB
+_NOT_THE_ENDPOINTS_FAULT = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EMSGSIZE, errno.EMFILE, errno.ENFILE}
+
+
+class Choosing(Protocol):
+    """What of the worker's Chooser is used here."""
+
+    def order(self, target: Target, client: str, now: float, /) -> Iterator[End]: ...
+    def began(self, target: Target, end: End, /) -> object: ...
+    def ended(self, target: Target, end: End, /) -> object: ...
+    def worked(self, target: Target, end: End, now: float, /) -> object: ...
+    def failed(self, target: Target, end: End, now: float, /) -> object: ...
+    def took(self, target: Target, client: str, end: End, now: float, /) -> object: ...
+
+
+class UdpRelay:
+    """All UDP sessions of one worker. now: the time of the last sweep or first datagram, which is exact enough for idle times."""
+
+    def __init__(
+        self, poller: Poller, chooser: Choosing, counts: Counts, limits: Limits, now: Callable[[], float]
+    ) -> None:
+        """now: monotonic seconds."""
+        self._poller, self._chooser, self._counts, self._limits, self._clock = poller, chooser, counts, limits, now
+        self.now = now()
+        self._wall = time.time() - self.now  # noqa: TID251 - for people
+        self._table = Table()
+        self._listeners: list[socket.socket] = []
+        self._sessions: dict[tuple[Address, Address], Session] = {}  # by client and asked, the oldest in front
+        self._of: dict[Key, dict[Session, None]] = {}
+        self._large: OrderedDict[Session, None] = OrderedDict()  # those that may hold a large datagram
+        self._number = 0
+
+    @property
+    def open(self) -> int:
+        """Sessions."""
+        return len(self._sessions)
+
+    def listen(self, sock: socket.socket, family: str, entry: str) -> None:
+        """Takes first datagrams from `sock` (udp_sockets.listening) until `close_listeners`. family: IPv4, IPv6; entry: INSIDE, OUTSIDE."""
+        self._listeners.append(sock)
+        self._poller.add(sock.fileno(), select.EPOLLIN, lambda _: self._from_listener(sock, family, entry))
+
+    def use(self, table: Table) -> None:
+        """The destinations from now on. Sessions end whose Service is no more; those whose endpoint went choose again when they speak."""
+        self.now = self._clock()
+        self._table = table
+        for key, sessions in [*self._of.items()]:
+            target = table.find(*key)
+            before = next(iter(sessions)).target
+            if target is before:
+                continue
+            if target is None or target.name != before.name:
+                for session in [*sessions]:
+                    self._finish(session)
+                continue
+            stay = {*target.endpoints, *target.keeps}
+            for session in sessions:
+                if session.end is not None and session.end not in stay:
+                    self._release(session)
+                session.target = target
+
+    def flows(self, limit: int) -> list[Flow]:
+        """What is open, the oldest first, at most `limit`."""
+        found: list[Flow] = []
+        for session in self._sessions.values():
+            if len(found) >= limit:
+                break
+            found.append(
+                Flow(
+                    worker=os.getpid(),
+                    number=session.number,
+                    protocol="UDP",
+                    client=_text(session.client),
+                    virtual=_text(session.asked),
+                    service=session.target.name,
+                    endpoint=_text(session.end) if session.end is not None else "",
+                    source=_text(session.end_sock.getsockname()) if session.end is not None else "",
+                    began=self._wall + session.began,
+                    sent=session.sent,
+                    received=session.received,
+                    retries=session.retries,
+                    state="open" if session.end is not None else "connecting",
+                )
+            )
+        return found
+
+    def close_listeners(self) -> None:
+        """Takes no more clients; sessions go on."""
+        for sock in self._listeners:
+            self._poller.bury(sock.fileno(), sock)
+        self._listeners.clear()
+
+    def sweep(self, now: float) -> None:
+        """To be called about once a second: ends what nobody uses any more, and counts what went through the rest."""
+        self.now = now
+        for session in [*self._sessions.values()]:
+            session.tell()
+            stream = session.answered and session.used - session.began >= _STREAM_AFTER_S
+            if now - session.used > (STREAM_S if stream else UNANSWERED_S):
+                self._finish(session)
+            elif session.young and now - session.began > _YOUNG_S:
+                session.settle()
+
+    def close(self) -> None:
+        """Ends everything."""
+        self.close_listeners()
+        for session in [*self._sessions.values()]:
+            self._finish(session)
+
+    # --- from listeners, and from sockets that were not connected yet ---------------------------------------------------------------
+
+    def _from_listener(self, sock: socket.socket, family: str, entry: str) -> None:
+        self.now = self._clock()
+        for _ in range(_BURST):
+            try:
+                size, control, _, peer = sock.recvmsg_into([BUFFER], CONTROL_OCTETS)
+            except OSError:  # nothing more
+                return
+            asked = original_destination(control)
+            if asked is not None:
+                to = asked if family == "IPv4" else (*asked, 0, peer[3])
+                self.arrived(entry, family, to, peer, WHOLE[:size])
+
+    def arrived(self, entry: str, family: str, asked: Address, client: Address, view: memoryview) -> None:
+        """A datagram that found no socket of its own session: of a new client, or of one whose session was being made."""
+        session = self._sessions.get((client, asked))
+        if session is None:
+            key = Key(entry, family, "UDP", asked[0], asked[1])
+            target = self._table.find(*key)
+            if target is None:
+                self._counts.unknown += 1
+                return
+            session = self._begin(key, target, client, asked)
+            if session is None:
+                return
+        session.forward(view, len(view))
+
+    def _begin(self, key: Key, target: Target, client: Address, asked: Address) -> Session | None:
+        if len(self._sessions) >= self._limits.sessions:
+            self._evict()
+        session = Session(self, key, target, client, asked)
+        try:
+            sock = to_client(asked, client)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._evict()  # its descriptors are free when this turn of the poller is over
+                self._counts.shed += 1
+            self._counts.service(target.name)[LOST] += 1
+            return None
+        session.speak(sock)
+        self._number += 1
+        session.number, session.began, session.used = self._number, self.now, self.now
+        self._sessions[client, asked] = session
+        self._of.setdefault(key, {})[session] = None
+        self._poller.add(sock.fileno(), select.EPOLLIN, session.from_client)
+        return session
+
+    def _evict(self) -> None:
+        """Ends the sessions that were idle for longest: a few at once, because finding them means looking at all."""
+        sessions = self._sessions.values()
+        for session in heapq.nsmallest(max(1, len(sessions) // 64), sessions, key=lambda session: session.used):
+            self._counts.evicted += 1
+            self._finish(session)
+
+    # --- what sessions say ----------------------------------------------------------------------------------------------------------
+
+    def hold(self, session: Session, view: memoryview) -> None:
+        """Keeps a copy of a large datagram, of so many clients at the most."""
+        session.held = bytes(view)
+        self._large[session] = None
+        self._large.move_to_end(session)
+        if len(self._large) > _LARGE_HELD:
+            other, _ = self._large.popitem(last=False)
+            if other.held is not None and len(other.held) >= SMALL:
+                other.held = None
+
+    def first_answer(self, session: Session) -> None:
+        """The endpoint answers."""
+        session.answered = True
+        session.tried.clear()
+        if session.end is not None:
+            self._chooser.worked(session.target, session.end, self.now)
+
+    def choose(self, session: Session) -> None:
+        """Finds an endpoint for a session that has none, and sends it what is held. Endpoints that cannot be reached are passed over."""
+        client = session.client
+        for end in self._chooser.order(session.target, client[0], self.now):
+            if end in session.tried:
+                continue
+            if len(session.tried) >= _TRIES:
+                break
+            if session.tried:
+                session.retries += 1
+                self._count(session, end, RETRIES)
+            try:
+                self._connect(session, end)
+                if session.held is not None:
+                    session.end_send(session.held)
+            except OSError as error:
+                if error.errno in _NOT_THE_ENDPOINTS_FAULT:
+                    self._lost(session, error)
+                    return
+                self._failed(session, end)
+                continue
+            return
+        session.tried.clear()  # the client's next datagram begins anew
+        self._counts.service(session.target.name)[GAVE_UP] += 1
+
+    def not_sent(self, session: Session, error: OSError) -> None:
+        """The endpoint's socket reports an error: of the datagram at hand, or an ICMP message about an earlier one."""
+        end = session.end
+        if end is None:
+            return
+        if error.errno in _NOT_THE_ENDPOINTS_FAULT:
+            self._lost(session, error)
+            return
+        self._failed(session, end)
+        if session.held is not None:
+            self.choose(session)
+
+    def not_delivered(self, session: Session, error: OSError) -> None:
+        """The client's socket reports an error: the client is gone, or its buffers are full."""
+        self._counts.service(session.target.name)[LOST] += 1
+        if error.errno == errno.ECONNREFUSED:
+            self._finish(session)
+
+    def client_gone(self, session: Session) -> None:
+        """The client's socket is closed, says its host."""
+        self._finish(session)
+
+    # --- endpoints of sessions ------------------------------------------------------------------------------------------------------
+
+    def _connect(self, session: Session, end: End) -> None:
+        target, client = session.target, session.client
+        # An endpoint that is its own client would throw away what seems to come from itself.
+        own = target.preserve_source and end in target.local and end[0] != client[0]
+        sock = to_endpoint(end, client if own else None)
+        session.use(end, sock, self._counts.service(target.name), self._counts.endpoint(target.name, end))
+        self._count(session, end, BEGAN)
+        self._count(session, end, OPEN)
+        self._chooser.began(target, end)
+        self._chooser.took(target, client[0], end, self.now)
+        self._poller.add(sock.fileno(), select.EPOLLIN, session.from_endpoint)
+
+    def _failed(self, session: Session, end: End) -> None:
+        self._count(session, end, FAILED)
+        self._chooser.failed(session.target, end, self.now)
+        session.tried.append(end)
+        self._release(session)
+
+    def _release(self, session: Session) -> None:
+        """Takes the endpoint from a session."""
+        end = session.end
+        if end is None:
+            return
+        session.tell()
+        self._count(session, end, OPEN, -1)
+        self._chooser.ended(session.target, end)
+        self._poller.bury(session.end_sock.fileno(), session.end_sock)
+        session.unuse()
+
+    def _finish(self, session: Session) -> None:
+        if session.ended:
+            return
+        session.ended = True
+        self._release(session)
+        del self._sessions[session.client, session.asked]
+        same = self._of[session.key]
+        del same[session]
+        if not same:
+            del self._of[session.key]
+        self._large.pop(session, None)
+        self._poller.bury(session.client_sock.fileno(), session.client_sock)
+
+    def _lost(self, session: Session, error: OSError) -> None:
+        self._counts.service(session.target.name)[LOST] += 1
+        if error.errno == errno.EMSGSIZE and session.end is not None:
+            clear_errors(session.end_sock)
+
+    def _count(self, session: Session, end: End, column: int, by: int = 1) -> None:
+        self._counts.service(session.target.name)[column] += by
+        self._counts.endpoint(session.target.name, end)[column] += by
+
+
+def _text(address: Address) -> str:
+    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
