@@ -15,7 +15,7 @@ from enum import Enum
 
 from kproxy.model.external_ips import ExternalIPSettings, Guard
 from kproxy.model.names import Family, NamespacedName, ServicePortName
-from kproxy.model.objects import EndpointSlice, Problem, Service
+from kproxy.model.objects import EndpointSlice, Problem, RelayOptions, Service
 
 
 class Verdict(Enum):
@@ -126,6 +126,7 @@ class ServicePort:
     health_check_node_port: int | None = None
     local_ready: int = 0
     serving: tuple[Endpoint, ...] = ()
+    relay: RelayOptions | None = None  # means something in mode userspace alone
 
     @property
     def externally_reachable(self) -> bool:

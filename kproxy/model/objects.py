@@ -61,6 +61,16 @@ class PortSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RelayOptions:
+    """What a Service's annotations `kproxy.io/*` say about how its connections are relayed. None: as the configuration says."""
+
+    balancing: str | None = None  # one of relay.targets.BALANCINGS
+    proxy_protocol: int | None = None  # version of the header that endpoints of TCP ports get first: 1 or 2; 0: none
+    preserve_source: bool | None = None  # endpoints on this node see the client's address
+    drain_s: float | None = None  # how long connections to an endpoint that is gone may go on; 0: as long as they like
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """A Service. Addresses of both families are mixed, in the order of the API object."""
 
@@ -82,6 +92,7 @@ class Service:
     health_check_node_port: int = 0
     selector: tuple[tuple[str, str], ...] = ()
     labels: tuple[tuple[str, str], ...] = ()  # only those that some label selector of the configuration asks for
+    relay: RelayOptions | None = None  # None: no such annotation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

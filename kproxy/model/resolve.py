@@ -305,6 +305,7 @@ def _service_port(
         source_ranges=ranges,
         affinity=None if service.affinity_timeout_s is None else ClientIPAffinity(timeout_s=service.affinity_timeout_s),
         health_check_node_port=_health_check_node_port(service),
+        relay=service.relay,
     )
 
 

@@ -24,6 +24,7 @@ from kproxy.watch.convert import (
     virtual_ip,
 )
 from kproxy.watch.fields import BadText, canonical_network, is_dns_name, is_label, shown
+from kproxy.watch.relay_options import relay_options
 from kproxy.watch.wire import MAX_ITEMS, ImportSpec, Meta, Notes, ServiceSpec, WireImport, WirePort, WireService
 
 DEFAULT_AFFINITY_S = 10_800
@@ -57,6 +58,7 @@ def service_of(name: NamespacedName, found: WireService, notes: Notes) -> Servic
         external_policy=_policy(spec.external_traffic_policy, "spec.externalTrafficPolicy", notes),
         health_check_node_port=_port_or_zero(spec.health_check_node_port, "spec.healthCheckNodePort", notes),
         selector=tuple(sorted((spec.selector or {}).items())[:MAX_TEXTS]),
+        relay=relay_options(meta.annotations, notes) if meta.annotations is not None else None,
     )
 
 

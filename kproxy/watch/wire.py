@@ -75,6 +75,10 @@ class Annotations(Struct):
 
     trigger_time: str | None = field(default=None, name="endpoints.kubernetes.io/last-change-trigger-time")
     list_end: str | None = field(default=None, name="k8s.io/initial-events-end")
+    balancing: str | None = field(default=None, name="kproxy.io/balancing")
+    proxy_protocol: str | None = field(default=None, name="kproxy.io/proxy-protocol")
+    preserve_source: str | None = field(default=None, name="kproxy.io/preserve-source-address")
+    drain: str | None = field(default=None, name="kproxy.io/drain-seconds")
 
 
 class Meta(Struct, rename="camel"):
