@@ -23,6 +23,7 @@ from kproxy.relay.targets import End, Target
 
 Group = tuple[str, str, str]  # family, protocol, name: `Target.group`
 MOST = 100_000
+MAX_AFFINITY_S = 86_400  # the longest that the API allows
 _MANY = 16  # endpoints, above which membership is looked up in a set
 _FUTURE_S = 1.0  # clocks of processes are one clock; what is further ahead was made up or is from before a reboot
 
