@@ -13,6 +13,13 @@ from kproxy.errors import ExitCode, KproxyError
 from kproxy.lab import addressing, lifecycle, statefile
 from kproxy.lab.isolation import LabSettings
 
+_MODE = click.option(
+    "--mode",
+    type=click.Choice(["iptables", "userspace"]),
+    default="iptables",
+    show_default=True,
+    help="how the nodes' kproxy carries traffic",
+)
 _OUTPUT = click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="output form")
 _HOW_TO_GO_ON = """
   kproxy lab check                         the study notes, line by line
@@ -47,6 +54,7 @@ def command() -> None:
     show_default=True,
     help="API server: kproxy's own, or kube-apiserver with its controllers",
 )
+@_MODE
 @click.option(
     "--variant",
     type=click.Choice(["auto", "legacy", "nft"]),
@@ -65,10 +73,12 @@ def command() -> None:
     show_default=True,
     help="none: bare nodes, to run another service proxy in",
 )
-def up(detach: bool, api: str, variant: str, nodes: int, port: int, proxy: str) -> None:
+def up(detach: bool, api: str, mode: str, variant: str, nodes: int, port: int, proxy: str) -> None:
     """Build the lab. In the foreground it prints one line per event until Ctrl-C takes it down."""
     directory = _directory()
-    settings = LabSettings(directory=str(directory), api=api, variant=variant, nodes=nodes, port=port, proxy=proxy)
+    settings = LabSettings(
+        directory=str(directory), api=api, mode=mode, variant=variant, nodes=nodes, port=port, proxy=proxy
+    )
     rising = lifecycle.up(directory, settings)
     ready = False
     try:
@@ -126,7 +136,9 @@ def status(output: str) -> None:
         inner = {"ready": False, "programs": []}
     seen = overview.look(directory / "kubeconfig")
     if output == "json":
-        facts = {name: getattr(state, name) for name in ("pid", "api", "variant", "port", "nodes", "user_namespace")}
+        facts = {
+            name: getattr(state, name) for name in ("pid", "api", "mode", "variant", "port", "nodes", "user_namespace")
+        }
         click.echo(
             json.dumps(
                 {"up": True, **facts, "kubeconfig": str(directory / "kubeconfig"), **inner, "cluster": seen}, indent=2
@@ -134,7 +146,8 @@ def status(output: str) -> None:
         )
     else:
         how = "ready" if inner["ready"] else "coming up"
-        click.echo(f"{how}: {state.api} API at 127.0.0.1:{state.port}, iptables {state.variant}, process {state.pid}")
+        plane = "mode userspace" if state.mode == "userspace" else f"iptables {state.variant}"
+        click.echo(f"{how}: {state.api} API at 127.0.0.1:{state.port}, {plane}, process {state.pid}")
         for program in inner["programs"]:
             restarts = f", restarted {program['restarts']} times" if program["restarts"] else ""
             click.echo(f"  {program['name']:16} {program['state']} at {program['place']}{restarts}")
@@ -227,11 +240,12 @@ def logs(name: str, follow: bool) -> None:
 @click.argument("lines", nargs=-1, metavar="[S1 …]")
 @_OUTPUT
 @click.option("--api", type=click.Choice(["embedded", "real"]), default="embedded", help="when no lab is up yet")
+@click.option("--mode", type=click.Choice(["iptables", "userspace"]), default="iptables", help="when no lab is up yet")
 @click.option("--variant", type=click.Choice(["auto", "legacy", "nft"]), default="auto", help="when no lab is up yet")
 @click.option(
     "--examples", type=click.Path(exists=True, file_okay=False, path_type=Path), help="directory of the manifests"
 )
-def check(lines: tuple[str, ...], output: str, api: str, variant: str, examples: Path | None) -> None:
+def check(lines: tuple[str, ...], output: str, api: str, mode: str, variant: str, examples: Path | None) -> None:
     """Do what the study notes do, and compare: all lines, or those named.
 
     Exit code 0 when every line passed, 1 when one did not. Where no lab is up, one is brought up for the check and taken down after it.
@@ -243,7 +257,7 @@ def check(lines: tuple[str, ...], output: str, api: str, variant: str, examples:
     where = checking.examples_directory(examples)
     mine = statefile.running(directory) is None
     if mine:
-        settings = LabSettings(directory=str(directory), api=api, variant=variant)
+        settings = LabSettings(directory=str(directory), api=api, mode=mode, variant=variant)
         state = checking.bring_up(directory, settings, lambda text: click.echo(text, err=True))
     else:
         state = lifecycle.require(directory)

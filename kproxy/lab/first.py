@@ -217,7 +217,7 @@ def _configure_nodes(settings: LabSettings) -> None:
     cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
     for node in addressing.nodes(settings.nodes):
         nodeconfig.write(
-            node, NODES / node.name / "run", variant=settings.variant, server=cluster["server"],
+            node, NODES / node.name / "run", mode=settings.mode, variant=settings.variant, server=cluster["server"],
             token=user.get("token", ""), authority=cluster.get("certificate-authority-data", ""),
         )  # fmt: skip
 
@@ -240,7 +240,7 @@ async def _bring_up(lab: Lab) -> None:
     lab.start(Program(name="agent", argv=argv, place=addressing.PARENT, speaks=True))
     if settings.proxy == "kproxy":
         for node in addressing.nodes(settings.nodes):
-            daemon = nodeconfig.kproxy_command(node, settings.variant)
+            daemon = nodeconfig.kproxy_command(node)
             lab.start(Program(name=f"kproxy-{node.name}", argv=daemon, place=node.name))
 
 

@@ -56,6 +56,7 @@ class LabSettings:
 
     directory: str  # the state directory
     api: str = "embedded"
+    mode: str = "iptables"  # or "userspace"
     variant: str = "auto"
     nodes: int = 3
     proxy: str = "kproxy"  # or "none": a lab without service proxy and DNS, to run another one in

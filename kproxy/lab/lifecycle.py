@@ -84,6 +84,7 @@ def up(directory: Path, settings: LabSettings) -> Rising:
             pid=started.pid,
             started=statefile.start_time(started.pid) or 0,
             api=settings.api,
+            mode=settings.mode,
             variant=settings.variant,
             nodes=tuple(node.name for node in addressing.nodes(settings.nodes)),
             port=port,

@@ -12,18 +12,22 @@ from kproxy.lab.addressing import LabNode
 from kproxy.lab.network import has_ipv6
 
 NODE_FILES = Path("/run/kproxy-node")  # as the node's processes see it
-DNS_WORKERS = 2  # per node: enough to show that one may die, few enough for a laptop that plays three nodes
+CONFIG = NODE_FILES / "config.yaml"
+DNS_WORKERS = RELAY_WORKERS = (
+    2  # per node: enough to show that one may die, few enough for a laptop that plays three nodes
+)
 
 
-def kproxy_config(node: LabNode, variant: str) -> str:
-    """The configuration of kproxy on `node`; `variant` is auto, legacy or nft."""
+def kproxy_config(node: LabNode, mode: str, variant: str) -> str:
+    """The configuration of kproxy on `node`; `mode` is iptables or userspace, `variant` auto, legacy or nft."""
     config = {
         "apiVersion": "kproxy.dev/v1alpha1",
         "kind": "KproxyConfiguration",
         "hostnameOverride": node.name,
         "clientConnection": {"kubeconfig": str(NODE_FILES / "kubeconfig")},
-        "mode": "iptables",
+        "mode": mode,
         "iptables": {"variant": variant},
+        "userspace": {"workers": RELAY_WORKERS},
         "clusterCIDR": f"{addressing.POD_CIDR},{addressing.POD_CIDR6}" if has_ipv6() else addressing.POD_CIDR,
         "detectLocalMode": "ClusterCIDR",
         # The exercises publish Services on the nodes' own addresses, which nobody may claim unless told so.
@@ -39,20 +43,20 @@ def kproxy_config(node: LabNode, variant: str) -> str:
     return yaml.safe_dump(config, sort_keys=False)
 
 
-def kproxy_command(node: LabNode, variant: str) -> tuple[str, ...]:
+def kproxy_command(node: LabNode) -> tuple[str, ...]:
     """The command line that runs kproxy on `node`, entering it first."""
     return (
         sys.executable, "-m", "kproxy.lab.enter", node.name, "--",
         "env", f"NODE_IP={node.ip}",  # as the DaemonSet says it; DNS workers answer there too, for the other nodes
-        sys.executable, "-m", "kproxy", "run", "--config", str(NODE_FILES / "config.yaml"), "--run-dir", "/run/kproxy",
+        sys.executable, "-m", "kproxy", "run", "--config", str(CONFIG), "--run-dir", "/run/kproxy",
     )  # fmt: skip
 
 
-def write(node: LabNode, run: Path, *, variant: str, server: str, token: str, authority: str) -> None:
+def write(node: LabNode, run: Path, *, mode: str, variant: str, server: str, token: str, authority: str) -> None:
     """Writes both files below `run`, the directory that the node sees as /run."""
     directory = run / NODE_FILES.name
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.yaml").write_text(kproxy_config(node, variant))
+    (directory / CONFIG.name).write_text(kproxy_config(node, mode, variant))
     secret = directory / "kubeconfig"
     secret.touch(mode=0o600)
     secret.write_text(kubeconfigs.kubeconfig(server, token=token, authority=authority))

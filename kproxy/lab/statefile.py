@@ -33,7 +33,8 @@ class LabState:
     pid: int  # of the first process, as seen from outside
     started: int  # its start time in clock ticks since boot: guards against a reused pid
     api: str  # embedded or real
-    variant: str  # auto, legacy or nft
+    mode: str = "iptables"  # or userspace
+    variant: str  # of iptables: auto, legacy or nft
     nodes: tuple[str, ...]
     port: int  # of the API on 127.0.0.1 outside
     user_namespace: bool  # made by an ordinary user

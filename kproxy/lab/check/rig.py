@@ -50,6 +50,7 @@ class Rig:
     api: ApiClient
     examples: Path
     nodes: tuple[str, ...]
+    mode: str = "iptables"  # of kproxy, as the lab was asked to use
     variant: str = "auto"  # of iptables, as the lab was asked to use
     at_once: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(6))
     created: list[Applied] = field(default_factory=list)

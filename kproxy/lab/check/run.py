@@ -60,7 +60,7 @@ async def check(
         raise ConfigError(f"the exercises need {_NODES_NEEDED} nodes, this lab has {len(state.nodes)}")
     lines = {name: Line(id=name, title=EXERCISES[name][0]) for name in ids}
     async with ApiClient.from_kubeconfig(kubeconfig) as api:
-        rig = Rig(api=api, examples=examples, nodes=state.nodes, variant=state.variant)
+        rig = Rig(api=api, examples=examples, nodes=state.nodes, mode=state.mode, variant=state.variant)
         try:
             await rig.apply("clients.yaml")
             await asyncio.gather(*(rig.ready_pod(name) for name in services.CLIENTS))
