@@ -18,17 +18,13 @@ from itertools import islice
 import msgspec
 
 from kproxy.framing import framed, receive_frame
-from kproxy.relay.targets import End as Place
+from kproxy.relay.affinity import Remembered
 from kproxy.relay.targets import Flow, Key, Table, Target
 from kproxy.relay.totals import Row
 
 MAX_FRAME = 16 << 20
 MOST_FLOWS = 20_000  # of one worker, in one answer: 5 MB
 _PART = 200  # Targets, keys that are gone, or rows in one frame
-
-# Who stays where: the Target's group, the client's address, the endpoint, and the last new connection in seconds of CLOCK_MONOTONIC, which
-# is one clock for all processes of a machine and no other machine's, nor this one's after it started again.
-Stay = tuple[tuple[str, str, str], str, Place, float]
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -63,7 +59,7 @@ class Ejected(msgspec.Struct, frozen=True, tag="ejected"):
 class Stays(msgspec.Struct, frozen=True, tag="stays"):
     """Clients with affinity, both ways: what a worker decided, and what others did."""
 
-    entries: tuple[Stay, ...]
+    entries: tuple[Remembered, ...]
 
 
 class Flows(msgspec.Struct, frozen=True, tag="flows"):
@@ -148,7 +144,7 @@ def updates(before: Table | None, now: Table) -> Iterator[bytes]:
         yield frame(Update(removed=gone))
 
 
-def stays_frames(entries: list[Stay]) -> Iterator[bytes]:
+def stays_frames(entries: list[Remembered]) -> Iterator[bytes]:
     """Affinity in frames of bounded size."""
     for start in range(0, len(entries), _PART):
         yield frame(Stays(tuple(entries[start : start + _PART])))

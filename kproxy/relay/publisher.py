@@ -12,9 +12,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from kproxy.relay.affinity import Group, Remembered
 from kproxy.relay.channel import (
     MOST_FLOWS,
     AskFlows,
@@ -26,14 +27,13 @@ from kproxy.relay.channel import (
     FromWorker,
     Held,
     Hello,
-    Stay,
     Stays,
     frame,
     receive_from_worker,
     stays_frames,
     updates,
 )
-from kproxy.relay.remembered import Remembered
+from kproxy.relay.memory import AffinityMemory
 from kproxy.relay.targets import Flow, Table
 from kproxy.relay.totals import Sums, Totals
 from kproxy.telemetry.logs import fields
@@ -59,16 +59,16 @@ class _Session:
         self.sent_number = 0
         self.held = 0
         self.wake = asyncio.Event()
-        self.stays: dict[tuple[tuple[str, str, str], str], Stay] = {}
+        self.stays: dict[tuple[Group, str], Remembered] = {}
         self.questions: list[AskFlows] = []
         self.ejected: tuple[tuple[str, int, float], ...] = ()
         self.open = 0
 
-    def tell_stays(self, entries: tuple[Stay, ...] | list[Stay]) -> None:
+    def tell_stays(self, entries: Iterable[Remembered]) -> None:
         """At this worker's own pace; the newest word about a client counts."""
         for entry in entries:
             if len(self.stays) < _WAITING_STAYS:
-                self.stays[entry[0], entry[1]] = entry
+                self.stays[entry[:3], entry.client] = entry
         self.wake.set()
 
 
@@ -106,7 +106,7 @@ class RelayPublisher:
         self._answers: dict[int, _Answer] = {}
         self._asked = 0
         self._totals = Totals()
-        self._stays = Remembered(Path(remembered) if remembered is not None else None)
+        self._stays = AffinityMemory(Path(remembered) if remembered is not None else None)
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:

@@ -146,7 +146,7 @@ THIRD_PARTY = {
         "kproxy.loopback.channel",
         "kproxy.relay.channel",
         "kproxy.relay.publisher",
-        "kproxy.relay.remembered",
+        "kproxy.relay.memory",
     ),
 }
 SUBPROCESS = (

@@ -15,36 +15,32 @@ from pathlib import Path
 
 import msgspec
 
-from kproxy.relay.channel import Stay
+from kproxy.relay.affinity import MAX_AFFINITY_S, MOST, Group, Remembered
 from kproxy.relay.targets import Table
 from kproxy.telemetry.logs import fields
 
 log = logging.getLogger("kproxy.relay")
 
-MOST = 100_000  # entries; about 100 octets each on disk
-LONGEST_S = 86_400.0  # sessionAffinityConfig allows no more
 _MOST_OCTETS = 32 << 20
 _EVERY_S = 5.0
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
-
-_Of = tuple[tuple[str, str, str], str]
 
 
 class _File(msgspec.Struct, frozen=True):
     """What is on disk."""
 
     boot: str
-    entries: tuple[Stay, ...]
+    entries: tuple[Remembered, ...]
 
 
-class Remembered:
+class AffinityMemory:
     """Affinity of a node. path: None keeps nothing on disk."""
 
     every_s = _EVERY_S  # between two writes
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._held: dict[_Of, Stay] = {}  # the one used longest ago first
+        self._held: dict[tuple[Group, str], Remembered] = {}  # the one used longest ago first
         self._written = True
 
     def load(self, now: float) -> None:
@@ -61,16 +57,16 @@ class Remembered:
             log.warning("The remembered affinity cannot be read", extra=fields(error=str(error)))
             return
         if found.boot == _boot():
-            self.take(entry for entry in found.entries if entry[3] <= now)
+            self.take(entry for entry in found.entries if entry.last <= now)
             self._written = True
 
-    def take(self, entries: Iterable[Stay]) -> list[Stay]:
+    def take(self, entries: Iterable[Remembered]) -> list[Remembered]:
         """Keeps entries that are younger than what is known; returns those."""
         news = []
         for entry in entries:
-            of = (entry[0], entry[1])
+            of = (entry[:3], entry.client)
             known = self._held.get(of)
-            if known is not None and known[3] >= entry[3]:
+            if known is not None and _weight(known) >= _weight(entry):
                 continue
             self._held.pop(of, None)
             self._held[of] = entry
@@ -80,15 +76,15 @@ class Remembered:
         self._written = self._written and not news
         return news
 
-    def entries(self, now: float) -> list[Stay]:
+    def entries(self, now: float) -> list[Remembered]:
         """All that may still hold; a worker knows for how long its Services want it."""
-        return [entry for entry in self._held.values() if now - entry[3] < LONGEST_S]
+        return [entry for entry in self._held.values() if now - entry.last < MAX_AFFINITY_S]
 
     async def write(self, table: Table | None, now: float) -> None:
         """Forgets what does not hold any more by `table` and writes the rest, if anything changed. A full disk is told, not raised."""
         if table is not None:
             keeps = {target.group: target.affinity_s for target in table.targets.values() if target.affinity_s}
-            gone = [of for of, entry in self._held.items() if now - entry[3] >= keeps.get(of[0], 0)]
+            gone = [of for of, entry in self._held.items() if now - entry.last >= keeps.get(of[0], 0)]
             for of in gone:
                 del self._held[of]
             self._written = self._written and not gone
@@ -102,7 +98,12 @@ class Remembered:
             log.warning("Affinity cannot be remembered on disk", extra=fields(error=error.strerror))
 
 
-def _write(path: Path, entries: tuple[Stay, ...]) -> None:
+def _weight(entry: Remembered) -> tuple[float, tuple[int, ...], int]:
+    """The later connection counts; of two at the same moment the one whose endpoint sorts first, as the workers have it."""
+    return entry.last, tuple(-ord(c) for c in entry.address), -entry.port
+
+
+def _write(path: Path, entries: tuple[Remembered, ...]) -> None:
     beside = path.with_suffix(".new")
     beside.write_bytes(msgspec.msgpack.encode(_File(_boot(), entries)))
     beside.chmod(0o600)
