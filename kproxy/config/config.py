@@ -65,6 +65,7 @@ class UserspaceConfig:
     mark_bit: int = 13  # 0-31; neither kube-proxy's 14, nor the kubelet's 15, nor Cilium's 8-11, nor Calico's 16-31
     routing_table: int = 10270  # leads marked packets to the relay; far from what people and network plug-ins number
     ports: tuple[int, int] = (10270, 10299)  # first and last; each instance on the node takes two of them
+    endpoint_counters: bool = False  # true: metrics of each endpoint besides those of each Service port
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,6 +93,7 @@ _WITH_EFFECT = (
     _ours("userspace.markBit", "userspace.mark_bit", r.whole(0, 31)),
     _ours("userspace.routingTable", "userspace.routing_table", r.whole(256, 2**31 - 1)),
     _ours("userspace.ports", "userspace.ports", r.port_range(4), write=w.port_range),
+    _ours("userspace.endpointCounters", "userspace.endpoint_counters", r.truth),
     Setting("conntrack.maxPerCore", "conntrack.max_per_core", r.whole(0, 2**31 - 1), "conntrack_max_per_core"),
     Setting("conntrack.min", "conntrack.min", r.whole(0, 2**31 - 1), "conntrack_min"),
     Setting(
