@@ -1,0 +1,13 @@
+"""Where in the run directory the relay's socket and its memory are: controller and workers name them by the same function. Pure."""
+
+from __future__ import annotations
+
+
+def relay_path(run_dir: str, family: str) -> str:
+    """The socket between a controller and the relay workers of the same supervisor; family: `process.family_name` of that one."""
+    return f"{run_dir}/relay-{family}.sock"
+
+
+def remembered_path(run_dir: str) -> str:
+    """The file with session affinity: of the node, whoever serves it."""
+    return f"{run_dir}/relay-affinity"
