@@ -19,6 +19,7 @@ from kproxy.sync.loop import SyncLoop, SyncOutcome
 from kproxy.telemetry.http import Health
 from kproxy.telemetry.inspect import StatePages
 from kproxy.telemetry.inspect_dns import DnsPages
+from kproxy.telemetry.inspect_relay import RelayPages
 from kproxy.telemetry.plane import Plane
 from kproxy.telemetry.statepage import (
     FORMAT,
@@ -50,6 +51,7 @@ class Instance:
     dns_workers: Callable[[], int | None]
     dns_page: Callable[[], DnsPage] = DnsPage
     dns_pages: DnsPages | None = None
+    relay_pages: RelayPages | None = None  # in mode userspace
     started: float = field(default_factory=time.monotonic)
     last_success: float | None = None  # monotonic, so that a clock that is set does not make syncs look old
 
@@ -62,7 +64,13 @@ class Instance:
 
     def pages(self) -> StatePages:
         """What the state socket serves."""
-        return StatePages(status=self.status, snapshot=self.snapshot, wanted=self.plane.wanted, dns=self.dns_pages)
+        return StatePages(
+            status=self.status,
+            snapshot=self.snapshot,
+            wanted=self.plane.wanted,
+            dns=self.dns_pages,
+            relay=self.relay_pages,
+        )
 
     def status(self) -> StatusPage:
         """For `kproxy status`."""
@@ -102,6 +110,7 @@ class Instance:
             mode=rules.mode,
             iptables=rules.iptables,
             variant=rules.variant,
+            userspace=rules.userspace,
             format=FORMAT,
             version=__version__,
             settings=self.settings(snapshot),

@@ -19,6 +19,7 @@ import msgspec
 
 from kproxy import __version__
 from kproxy.backends.iptables.settings import IptablesSettings
+from kproxy.config.config import UserspaceConfig
 from kproxy.errors import KproxyError
 from kproxy.model.desired import NodeSettings
 from kproxy.model.events import AddressesChanged, Event, Replaced
@@ -138,17 +139,20 @@ class DnsPage(msgspec.Struct, rename=_json_name, kw_only=True):
 class RelayPage(msgspec.Struct, rename=_json_name, kw_only=True):
     """The relay workers of mode userspace. ports: where they listen, for traffic from inside and from outside; [] while there are none.
 
-    connections: opened since the workers started; open: at the moment; failed: given up, no endpoint accepted; retries: endpoints tried
-    beyond the first; refused: not taken for want of room. ejected: endpoints left out for a while, `ip:port`.
+    draining: workers of before that carry their last connections. connections: begun, TCP and UDP; open: at the moment; retries: endpoints
+    tried beyond the first; gave_up: clients refused because no endpoint accepted; shed: for want of room. ejected: endpoints left out
+    for a while, `ip:port`.
     """
 
     workers: int = 0
+    draining: int = 0
     ports: list[int] = []
     connections: int = 0
     open: int = 0
-    failed: int = 0
+    failed_connects: int = 0
     retries: int = 0
-    refused: int = 0
+    gave_up: int = 0
+    shed: int = 0
     ejected: list[str] = []
 
 
@@ -186,6 +190,7 @@ class HeaderRules(msgspec.Struct, rename=_json_name, kw_only=True):
     mode: str = "iptables"
     iptables: IptablesSettings = IptablesSettings()
     variant: str = ""
+    userspace: UserspaceConfig = UserspaceConfig()
 
 
 class Header(HeaderRules, rename=_json_name, kw_only=True):
