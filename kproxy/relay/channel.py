@@ -18,6 +18,7 @@ from itertools import islice
 import msgspec
 
 from kproxy.framing import framed, receive_frame
+from kproxy.relay import chooser
 from kproxy.relay.affinity import Remembered
 from kproxy.relay.targets import Flow, Key, Table, Target
 from kproxy.relay.totals import Row
@@ -51,9 +52,9 @@ class Counted(msgspec.Struct, frozen=True, tag="counted"):
 
 
 class Ejected(msgspec.Struct, frozen=True, tag="ejected"):
-    """All endpoints that this worker sends nothing to at present: address, port, how many seconds more."""
+    """All endpoints that this worker leaves out at present."""
 
-    ends: tuple[tuple[str, int, float], ...]
+    ends: tuple[chooser.Ejected, ...]
 
 
 class Stays(msgspec.Struct, frozen=True, tag="stays"):

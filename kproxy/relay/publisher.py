@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from kproxy.relay import chooser
 from kproxy.relay.affinity import Group, Remembered
 from kproxy.relay.channel import (
     MOST_FLOWS,
@@ -61,7 +62,7 @@ class _Session:
         self.wake = asyncio.Event()
         self.stays: dict[tuple[Group, str], Remembered] = {}
         self.questions: list[AskFlows] = []
-        self.ejected: tuple[tuple[str, int, float], ...] = ()
+        self.ejected: tuple[chooser.Ejected, ...] = ()
         self.open = 0
 
     def tell_stays(self, entries: Iterable[Remembered]) -> None:
@@ -165,8 +166,9 @@ class RelayPublisher:
         """Endpoints that some worker sends nothing to, with how many seconds more it does so."""
         found: dict[tuple[str, int], float] = {}
         for session in self._sessions:
-            for address, port, seconds in session.ejected:
-                found[address, port] = max(seconds, found.get((address, port), 0.0))
+            for one in session.ejected:
+                end = (one.address, one.port)
+                found[end] = max(one.wait_s, found.get(end, 0.0))
         return found
 
     def pids(self) -> list[tuple[int, bool]]:
