@@ -29,7 +29,7 @@ from typing import IO, Any
 import uvloop
 
 from kproxy.app_dns import DnsHalf, demands_of
-from kproxy.app_rules import rules_of
+from kproxy.app_rules import relay_pages, rules_of
 from kproxy.config.config import Config
 from kproxy.config.follow import ConfigChangedError, wait_for_change
 from kproxy.config.load import load_config
@@ -88,7 +88,7 @@ class Controller:
         self.config = config
         self.config_change = ""  # what happened to its file
         self.kernel_notes = set_sysctls(wanted(config.conntrack, os.cpu_count() or 1))
-        self.rules = rules_of(config)
+        self.rules = rules_of(config, lambda: self.loop.renew())
         self.upstreams = upstreams_of(config.dns)
         self.dns = DnsHalf(config, lambda: self.loop, self._record, self._is_heard, self._refused, self._limited)
         self.api: Api | None = None
@@ -132,6 +132,7 @@ class Controller:
             dns_workers=self.dns.workers,
             dns_page=self.dns.page,
             dns_pages=self.dns.pages(),
+            relay_pages=relay_pages(self.rules, lambda: self.loop.snapshot),
         )
 
     def _listen(self, outcome: SyncOutcome) -> None:
@@ -287,6 +288,7 @@ class Controller:
             yield self.healer.keep()
         yield self.flows.keep(self.loop.written, lambda: (self.loop.desired, self.loop.snapshot.local_addresses))
         yield self.gauge.keep()
+        yield from self.rules.tasks()
         if self.loopback is not None:
             yield self.loopback.keep()
         yield self.ended.keep(lambda: (self.loop.desired, self.loop.snapshot.local_addresses))

@@ -8,7 +8,8 @@ In: the configuration. Out: `RulesHalf`: what the sync loop writes with, what he
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterator
+import os
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,11 +20,22 @@ from kproxy.backends.iptables.settings import IptablesSettings
 from kproxy.backends.iptables.tally import Tally
 from kproxy.backends.iptables.tool_runs import run_tool
 from kproxy.backends.iptables.variant import Variant
+from kproxy.backends.userspace.apply import UserspaceBackend
+from kproxy.backends.userspace.guard import UserspaceGuard
+from kproxy.backends.userspace.settings import UserspaceSettings
 from kproxy.config.config import Config
 from kproxy.errors import UnsupportedError
+from kproxy.model.objects import RelayOptions
+from kproxy.model.snapshot import Snapshot
+from kproxy.process import family_name
+from kproxy.relay.paths import relay_path, remembered_path
+from kproxy.relay.publisher import RelayPublisher
+from kproxy.relay.table import table_of
 from kproxy.sync.healing import Guard
+from kproxy.telemetry.inspect_relay import RelayPages
 from kproxy.telemetry.plane import Plane
 from kproxy.telemetry.plane_iptables import IptablesPlane
+from kproxy.telemetry.plane_userspace import UserspacePlane
 
 _BE_LIBERAL = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
 
@@ -43,6 +55,10 @@ class RulesHalf(Protocol):
     def plane(self) -> Plane:
         """As it is told to people."""
 
+    @property
+    def publisher(self) -> RelayPublisher | None:
+        """Who tells relay workers, where there are some."""
+
     def tasks(self) -> Iterator[Coroutine[Any, Any, None]]:
         """What has to run besides the sync loop."""
 
@@ -59,17 +75,60 @@ class IptablesHalf:
         self.backend = IptablesBackend(settings, variant=variant, runner=tally.run)
         self.guard = IptablesGuard(self.backend)
         self.plane = IptablesPlane(self.backend, tally, services=config.iptables.service_counters)
+        self.publisher = None
 
     def tasks(self) -> Iterator[Coroutine[Any, Any, None]]:
         """None: the kernel does the rest."""
         return iter(())
 
 
-def rules_of(config: Config) -> RulesHalf:
-    """The half that `mode` asks for. Raises UnsupportedError when this machine cannot do it."""
+class UserspaceHalf:
+    """Rules lead to the relay workers. renew: asks for a sync. Raises UnsupportedError on a machine that cannot do it."""
+
+    def __init__(self, config: Config, renew: Callable[[], None]) -> None:
+        chosen = config.userspace
+        settings = UserspaceSettings(
+            mark_bit=chosen.mark_bit, routing_table=chosen.routing_table, notrack=chosen.notrack
+        )
+        options = RelayOptions(
+            balancing=chosen.balancing,
+            preserve_source=chosen.preserve_source_address,
+            drain_s=chosen.drain_s,
+        )
+        self.publisher = RelayPublisher(
+            relay_path(config.run_dir, family_name(os.getppid())),
+            remembered=remembered_path(config.run_dir),
+            on_ports=renew,
+        )
+        self.backend = UserspaceBackend(
+            settings,
+            publish=self.publisher.publish,
+            ports=lambda: self.publisher.ports,
+            table_of=lambda desired, before: table_of(desired, options, before),
+        )
+        self.guard = UserspaceGuard(self.backend)
+        self.plane = UserspacePlane(self.backend, self.publisher, endpoints=chosen.endpoint_counters)
+
+    def tasks(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """The channel to the workers."""
+        yield self.publisher.keep()
+
+
+def rules_of(config: Config, renew: Callable[[], None]) -> RulesHalf:
+    """The half that `mode` asks for; renew: called when rules have to be written for a reason that is not the API's.
+
+    Raises UnsupportedError when this machine cannot do it.
+    """
     if config.is_userspace:
         raise UnsupportedError("mode userspace is read and checked, and does not run yet")
-    return IptablesHalf(config)
+    return UserspaceHalf(config, renew) if config.is_userspace else IptablesHalf(config)
+
+
+def relay_pages(half: RulesHalf, snapshot: Callable[[], Snapshot]) -> RelayPages | None:
+    """What the state socket tells of open connections; None where rules do the work."""
+    if (publisher := half.publisher) is None:
+        return None
+    return RelayPages(flows=publisher.flows, open=lambda: publisher.open, snapshot=snapshot)
 
 
 def _kernel_is_liberal() -> bool:

@@ -16,7 +16,7 @@ from kproxy.cli.daemon import find, run_dir_option
 from kproxy.cli.options import output_option
 from kproxy.cli.terminal import console, lasting, plain, table
 from kproxy.errors import ExitCode, UnsupportedError
-from kproxy.telemetry.statepage import DnsPage, StatusPage, status_bytes
+from kproxy.telemetry.statepage import DnsPage, RelayPage, StatusPage, status_bytes
 
 _ASK_AGAIN_S = 0.2
 _DEFAULT_WAIT_S = 60.0
@@ -114,10 +114,13 @@ def _facts(page: StatusPage) -> Iterator[tuple[str, str]]:
         yield "waiting", f"a change since {lasting(sync.waiting_s)}"
     if sync.last_error:
         yield "last error", sync.last_error
+    what = "rules" if page.relay is None else "destinations"
     yield (
         "serves",
-        f"{page.services} Services, {page.endpoint_slices} EndpointSlices: {page.service_ports} Service ports, {page.rules} rules",
+        f"{page.services} Services, {page.endpoint_slices} EndpointSlices: {page.service_ports} Service ports, {page.rules} {what}",
     )
+    if page.relay is not None:
+        yield from _relay_facts(page.relay)
     drift = page.drift
     if not drift.watched:
         yield "drift", "not looked for"
@@ -136,6 +139,26 @@ def _facts(page: StatusPage) -> Iterator[tuple[str, str]]:
         "" if page.health.node_eligible else "; this Node is being taken out of service, load balancers are told so"
     )
     yield "up", f"{lasting(page.uptime_s)}{eligible}"
+
+
+def _relay_facts(relay: RelayPage) -> Iterator[tuple[str, str]]:
+    draining = f", {relay.draining} draining" if relay.draining else ""
+    ports = f"ports {' and '.join(map(str, relay.ports))}" if relay.ports else "NO PORTS YET: nothing is relayed"
+    yield "relay", f"{relay.workers} workers{draining}, {ports}"
+    yield (
+        "",
+        f"{relay.open} open of {relay.connections} connections; {relay.retries} retries, {relay.gave_up} clients refused",
+    )
+    if relay.shed:
+        yield (
+            "",
+            f"{relay.shed} CONNECTIONS RESET FOR WANT OF ROOM: see userspace.maxConnections and the limit of open files",
+        )
+    if relay.ejected:
+        shown = relay.ejected[:_SHOWN_PROBLEMS]
+        more = f" and {len(relay.ejected) - len(shown)} more" if len(relay.ejected) > len(shown) else ""
+        yield "", f"left out after failures: {', '.join(shown)}{more}"
+    yield "", "see every connection: kproxy observe --flows"
 
 
 def _dns_facts(dns: DnsPage) -> Iterator[tuple[str, str]]:

@@ -118,6 +118,11 @@ class SyncLoop:
         self._settings = settings
         self._queue()
 
+    def renew(self) -> None:
+        """Something besides snapshot and settings has changed that rules follow from: a sync, soon."""
+        if self.heard_enough:
+            self._queue()
+
     # For healing.py, which looks and never writes
 
     @property

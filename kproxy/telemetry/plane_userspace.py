@@ -1,0 +1,116 @@
+"""The userspace data plane as pages and metrics show it: `Plane` over the backend, whose rules lead to the relay, and its publisher.
+
+What must not happen here: a write, a question to the workers (what they told last is told), or a decision about a connection.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import islice
+
+from kproxy.backends.userspace.apply import UserspaceBackend
+from kproxy.backends.userspace.ruleset import Element, FamilyRuleset
+from kproxy.model.names import Family
+from kproxy.relay import counts
+from kproxy.relay.publisher import RelayPublisher
+from kproxy.sync.loop import SyncOutcome
+from kproxy.telemetry import metrics_relay
+from kproxy.telemetry.counting import Counting
+from kproxy.telemetry.metrics import Metric
+from kproxy.telemetry.statepage import HeaderRules, RelayPage
+
+_CHUNK_LINES = 500  # about 1 ms
+
+
+class UserspacePlane:
+    """endpoints: whether metrics have series for endpoints."""
+
+    def __init__(self, backend: UserspaceBackend, publisher: RelayPublisher, *, endpoints: bool) -> None:
+        self._backend, self._publisher = backend, publisher
+        self._series = metrics_relay.RelaySeries(endpoints=endpoints)
+
+    @property
+    def mode(self) -> str:
+        """What `/proxyMode` says."""
+        return self._backend.mode
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What leads packets to the relay, and where its workers listen."""
+        return (*self._backend.notes, _listeners(self._publisher.ports))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """None: there are no variants to be in doubt about."""
+        return ()
+
+    @property
+    def rules(self) -> int:
+        """Elements of sets and maps; the rules themselves are constant."""
+        wanted = self._backend.wanted
+        return wanted.rule_count if wanted is not None else 0
+
+    @property
+    def header(self) -> HeaderRules:
+        """The mode; nothing follows from iptables' settings."""
+        return HeaderRules(mode=self.mode)
+
+    def wanted(self, family: Family) -> Iterator[bytes] | None:
+        """A line of JSON for each element; None before the first compilation."""
+        wanted = self._backend.wanted
+        return _lines(wanted.of(family)) if wanted is not None else None
+
+    def relay(self) -> RelayPage:
+        """What the workers told last."""
+        publisher = self._publisher
+        sums, processes = publisher.counters(), publisher.pids()
+        return RelayPage(
+            workers=sum(not draining for _, draining in processes),
+            draining=sum(draining for _, draining in processes),
+            ports=list(publisher.ports or ()),
+            connections=_sum(sums.services, counts.BEGAN),
+            open=publisher.open,
+            failed_connects=_sum(sums.services, counts.FAILED),
+            retries=_sum(sums.services, counts.RETRIES),
+            gave_up=_sum(sums.services, counts.GAVE_UP),
+            shed=sums.worker.get("shed", 0),
+            ejected=sorted(f"[{address}]:{port}" if ":" in address else f"{address}:{port}" for address, port in publisher.ejected()),
+        )  # fmt: skip
+
+    def observe(self, outcome: SyncOutcome) -> None:
+        """Nothing is counted of a sync but what `Counting` does."""
+
+    async def refresh(self) -> None:
+        """The kernel counts nothing of ours."""
+
+    def metrics(self, counting: Counting) -> Iterator[Metric]:
+        """The relay as a whole."""
+        return metrics_relay.relay(self._publisher.counters(), self._publisher.ejected(), self._publisher.pids())
+
+    def long_metrics(self) -> Iterator[Metric]:
+        """Counters of Service ports, and of endpoints where they are wanted."""
+        return self._series.of(self._publisher.counters())
+
+
+def _listeners(ports: tuple[int, int] | None) -> str:
+    if ports is None:
+        return "no relay worker listens yet"
+    return f"relay workers listen on ports {ports[0]} (from pods and this node) and {ports[1]} (from elsewhere) of loopback"
+
+
+def _sum(rows: Mapping[str, list[int]], column: int) -> int:
+    return sum(row[column] for row in rows.values())
+
+
+def _lines(ruleset: FamilyRuleset) -> Iterator[bytes]:
+    lines = (
+        element_line(name, key, element) for name, found in ruleset.elements.items() for key, element in found.items()
+    )
+    while piece := list(islice(lines, _CHUNK_LINES)):
+        yield "".join(piece).encode()
+
+
+def element_line(name: str, key: str, element: Element) -> str:
+    """An element as the state socket tells it."""
+    return json.dumps([name, key, element.verdict, element.comment]) + "\n"
