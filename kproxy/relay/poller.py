@@ -51,6 +51,14 @@ class Poller:
         """Other events from now on; 0 leaves EPOLLHUP and EPOLLERR, which cannot be turned off."""
         self._epoll.modify(fd, events)
 
+    def put(self, fd: int, events: int, handler: Handler) -> None:
+        """`add`, or `change` of events and handler: whatever was the case before."""
+        if fd in self._handlers:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
+        self._handlers[fd] = handler
+
     def drop(self, fd: int) -> None:
         """No more events for `fd`, this turn's included; it stays open. Unknown descriptors are no error."""
         if self._handlers.pop(fd, None) is not None:

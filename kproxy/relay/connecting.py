@@ -1,0 +1,230 @@
+"""Finding an endpoint for an accepted client: one after the other, and side by side when one is silent.
+
+In: the order of endpoints from the chooser. Out: a Connection with the first endpoint that accepts, or a reset for the client when none
+does. Refused or unreachable: the next at once. Silent for `hedge_after_s` (a dead node answers nothing, and the kernel would try for two
+minutes): another one beside it, and the first to accept wins. The client is not read before: what it says belongs to whoever accepts, and
+a protocol in which the server speaks first works like any other. What must not happen here: an attempt that is not ended, one way or the
+other.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from _socket import socket as Socket
+from collections.abc import Iterator
+from select import EPOLLERR, EPOLLHUP, EPOLLOUT
+from typing import TYPE_CHECKING
+
+from kproxy.relay.connection import Connection
+from kproxy.relay.counts import FAILED, GAVE_UP, RETRIES
+from kproxy.relay.proxy_header import proxy_header
+from kproxy.relay.stream import abort
+from kproxy.relay.targets import End, Target
+
+if TYPE_CHECKING:
+    from kproxy.relay.tcp import TcpRelay
+
+BESIDE = 4  # attempts at the same time for one client; the oldest makes room when there is another endpoint to try
+_PENDING = (errno.EINPROGRESS, errno.EALREADY)
+_CONNECTED = (0, errno.EISCONN)
+_FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_TYPE = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+_IP_BIND_ADDRESS_NO_PORT = (
+    24  # of Linux, for both families: the port is chosen by connect, when the whole address is known
+)
+_IPV6_TRANSPARENT = 75
+
+
+class Attempt:
+    """A socket on its way to an endpoint."""
+
+    __slots__ = ("connecting", "end", "fd", "since", "sock")
+
+    def __init__(self, connecting: Connecting, end: End, sock: Socket, since: float) -> None:
+        self.connecting, self.end, self.sock, self.since = connecting, end, sock, since
+        self.fd = sock.fileno()
+
+    def ready(self, _events: int) -> None:
+        """Epoll's word: it is decided."""
+        self.connecting.decided(self, self.sock.connect_ex(self.end))
+
+
+class Connecting:
+    """An accepted client without an endpoint, yet."""
+
+    __slots__ = (
+        "asked",
+        "attempts",
+        "began",
+        "done",
+        "fd",
+        "number",
+        "order",
+        "peer",
+        "relay",
+        "sock",
+        "target",
+        "tries",
+    )
+
+    def __init__(self, relay: TcpRelay, target: Target, sock: Socket, peer: End, asked: End) -> None:
+        """peer: the client; asked: the destination as the client sees it."""
+        self.relay, self.target, self.sock, self.peer, self.asked = relay, target, sock, peer, asked
+        self.fd = sock.fileno()
+        self.number = 0
+        self.began = relay.now()
+        self.order: Iterator[End] = relay.chooser.order(target, peer[0], self.began)
+        self.attempts: list[Attempt] = []
+        self.tries = 0
+        self.done = False
+
+    def advance(self, now: float) -> None:
+        """Tries endpoints until one has accepted or does not answer at once. None is left: waits for those that are on their way."""
+        relay, target = self.relay, self.target
+        for end in self.order:
+            self.tries += 1
+            try:
+                sock = self._socket(end)
+            except OSError as error:
+                if error.errno in _FULL:  # of this worker, not the endpoint's fault
+                    relay.counts.shed += 1
+                    break
+                self._count_failure(end, now)
+                continue
+            relay.chooser.began(target, end)
+            attempt = Attempt(self, end, sock, now)
+            result = _connect(sock, end)
+            if result in _CONNECTED:
+                self._won(attempt, now)
+                return
+            if result in _PENDING:
+                if len(self.attempts) >= BESIDE:
+                    self._lose(self.attempts[0], now)
+                self.attempts.append(attempt)
+                relay.poller.add(attempt.fd, EPOLLOUT, attempt.ready)
+                return
+            self._lose(attempt, now)
+        if not self.attempts:
+            self._give_up()
+
+    def decided(self, attempt: Attempt, result: int) -> None:
+        """The kernel knows how this attempt ended. result: an errno, 0 for success."""
+        if self.done or result in _PENDING:
+            return
+        now = self.relay.now()
+        if result in _CONNECTED:
+            self._won(attempt, now)
+        else:
+            self._lose(attempt, now)
+            self.advance(now)
+
+    def silent(self, now: float) -> None:
+        """Nobody has answered for `hedge_after_s`, once more."""
+        if now - self.began >= self.relay.limits.connect_timeout_s:
+            for attempt in [*self.attempts]:
+                self._lose(attempt, now)
+            self._give_up()
+            return
+        self.relay.poller.put(self.fd, 0, self._client_ready)
+        self.advance(now)
+
+    def cancel(self) -> None:
+        """The client is reset, and every attempt ended, without a word about the endpoints."""
+        for attempt in self.attempts:
+            self.relay.chooser.ended(self.target, attempt.end)
+            self.relay.poller.bury(attempt.fd, attempt.sock)
+        self.attempts.clear()
+        self._refuse()
+
+    def _client_ready(self, events: int) -> None:
+        """Nothing is read here; but a client that has reset its connection needs no endpoint."""
+        if events & (EPOLLERR | EPOLLHUP):
+            self.cancel()
+
+    def _socket(self, end: End) -> Socket:
+        """A socket for an attempt; OSError when there is none, or the client's address cannot be had."""
+        six = self.target.family == "IPv6"
+        sock = Socket(socket.AF_INET6 if six else socket.AF_INET, _TYPE, 0)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.target.preserve_source and end in self.target.local and _is_worth_showing(self.peer[0], end):
+                if six:
+                    sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
+                else:
+                    sock.setsockopt(socket.IPPROTO_IP, socket.IP_TRANSPARENT, 1)
+                sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+                sock.bind((self.peer[0], 0))
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def _won(self, attempt: Attempt, now: float) -> None:
+        """The endpoint has accepted."""
+        relay, target, end = self.relay, self.target, attempt.end
+        self.done = True
+        relay.poller.drop(attempt.fd) if attempt in self.attempts else None
+        for other in self.attempts:
+            if other is not attempt:
+                if now - other.since >= relay.limits.hedge_after_s:
+                    self._count_failure(other.end, now)
+                relay.chooser.ended(target, other.end)
+                relay.poller.bury(other.fd, other.sock)
+        self.attempts.clear()
+        relay.chooser.worked(target, end, now)
+        if target.affinity_s:
+            relay.chooser.took(target, self.peer[0], end, now)
+        connection = Connection(relay, target, end, (self.sock, self.fd), (attempt.sock, attempt.fd))
+        connection.number, connection.began, connection.retries = self.number, self.began, self.tries - 1
+        if self.tries > 1:
+            connection.service_row[RETRIES] += self.tries - 1
+        relay.connected(self, connection)
+        if target.proxy_protocol:
+            try:
+                attempt.sock.send(proxy_header(target.proxy_protocol, self.peer, self.asked))
+            except OSError:
+                connection.abort()
+                return
+        connection.start()
+
+    def _lose(self, attempt: Attempt, now: float) -> None:
+        """The endpoint has not accepted."""
+        if attempt in self.attempts:
+            self.attempts.remove(attempt)
+        self.relay.chooser.ended(self.target, attempt.end)
+        self._count_failure(attempt.end, now)
+        self.relay.poller.bury(attempt.fd, attempt.sock)
+
+    def _count_failure(self, end: End, now: float) -> None:
+        self.relay.chooser.failed(self.target, end, now)
+        self.relay.counts.service(self.target.name)[FAILED] += 1
+        self.relay.counts.endpoint(self.target.name, end)[FAILED] += 1
+
+    def _give_up(self) -> None:
+        self.relay.counts.service(self.target.name)[GAVE_UP] += 1
+        self._refuse()
+
+    def _refuse(self) -> None:
+        self.done = True
+        self.relay.gave_up(self)
+        abort(self.sock)
+        self.relay.poller.bury(self.fd, self.sock)
+
+
+def _connect(sock: Socket, end: End) -> int:
+    """An errno, 0 for success. Between network namespaces of one machine the handshake is over when connect returns, although it says
+    EINPROGRESS (the answer waits in the socket's backlog): asking again costs 0.4 µs and saves a turn of the poller.
+    """
+    try:
+        result = sock.connect_ex(end)
+        return sock.connect_ex(end) if result == errno.EINPROGRESS else result
+    except OSError as error:
+        return error.errno or errno.EINVAL
+
+
+def _is_worth_showing(client: str, end: End) -> bool:
+    """Whether `end` can answer to the client's own address. A pod that reaches itself would get packets from itself, and drop them;
+    loopback and link-local addresses mean something else to it.
+    """
+    return client != end[0] and not client.startswith(("127.", "fe80:")) and client != "::1"
