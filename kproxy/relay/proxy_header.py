@@ -32,7 +32,8 @@ def proxy_header(version: int, client: End, asked: End) -> bytes:
         if not known:
             return b"PROXY UNKNOWN\r\n"
         family = "TCP4" if len(source) == 4 else "TCP6"
-        return f"PROXY {family} {client[0]} {asked[0]} {client[1]} {asked[1]}\r\n".encode("ascii")
+        one, other = client[0].partition("%")[0], asked[0].partition("%")[0]
+        return f"PROXY {family} {one} {other} {client[1]} {asked[1]}\r\n".encode("ascii")
     if not known:
         return _SIGNATURE + _UNKNOWN
     ports = client[1].to_bytes(2, "big") + asked[1].to_bytes(2, "big")
