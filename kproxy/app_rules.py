@@ -107,7 +107,7 @@ class UserspaceHalf:
             table_of=lambda desired, before: table_of(desired, options, before),
         )
         self.guard = UserspaceGuard(self.backend)
-        self.plane = UserspacePlane(self.backend, self.publisher, endpoints=chosen.endpoint_counters)
+        self.plane = UserspacePlane(self.backend, self.publisher, chosen)
 
     def tasks(self) -> Iterator[Coroutine[Any, Any, None]]:
         """The channel to the workers."""

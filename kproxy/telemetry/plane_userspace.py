@@ -11,6 +11,7 @@ from itertools import islice
 
 from kproxy.backends.userspace.apply import UserspaceBackend
 from kproxy.backends.userspace.ruleset import Element, FamilyRuleset
+from kproxy.config.config import UserspaceConfig
 from kproxy.model.names import Family
 from kproxy.relay import counts
 from kproxy.relay.publisher import RelayPublisher
@@ -24,11 +25,11 @@ _CHUNK_LINES = 500  # about 1 ms
 
 
 class UserspacePlane:
-    """endpoints: whether metrics have series for endpoints."""
+    """config: `userspace:` of the configuration."""
 
-    def __init__(self, backend: UserspaceBackend, publisher: RelayPublisher, *, endpoints: bool) -> None:
-        self._backend, self._publisher = backend, publisher
-        self._series = metrics_relay.RelaySeries(endpoints=endpoints)
+    def __init__(self, backend: UserspaceBackend, publisher: RelayPublisher, config: UserspaceConfig) -> None:
+        self._backend, self._publisher, self._config = backend, publisher, config
+        self._series = metrics_relay.RelaySeries(endpoints=config.endpoint_counters)
 
     @property
     def mode(self) -> str:
@@ -53,8 +54,8 @@ class UserspacePlane:
 
     @property
     def header(self) -> HeaderRules:
-        """The mode; nothing follows from iptables' settings."""
-        return HeaderRules(mode=self.mode)
+        """The mode and its settings; nothing follows from iptables' settings."""
+        return HeaderRules(mode=self.mode, userspace=self._config)
 
     def wanted(self, family: Family) -> Iterator[bytes] | None:
         """A line of JSON for each element; None before the first compilation."""
