@@ -1,0 +1,181 @@
+"""The UDP relay with real datagrams: whose answers go where, what becomes of clients, and how many sessions there are."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import select
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from kproxy.relay.counts import BEGAN, LOST, OPEN, RECEIVED, RECEIVED_DATAGRAMS, SENT, SENT_DATAGRAMS
+from kproxy.relay.udp_sockets import Address
+from tests.packet.udp_ground import (
+    ENDS,
+    FOUR,
+    NAME,
+    PORT,
+    SIX,
+    Ground,
+    Pod,
+    asked,
+    grounded,
+    heard,
+    relaying,
+    scene,
+    until,
+)
+
+
+@pytest.fixture(params=[FOUR, SIX], ids=lambda family: family.name)
+def ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
+    with grounded(request.param) as made:
+        yield made
+
+
+def test_answers_come_from_the_address_that_was_asked(ground: Ground) -> None:
+    """The client's socket is connected to it; the endpoint sees the node; one session serves all datagrams, and they are counted."""
+
+    async def play() -> None:
+        with relaying(ground, ground.target(0)) as worker, Pod(ground, 0) as pod, ground.client() as client:
+            for words in (b"one", b"", b"three"):
+                assert await asked(client, words) == b"0 " + words
+            assert {peer[0] for _, peer in pod.heard} == {ground.family.node}
+            assert worker.relay.open == 1 and worker.row(BEGAN) == 1
+            worker.sweep()
+            columns = (SENT, RECEIVED, SENT_DATAGRAMS, RECEIVED_DATAGRAMS, OPEN)
+            endpoint = worker.counts.endpoint(NAME, (ground.family.pods[0], ENDS))
+            assert [worker.row(c) for c in columns] == [endpoint[c] for c in columns] == [8, 14, 3, 3, 1]
+            (flow,) = worker.relay.flows(10)
+            assert (flow.service, flow.sent, flow.received, flow.state) == (NAME, 8, 14, "open")
+            assert ground.family.clients[0] in flow.client and flow.virtual.endswith(":53")
+            assert ground.family.pods[0] in flow.endpoint and ground.family.node in flow.source
+            assert abs(flow.began - time.time()) < 60
+
+    scene(play)
+
+
+def test_this_nodes_own_processes_are_served(ground: Ground) -> None:
+    async def play() -> None:
+        with relaying(ground, ground.target(0)), Pod(ground, 0):
+            with ground.node.entered():
+                own = socket.socket(ground.family.kind, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            with own as client:
+                client.connect((ground.family.asked, PORT))
+                assert await asked(client) == b"0 ?"
+                assert await asked(client, b"again") == b"0 again"
+
+    scene(play)
+
+
+def test_the_largest_datagrams_pass(ground: Ground) -> None:
+    """65,535 octets with their headers, both ways, and not one octet is another."""
+
+    async def play() -> None:
+        words = random.Random(7).randbytes(ground.family.largest)
+        with relaying(ground, ground.target(0)), Pod(ground, 0) as pod, ground.client() as client:
+            pod.number = b""
+            for size in (1, 2047, 2048, ground.family.largest):
+                assert await asked(client, words[:size]) == words[:size]
+
+    scene(play)
+
+
+def test_every_client_gets_its_own_answers(ground: Ground) -> None:
+    """A hundred clients at once, several datagrams each before any session exists: one session each, and no answer goes astray."""
+
+    async def play() -> None:
+        with (
+            relaying(ground, ground.target(0, 1)) as worker,
+            Pod(ground, 0),
+            Pod(ground, 1),
+            contextlib.ExitStack() as rest,
+        ):
+            clients = [rest.enter_context(ground.client(ground.family.clients[n % 2])) for n in range(100)]
+            for turn in range(5):
+                for number, client in enumerate(clients):
+                    client.send(b"%d %d" % (number, turn))
+            for number, client in enumerate(clients):
+                answers = [await heard(client) for _ in range(5)]
+                assert {answer[2:] for answer in answers} == {b"%d %d" % (number, turn) for turn in range(5)}
+                assert len({answer[:1] for answer in answers}) == 1, "one session has one endpoint"
+            assert worker.relay.open == worker.row(BEGAN) == 100
+            assert worker.row(LOST) == 0
+
+    scene(play)
+
+
+def test_datagrams_of_others_before_a_socket_is_connected(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between bind and connect a new socket gets what anybody sends to that address: it goes to the sender's own session."""
+
+    async def play() -> None:
+        with relaying(ground, ground.target(0)) as worker, Pod(ground, 0), contextlib.ExitStack() as rest:
+            first, second = (rest.enter_context(ground.client(address)) for address in ground.family.clients)
+
+            class Slow(socket.socket):
+                def connect(self, address: Address) -> None:  # type: ignore[override]
+                    if self.getsockname()[1] == PORT:
+                        monkeypatch.undo()
+                        second.send(b"between")
+                        second.send(b"and again")
+                        assert select.select([self], [], [], 10)[0], "it is in this socket's queue"
+                    super().connect(address)
+
+            monkeypatch.setattr(socket, "socket", Slow)
+            assert await asked(first) == b"0 ?"
+            assert {await heard(second), await heard(second)} == {b"0 between", b"0 and again"}
+            assert worker.relay.open == 2
+            assert {flow.sent for flow in worker.relay.flows(10)} == {1, 16}
+
+    scene(play)
+
+
+def test_idle_sessions_end_as_conntracks_do(ground: Ground) -> None:
+    """30 seconds after the last datagram; 120 once both sides have spoken for more than two seconds."""
+
+    async def play() -> None:
+        with relaying(ground, ground.target(0)) as worker, Pod(ground, 0) as pod, contextlib.ExitStack() as rest:
+            silent, once, stream = (rest.enter_context(ground.client()) for _ in range(3))
+            pod.answers = False
+            silent.send(b"?")
+            await until(lambda: len(pod.heard) == 1)
+            pod.answers = True
+            await asked(once)
+            await asked(stream)
+            assert worker.relay.open == 3
+            worker.sweep(3)
+            await asked(stream)
+            worker.sweep(24)
+            assert worker.relay.open == 3
+            worker.sweep(6)  # 33 seconds after the first datagrams
+            assert worker.relay.open == 1
+            worker.sweep(80)
+            assert worker.relay.open == 1
+            worker.sweep(20)
+            assert worker.relay.open == 0
+            assert await asked(once) == await asked(stream) == b"0 ?"
+            assert worker.row(BEGAN) == 5 and worker.row(OPEN) == 2
+
+    scene(play)
+
+
+def test_the_session_that_was_idle_for_longest_makes_room(ground: Ground) -> None:
+    async def play() -> None:
+        with relaying(ground, ground.target(0), sessions=4) as worker, Pod(ground, 0), contextlib.ExitStack() as rest:
+            clients = [rest.enter_context(ground.client()) for _ in range(6)]
+            for client in clients[:4]:
+                await asked(client)
+                worker.sweep(1)
+            await asked(clients[0])  # in use: now the second is the oldest
+            for client in clients[4:]:
+                worker.sweep(1)
+                assert await asked(client) == b"0 ?"
+            assert worker.relay.open == 4 and worker.counts.evicted == 2
+            ports = {clients[n].getsockname()[1] for n in (0, 3, 4, 5)}
+            assert {int(flow.client.rpartition(":")[2]) for flow in worker.relay.flows(10)} == ports
+            assert await asked(clients[1]) == b"0 ?"
+
+    scene(play)

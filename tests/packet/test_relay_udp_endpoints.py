@@ -1,0 +1,230 @@
+"""The UDP relay with real datagrams: endpoints that refuse, die, go and come, what they see of clients, and descriptors that run out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from kproxy.relay.counts import FAILED, LOST, OPEN, RETRIES
+from kproxy.relay.targets import Table
+from tests.packet.udp_ground import (
+    ENDS,
+    FOUR,
+    PORT,
+    SIX,
+    Ground,
+    Pod,
+    asked,
+    grounded,
+    heard,
+    relaying,
+    scene,
+    until,
+)
+from tests.support.netns import run
+
+
+@pytest.fixture(params=[FOUR, SIX], ids=lambda family: family.name)
+def ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
+    with grounded(request.param) as made:
+        yield made
+
+
+def test_an_endpoint_that_refuses_is_not_the_last_one(ground: Ground) -> None:
+    """The datagram that met nobody (ICMP port unreachable) is sent again to another endpoint; the client notices nothing."""
+
+    async def play() -> None:
+        with relaying(ground, ground.target(0, 1, 2)) as worker, Pod(ground, 2) as pod, contextlib.ExitStack() as rest:
+            for number in range(10):
+                client = rest.enter_context(ground.client())
+                assert await asked(client, b"%d" % number) == b"2 %d" % number
+            assert sorted(data for data, _ in pod.heard) == sorted(b"%d" % number for number in range(10))
+            assert worker.row(FAILED) >= 3 and worker.row(RETRIES) == worker.row(FAILED)
+            assert {end for _, end, *_ in worker.chooser.ejected(worker.now())} == {*ground.family.pods[:2]}
+            assert sum(flow.retries for flow in worker.relay.flows(10)) == worker.row(RETRIES)
+
+    scene(play)
+
+
+def test_an_endpoint_that_dies_under_a_session(ground: Ground) -> None:
+    """The session had answers for long; its endpoint closes; the very next datagram is answered by another one."""
+
+    async def play() -> None:
+        with relaying(ground, ground.target(0, 1)) as worker, contextlib.ExitStack() as rest:
+            one, two = (rest.enter_context(Pod(ground, number)) for number in (0, 1))
+            client = rest.enter_context(ground.client())
+            first = (await asked(client))[:1]
+            worker.sweep(5)
+            assert (await asked(client))[:1] == first
+            dying = one if first == b"0" else two
+            asyncio.get_running_loop().remove_reader(dying.sock)
+            dying.sock.close()
+            answer = await asked(client, b"still there?")
+            assert answer == (b"1" if first == b"0" else b"0") + b" still there?"
+            assert worker.relay.open == 1 and worker.row(OPEN) == 1
+            dying.sock = socket.socket()  # for the end of the test
+            asyncio.get_running_loop().add_reader(dying.sock, lambda: None)
+
+    scene(play)
+
+
+def test_an_unreachable_host_is_an_error_too(ground: Ground) -> None:
+    """Somewhere on the way a router says so (ICMP host unreachable), which sockets keep to themselves unless asked."""
+
+    async def play() -> None:
+        nowhere = ((ground.family.nowhere, ENDS), (ground.family.pods[0], ENDS))
+        target = replace(ground.target(0), endpoints=nowhere, balancing="RoundRobin")
+        run(ground.node, "ip", "-6" if ":" in nowhere[0][0] else "-4", "route", "add", "unreachable", nowhere[0][0])
+        with relaying(ground, target) as worker, Pod(ground, 0), contextlib.ExitStack() as rest:
+            for _ in range(4):
+                assert await asked(rest.enter_context(ground.client())) == b"0 ?"
+            assert worker.row(FAILED) >= 1
+
+    scene(play)
+
+
+def test_when_all_refuse_the_next_datagram_tries_again(ground: Ground) -> None:
+    async def play() -> None:
+        with relaying(ground, ground.target(0, 1)) as worker, ground.client() as client:
+            client.send(b"?")
+            await until(lambda: worker.row(FAILED) == 2)
+            assert worker.relay.open == 1 and worker.row(OPEN) == 0
+            assert [flow.state for flow in worker.relay.flows(10)] == ["connecting"]
+            with Pod(ground, 0):
+                assert await asked(client, b"now") == b"0 now"
+
+    scene(play)
+
+
+def test_endpoints_that_go_and_services_that_are_deleted(ground: Ground) -> None:
+    """A client that goes on sending from one port is served by the new endpoint with its next datagram; none is lost in between."""
+
+    async def play() -> None:
+        with (
+            relaying(ground, ground.target(0)) as worker,
+            Pod(ground, 0) as old,
+            Pod(ground, 1) as new,
+            ground.client() as client,
+        ):
+            assert await asked(client) == b"0 ?"
+            drains = ground.target(1, keeps=((ground.family.pods[0], ENDS),))
+            worker.relay.use(Table({ground.key(): drains}))
+            assert await asked(client) == b"0 ?", "a session stays with an endpoint that still serves"
+            client.send(b"in the queue")  # nobody has read it yet
+            worker.relay.use(Table({ground.key(): ground.target(1)}))
+            assert await heard(client) == b"1 in the queue"
+            assert worker.relay.open == 1 and worker.row(OPEN) == 1
+            assert len(old.heard) == 2 and len(new.heard) == 1
+            worker.relay.use(Table())
+            assert worker.relay.open == worker.row(OPEN) == 0
+            client.send(b"?")
+            await until(lambda: worker.counts.unknown == 1)
+
+    scene(play)
+
+
+def test_affinity_holds_for_datagrams(ground: Ground) -> None:
+    async def play() -> None:
+        target = ground.target(0, 1, 2, affinity_s=60)
+        with relaying(ground, target) as worker, Pod(ground, 0), Pod(ground, 1), Pod(ground, 2):
+            landed = set()
+            for _ in range(12):
+                with ground.client() as client:
+                    landed.add((await asked(client))[:1])
+            assert len(landed) == 1
+            assert all(ground.family.clients[0] in entry for entry in worker.chooser.news())
+
+    scene(play)
+
+
+def test_local_endpoints_see_the_clients_own_address_where_wanted(ground: Ground) -> None:
+    """Address and port; the second session of one client socket with an endpoint has another port; others see the node."""
+
+    async def play() -> None:
+        local = ((ground.family.pods[0], ENDS),)
+        target = ground.target(0, preserve_source=True, local=local)
+        elsewhere = ground.target(1, preserve_source=True, local=())
+        second = {4: "10.96.0.11", 6: "fd00:10:96::b"}[4 if ground.family is FOUR else 6]
+        table = Table({ground.key(): target, ground.key(second): target})
+        with relaying(ground, target) as worker, Pod(ground, 0) as pod, Pod(ground, 1) as other:
+            worker.relay.use(table)
+            with ground.client() as client:
+                me = client.getsockname()[:2]
+                for _ in range(3):
+                    assert await asked(client) == b"0 ?"
+                assert {peer[:2] for _, peer in pod.heard} == {me}
+                assert worker.relay.flows(1)[0].source == worker.relay.flows(1)[0].client
+                client.connect((second, PORT))  # the same socket asks another address of the same endpoint
+                assert await asked(client, b"!") == b"0 !"
+                assert pod.heard[-1][1][0] == me[0] and pod.heard[-1][1][1] != me[1]
+                worker.relay.use(Table({ground.key(second): elsewhere}))
+                assert await asked(client) == b"1 ?"
+                assert other.heard[-1][1][0] == ground.family.node
+
+    scene(play)
+
+
+def test_an_endpoint_that_asks_its_own_service_sees_the_node(ground: Ground) -> None:
+    async def play() -> None:
+        own = ground.family.pods[0]
+        target = ground.target(0, preserve_source=True, local=((own, ENDS),))
+        with relaying(ground, target), Pod(ground, 0) as pod:
+            with ground.pods.entered():
+                client = socket.socket(ground.family.kind, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            with client:
+                client.bind((own, 0))
+                client.connect((ground.family.asked, PORT))
+                assert await asked(client) == b"0 ?"
+                assert pod.heard[0][1][0] == ground.family.node
+
+    scene(play)
+
+
+def test_a_client_that_is_gone_takes_its_session_with_it(ground: Ground) -> None:
+    """Its host says so when an answer comes (ICMP port unreachable)."""
+
+    async def play() -> None:
+        with relaying(ground, ground.target(0)) as worker, Pod(ground, 0) as pod:
+            pod.answers = False
+            with ground.client() as client:
+                client.send(b"?")
+                await until(lambda: len(pod.heard) == 1)
+            pod.sock.sendto(b"late", pod.heard[0][1])
+            await until(lambda: worker.relay.open == 0)
+
+    scene(play)
+
+
+def test_without_descriptors_datagrams_are_lost_and_nothing_else(ground: Ground) -> None:
+    """The sessions that are open go on; the oldest make room for others; when there are descriptors again all is as before."""
+
+    async def play() -> None:
+        with relaying(ground, ground.target(0)) as worker, Pod(ground, 0), contextlib.ExitStack() as rest:
+            clients = [rest.enter_context(ground.client()) for _ in range(12)]
+            for client in clients[:4]:
+                assert await asked(client) == b"0 ?"
+                worker.sweep(1)
+            before = resource.getrlimit(resource.RLIMIT_NOFILE)
+            with contextlib.closing(socket.socket()) as next_one:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (next_one.fileno() + 1, before[1]))
+            try:
+                assert await asked(clients[3], b"open") == b"0 open"
+                for client in clients[4:]:
+                    client.send(b"?")
+                await until(lambda: worker.counts.shed + worker.row(LOST) >= 1)
+                await until(lambda: worker.counts.evicted >= 1)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            for client in clients:
+                with contextlib.suppress(BlockingIOError):
+                    while client.recv(100):
+                        pass
+                assert (await asked(client, b"again"))[-5:] == b"again"
+
+    scene(play)
