@@ -162,7 +162,21 @@ class Datagrams:
 
     def _drain(self) -> bool:
         """Answers up to a batch of queries; whether there may be more."""
-        receive, send, family, port = self.sock.recvfrom, self.sock.sendto, self.family, self.port
+        served = self._serve(self.sock.recvfrom, RECEIVE)
+        if served == BATCH:
+            self._full += 1
+            if self._full >= FULL:
+                self._overloaded()
+        elif served >= 0:
+            self._full = 0
+        return served < 0 or served == BATCH
+
+    def _serve(self, receive: Callable[[int], tuple[bytes, Peer]], argument: int) -> int:
+        """Answers up to a batch of what `receive` gives; how many, or -1 when an error ended it. The hot loop.
+
+        receive: the socket's `recvfrom`, or `pop` of a list of packets that were read already (with -1).
+        """
+        send, family, port = self.sock.sendto, self.family, self.port
         caches, slowly = self.caches, self._slowly
         lasting, fleeting = caches.common.lasting.get, caches.common.fleeting.get
         dated, next_order, denied, further = (
@@ -173,11 +187,10 @@ class Datagrams:
         )
         known = self._hot.clients.known.get
         served = slow = errors = 0
-        octets = RECEIVE
         began = perf_counter()
         try:
             for served in _NUMBERS:  # noqa: B007 - how many there were, wherever it ends
-                data, peer = receive(octets)
+                data, peer = receive(argument)
                 client = known(peer[0])
                 if client is not None and peer[1] != port:
                     key = data[2:]
@@ -196,18 +209,15 @@ class Datagrams:
                 slow += 1
                 slowly(self, data, peer, True)
             served = BATCH
-            self._full += 1
-            if self._full >= FULL:
-                self._overloaded()
-            return True
         except BlockingIOError:
-            self._full = 0
-            return False
+            pass
+        except IndexError:  # the list is empty
+            if argument != -1:
+                raise
         except OSError:  # an error of an earlier send, reported here; the next readable event goes on
             errors += 1
-            return True
-        finally:
-            self._count(served, slow, errors, began)
+        self._count(served, slow, errors, began)
+        return served if not errors or served == BATCH else -1
 
     def _count(self, served: int, slow: int, errors: int, began: float) -> None:
         hot = self._hot
@@ -293,29 +303,53 @@ class Datagrams:
 
     def _drain_fairly(self) -> bool:
         """Reads what there is. Answers at once who is not heavy; the others stand in line, or are dropped where that is full."""
-        receive, arrived, line, answer = self.sock.recvfrom, self._shares.arrived, self._line, self.answer
-        read = 0
-        try:
-            while read < READ:
-                data, peer = receive(RECEIVE)
-                read += 1
-                if not arrived(peer[0]) or self._shares.alone:
-                    answer(data, peer)
-                elif len(line) < LINE:
-                    self._waited += 1
-                    line.append((data, peer))
-                else:
-                    self._drop(data, peer)
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._hot.counters["socket_errors"] += 1
+        receive, shares, read = self.sock.recvfrom, self._shares, 0
+        packets: list[tuple[bytes, Peer]] = []
+        blocked = False
+        while read < READ and not blocked:
+            packets.clear()
+            try:
+                for _ in _NUMBERS:
+                    packets.append(receive(RECEIVE))
+            except BlockingIOError:
+                blocked = True
+            except OSError:
+                self._hot.counters["socket_errors"] += 1
+                blocked = not packets
+            read += len(packets)
+            shares.arrived([peer[0] for _, peer in packets])
+            if shares.heavy and not shares.alone:
+                packets = self._without_heavy(packets)
+            self._answer_all(packets)
         now = perf_counter()
         if read >= BATCH:
             self._overload_until = now + CALM_S
-        if line and self._turn is None:
+        if self._line and self._turn is None:
             self._next_turn()
         return read > 0
+
+    def _answer_all(self, packets: list[tuple[bytes, Peer]]) -> None:
+        if self.is_watched:
+            for data, peer in packets:
+                self.answer(data, peer)
+            return
+        packets.reverse()  # `pop` takes from the end
+        while packets:
+            self._serve(packets.pop, -1)
+
+    def _without_heavy(self, packets: list[tuple[bytes, Peer]]) -> list[tuple[bytes, Peer]]:
+        """The packets of those who are not heavy; the others' are in line, or dropped."""
+        heavy, line = self._shares.heavy, self._line
+        found = []
+        for packet in packets:
+            if packet[1][0] not in heavy:
+                found.append(packet)
+            elif len(line) < LINE:
+                self._waited += 1
+                line.append(packet)
+            else:
+                self._drop(*packet)
+        return found
 
     def _next_turn(self) -> None:
         self._asked = perf_counter()

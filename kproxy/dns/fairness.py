@@ -13,6 +13,7 @@ unless the queue is so full that nobody else's packets could be seen.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 WINDOW = 1024  # packets after which shares are looked at again: 5 to 30 ms of overload
 SOURCES = 4096  # told apart within a window: a forger's addresses must not cost memory
@@ -31,14 +32,15 @@ class Shares:
         self._counts: Counter[str] = Counter()
         self._seen = 0
 
-    def arrived(self, source: str) -> bool:
-        """Counts one packet; whether its source is heavy."""
-        if len(self._counts) < SOURCES or source in self._counts:
-            self._counts[source] += 1
-        self._seen += 1
+    def arrived(self, sources: Sequence[str]) -> None:
+        """Counts packets, a batch at a time, so that `heavy` and `alone` hold for them and those after them."""
+        counts = self._counts
+        self._seen += len(sources)
+        if len(counts) + len(sources) > SOURCES:  # a forger's addresses; who is counted already goes on being counted
+            sources = [source for source in sources if source in counts]
+        counts.update(sources)
         if self._seen >= WINDOW:
             self._judge()
-        return source in self.heavy
 
     def _judge(self) -> None:
         even = self._seen / max(1, len(self._counts))
