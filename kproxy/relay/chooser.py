@@ -138,15 +138,11 @@ class Chooser:
         if had is not None:
             wanted.remove(had)
             wanted.insert(0, had)
-        if all(end in ejections.out for end in wanted):
-            yield from wanted
-            return
         last: list[End] = []
         for number, end in enumerate(wanted):
             if end in ejections.out:
-                if number or not ejections.due(
-                    end, now
-                ):  # only who belongs to it is its probe: the others would move there
+                # Only a client that belongs to it is its probe: any other would move there.
+                if number or not ejections.due(end, now):
                     last.append(end)
                     continue
                 ejections.probe(end, now)

@@ -90,7 +90,7 @@ def test_the_proxy_header_is_for_connections() -> None:
 
 
 def test_cluster_ips_go_first_then_names() -> None:
-    thief = svc("172.30.0.99", name="a-thief", external=[CLUSTER_IP, EXTERNAL_IP])
+    thief = svc("172.30.0.99", name="a-thief", lb=[CLUSTER_IP], external=[EXTERNAL_IP])
     later = svc(name="svc1", external=[EXTERNAL_IP])
     stolen = slice_(ep("10.180.7.7"), of="a-thief")
     found = _table(thief, stolen, later, slice_(ep(_A))).targets
