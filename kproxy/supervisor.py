@@ -14,12 +14,15 @@ It asks the DNS addresses all the time whether somebody answers (dns/vigil.py). 
 the controller's to do, and sooner, but it may hang as well. A dead worker's sockets are gone, and the rules send queries to other nodes by
 themselves while nobody listens here.
 
-At the end the first child is asked first: the controller gives the DNS address back while the workers still answer on it.
+At the end the first child is asked first: the controller gives the DNS address back while the workers still answer on it. Relay workers
+(mode userspace) have longer than the others, because their connections have.
 
 A child that ends is started again after a pause that doubles from 0.1 s to 30 s and falls back after a minute of health. Exit code 2
 (configuration) or 3 (this machine cannot) in the first life of a child is for the person at the terminal: everything stops with that
 code instead of a restart loop that hides it. Exit code 10 (`process.END_OF_ALL`: the configuration file has changed) ends everything at
-any time, with exit code 1, so that whoever runs this starts it again with the new file.
+any time, with exit code 1, so that whoever runs this starts it again with the new file. Where there are relay workers that would cut their
+connections; so this process becomes `kproxy run` again by exec, with another family, and the relay workers of before live on as children
+without a name until nothing is open with them.
 """
 
 from __future__ import annotations
@@ -46,6 +49,8 @@ _YOUNG_S = 3.0  # a worker that has just started may still be waiting for its zo
 _STARTS_S = 1.0  # unless somebody has answered since
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
 _FINAL_CODES = (2, 3)
+_MOST_BEFORE = 32  # relay workers of before; the oldest are told to hurry when there are more
+BEFORE = "KPROXY_RELAY_WORKERS_BEFORE"  # environment variable between two families of one process: process ids
 _say_json = False  # set once, by main
 
 
@@ -62,6 +67,7 @@ class Child:
     lives: int = 0
     told: bool = False  # that it is to end
     answers: bool = False  # it is a DNS worker
+    relays: bool = False  # it has connections, which end as it ends
 
 
 @dataclass(slots=True)
@@ -73,12 +79,27 @@ class Family:
     exit_code: int = 0
     asked_at: float = 0.0
     killed_at: float = field(default=float("inf"))
+    cut_at: float = field(default=float("inf"))  # the same for relay workers
     vigil: Vigil | None = None
     lameduck_s: float = 0.0  # how long the first child goes on on purpose once it was asked to end
+    hand_over_s: float = 0.0  # how much longer relay workers may take than others
+    again: list[str] = field(
+        default_factory=list
+    )  # the command that makes the next family; empty: whoever runs this starts it
+    renewing: bool = False  # it ends for that one
+    before: list[int] = field(default_factory=list)  # relay workers of families before, the oldest first
+    hurried: set[int] = field(default_factory=set)  # those of them that were told to end
 
     @property
     def running(self) -> list[Child]:
         return [child for child in self.children if child.pid]
+
+    @property
+    def in_the_way(self) -> bool:
+        """Whether anybody is left whose end is waited for."""
+        if self.renewing:
+            return any(not child.relays for child in self.running)
+        return bool(self.running or self.before)
 
 
 def _say(text: str) -> None:
@@ -102,10 +123,13 @@ def _start(child: Child, now: float) -> None:
 
 
 def _reap(family: Family, now: float) -> None:
-    while family.running:
+    while family.running or family.before:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
             return
+        if pid in family.before:
+            family.before.remove(pid)
+            _say(f"relay worker of before ended, pid {pid}")
         for child in family.children:
             if child.pid == pid:
                 _ended(family, child, os.waitstatus_to_exitcode(status), now)
@@ -120,6 +144,7 @@ def _ended(family: Family, child: Child, code: int, now: float) -> None:
     if code == END_OF_ALL:
         _say(f"{child.name} ended for a new start: stopping")
         family.exit_code = 1
+        family.renewing = bool(family.again)
         _stop(family, now)
         return
     if code in _FINAL_CODES and child.lives == 1:
@@ -134,9 +159,13 @@ def _ended(family: Family, child: Child, code: int, now: float) -> None:
     child.pause_s = min(child.pause_s * 2, _LONGEST_PAUSE_S)
 
 
-def _signal(family: Family, number: int) -> None:
+def _signal(family: Family, number: int, *, relays: bool = True) -> None:
     for child in family.running:
-        os.kill(child.pid, number)
+        if relays or not child.relays:
+            os.kill(child.pid, number)
+    if relays:
+        for pid in family.before:
+            os.kill(pid, number)
 
 
 def _stop(family: Family, now: float) -> None:
@@ -147,16 +176,41 @@ def _stop(family: Family, now: float) -> None:
     family.stopping = True
     family.asked_at = now
     family.killed_at = now + _GRACE_S + family.lameduck_s
+    family.cut_at = family.killed_at + family.hand_over_s
     _tell(family, now)
 
 
+def _asked_to_end(family: Family, now: float) -> None:
+    """Somebody outside wants the end; that goes before a new start."""
+    if family.renewing:
+        family.renewing = family.stopping = False
+        family.exit_code = 0
+        for child in family.children:
+            child.told = child.told and not child.relays
+    _stop(family, now)
+
+
 def _tell(family: Family, now: float) -> None:
-    """Asks children to end: the first one (the controller), and the others once it has handed the DNS address over and is gone."""
-    first, patience = family.children[0], _HAND_OVER_S + family.lameduck_s
+    """Asks children to end: the first one (the controller), and the others once it has handed the DNS address over and is gone.
+
+    Before a new start relay workers are told that others will take their place, which ends them when they are of no more use.
+    """
+    first = family.children[0]
+    others = not first.pid or now - family.asked_at >= _HAND_OVER_S + family.lameduck_s
     for child in family.children:
-        if child.pid and not child.told and (child is first or not first.pid or now - family.asked_at >= patience):
-            os.kill(child.pid, signal.SIGTERM)
+        if child.pid and not child.told and (child is first or others):
+            os.kill(child.pid, signal.SIGUSR2 if family.renewing and child.relays else signal.SIGTERM)
             child.told = True
+    if others and not family.renewing:
+        _hurry(family, family.before)
+
+
+def _hurry(family: Family, pids: list[int]) -> None:
+    """Relay workers of before are given the time that is left."""
+    for pid in pids:
+        if pid not in family.hurried:
+            family.hurried.add(pid)
+            os.kill(pid, signal.SIGTERM)
 
 
 def _next_wake(family: Family, now: float) -> float:
@@ -185,14 +239,15 @@ def _look(family: Family, vigil: Vigil, now: float) -> None:
 def supervise(family: Family) -> int:
     """Runs until told to stop and all children have ended; returns the exit code."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    _hurry(family, family.before[:-_MOST_BEFORE] if family.again else family.before)
     while True:
         now = time.monotonic()
         if family.stopping:
-            if not family.running:
+            if not family.in_the_way:
                 return family.exit_code
             _tell(family, now)
             if now >= family.killed_at:
-                _signal(family, signal.SIGKILL)
+                _signal(family, signal.SIGKILL, relays=now >= family.cut_at and not family.renewing)
                 family.killed_at = now + 1.0
         else:
             for child in family.children:
@@ -203,10 +258,25 @@ def supervise(family: Family) -> int:
         info = signal.sigtimedwait(_SIGNALS, _next_wake(family, now))
         now = time.monotonic()
         if info is not None and info.si_signo in (signal.SIGTERM, signal.SIGINT):
-            _stop(family, now)
+            _asked_to_end(family, now)
         elif info is not None and info.si_signo in (signal.SIGHUP, signal.SIGUSR1):
             _signal(family, info.si_signo)
         _reap(family, now)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relaying:
+    """What a family with relay workers has besides.
+
+    hand_over_s: how much longer they may take to end than others. again: the command that makes the next family, in the same process;
+    empty where there are none any more.
+    hold: descriptors that are kept open here, and nowhere else. before: process ids of relay workers of families before.
+    """
+
+    hand_over_s: float
+    again: list[str]
+    hold: tuple[int, ...]
+    before: tuple[int, ...] = ()
 
 
 def command_line(
@@ -216,15 +286,35 @@ def command_line(
     dns: tuple[str, ...] = (),
     port: int = 53,
     lameduck_s: float = 0.0,
+    relaying: Relaying | None = None,
 ) -> list[str]:
     """The argument vector that runs this module over `children`, for `os.execv`.
 
     log_format: `text` or `json`. dns, port: where the children called `dns worker …` answer. lameduck_s: how much longer the first child
-    may take to end.
+    may take to end. relaying: for the children called `relay worker …`.
     """
     listed = json.dumps([{"name": name, "argv": argv} for name, argv in children])
-    answers = json.dumps({"dns": dns, "port": port, "lameduck": lameduck_s})
-    return [sys.executable, "-m", "kproxy.supervisor", listed, log_format, answers]
+    told: dict[str, object] = {"dns": dns, "port": port, "lameduck": lameduck_s}
+    if relaying is not None:
+        told |= {"hand_over": relaying.hand_over_s, "again": relaying.again}
+        told |= {"hold": relaying.hold, "before": relaying.before}
+    return [sys.executable, "-m", "kproxy.supervisor", listed, log_format, json.dumps(told)]
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether it is a child of this process, and alive; a dead one is buried."""
+    try:
+        return os.waitpid(pid, os.WNOHANG) == (0, 0)
+    except ChildProcessError:
+        return False
+
+
+def _renew(family: Family) -> None:
+    """Becomes the command that makes the next family. Raises OSError when it cannot."""
+    left = [*family.before, *(child.pid for child in family.running)]
+    os.environ[BEFORE] = ",".join(map(str, left))
+    _say(f"starting anew; {len(left)} relay workers go on beside it")
+    os.execv(family.again[0], family.again)
 
 
 def main(argv: list[str]) -> int:
@@ -233,10 +323,25 @@ def main(argv: list[str]) -> int:
     _say_json = argv[1:2] == ["json"]
     told = json.loads(argv[2]) if argv[2:] else {}
     settle("kproxy", parent_pid=None)
+    for descriptor in told.get("hold", ()):
+        os.set_inheritable(descriptor, False)
     listed = [(item["name"], item["argv"]) for item in json.loads(argv[0])]
-    children = [Child(name, words, answers=name.startswith("dns worker")) for name, words in listed]
-    vigil = Vigil(tuple(told["dns"]), told["port"]) if told.get("dns") else None
-    return supervise(Family(children, vigil=vigil, lameduck_s=told.get("lameduck", 0.0)))
+    children = [
+        Child(name, words, answers=name.startswith("dns worker"), relays=name.startswith("relay worker"))
+        for name, words in listed
+    ]
+    family = Family(
+        children,
+        vigil=Vigil(tuple(told["dns"]), told["port"]) if told.get("dns") else None,
+        lameduck_s=told.get("lameduck", 0.0),
+        hand_over_s=told.get("hand_over", 0.0),
+        again=told.get("again", []),
+        before=[pid for pid in told.get("before", ()) if _is_ours(pid)],
+    )
+    code = supervise(family)
+    if family.renewing:
+        _renew(family)
+    return code
 
 
 if __name__ == "__main__":

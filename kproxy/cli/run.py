@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +31,9 @@ from kproxy.loopback.listeners import loopback_path
 from kproxy.node.oom import set_oom_score
 from kproxy.node.sysctls import apply, wanted_at_init
 from kproxy.process import family_name
-from kproxy.supervisor import LONGEST_LAMEDUCK_S, command_line
+from kproxy.relay.paths import relay_path
+from kproxy.relay.ports import reserve
+from kproxy.supervisor import BEFORE, LONGEST_LAMEDUCK_S, Relaying, command_line
 
 _LONGEST_ARGUMENT = 100_000  # octets; the kernel's MAX_ARG_STRLEN is 131,072
 
@@ -66,6 +69,40 @@ def children(config: Config, flags: Mapping[str, object]) -> list[tuple[str, lis
     return listed
 
 
+def relay_workers(config: Config, ports: tuple[int, int]) -> list[tuple[str, list[str]]]:
+    """Names and command lines of the processes that carry connections in mode userspace. ports: where rules bring them."""
+    chosen, listed = config.userspace, []
+    for number in range(chosen.workers or os.cpu_count() or 1):
+        arguments = {
+            "--channel": relay_path(config.run_dir, family_name(os.getpid())),
+            "--ports": f"{ports[0]},{ports[1]}",
+            "--name": f"kproxy-relay-{number}",
+            "--parent": str(os.getpid()),
+            "--hand-over": str(chosen.hand_over_s),
+            "--connections": str(chosen.max_connections),
+            "--connect-timeout": str(chosen.connect_timeout_s),
+            "--hedge-after": str(chosen.hedge_after_s),
+            "--log-format": config.log_format,
+            "--verbosity": str(config.verbosity),
+        }
+        words = [word for pair in arguments.items() for word in pair]
+        listed.append((f"relay worker {number}", [sys.executable, "-m", "kproxy.relay.worker", *words]))
+    return listed
+
+
+def _relaying(config: Config, held: tuple[socket.socket, ...]) -> Relaying:
+    """What the supervisor needs for relay workers; the sockets become its own by exec. Without any, those of before end soon."""
+    for sock in held:
+        sock.set_inheritable(True)
+    before = os.environ.pop(BEFORE, "")
+    return Relaying(
+        hand_over_s=config.userspace.hand_over_s,
+        again=[sys.executable, *sys.orig_argv[1:]] if config.is_userspace else [],
+        hold=tuple(sock.detach() for sock in held),
+        before=tuple(int(pid) for pid in before.split(",") if pid.isdecimal()),
+    )
+
+
 def _of_workers(config: Config) -> str:
     """What the DNS workers are started with, as JSON. An argument's length is bounded: a long Corefile comes from the controller."""
     base = dns_settings(config, os.environ)
@@ -98,8 +135,18 @@ def start(flags: Mapping[str, object]) -> None:
             click.echo(f"kproxy: {complaint}", err=True)
         lameduck_s = LONGEST_LAMEDUCK_S if config.dns.corefile else 0.0  # the Corefile says how much of it is used
         held = (*config.dns.cluster_dns, *config.dns.local_addresses) if config.dns.enabled else ()
-        listed = children(config, {**given, "config_read": read})
-        argv = command_line(listed, config.log_format, dns=held, port=config.dns.port, lameduck_s=lameduck_s)
+        listed, sockets = children(config, {**given, "config_read": read}), tuple[socket.socket, ...]()
+        if config.is_userspace:
+            ports, sockets = reserve(*config.userspace.ports)
+            listed += relay_workers(config, ports)
+        argv = command_line(
+            listed,
+            config.log_format,
+            dns=held,
+            port=config.dns.port,
+            lameduck_s=lameduck_s,
+            relaying=_relaying(config, sockets),
+        )
         os.execv(argv[0], argv)
 
 

@@ -1,8 +1,9 @@
 """How the table gets from the controller to the relay's workers, and what they tell back: framed messages over a Unix socket.
 
-    worker → controller    Hello (again when it begins to drain), Held for each End, Counted and Ejected every two seconds,
+    worker → controller    Hello (again when it is to leave), Held for each End, Counted and Ejected every two seconds,
                            Stays (affinity that it decided), Flows when it was asked
-    controller → worker    Begin, Update …, End (everything), then Update … End for each difference, Stays of others, AskFlows
+    controller → worker    Begin, Update …, End (everything), then Update … End for each difference, Stays of others, AskFlows,
+                           Lead once rules lead to other workers
 
 A frame is its length in four octets, then msgpack. The stream is in order and nothing is queued: a worker that is slow gets the
 difference between what it was sent and what is current when it is ready again; one that comes anew gets everything. What must not happen
@@ -29,12 +30,12 @@ _PART = 200  # Targets, keys that are gone, or rows in one frame
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """The first frame of a worker, and said again when it drains. life: tells two processes with one id apart."""
+    """The first frame of a worker, and said again when it is to leave. life: tells two processes with one id apart."""
 
     pid: int
     life: int
     ports: tuple[int, int]  # of the listeners INSIDE and OUTSIDE
-    draining: bool = False
+    draining: bool = False  # others take, or have taken, its place: no rule needs to lead to it
 
 
 class Held(msgspec.Struct, frozen=True, tag="held"):
@@ -96,8 +97,14 @@ class AskFlows(msgspec.Struct, frozen=True, tag="ask-flows"):
     limit: int
 
 
+class Lead(msgspec.Struct, frozen=True, tag="lead"):
+    """Rules lead to these ports now: whoever has others, and is to leave, gets nothing new any more."""
+
+    ports: tuple[int, int]
+
+
 FromWorker = Hello | Held | Counted | Ejected | Stays | Flows
-FromController = Begin | Update | End | Stays | AskFlows
+FromController = Begin | Update | End | Stays | AskFlows | Lead
 
 _encoder = msgspec.msgpack.Encoder()
 _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from kproxy.relay import channel
 from kproxy.relay.affinity import Remembered
-from kproxy.relay.channel import AskFlows, Begin, End, FromController, Held, Hello, Stays, Update
+from kproxy.relay.channel import AskFlows, Begin, End, FromController, Held, Hello, Lead, Stays, Update
 from kproxy.relay.targets import Flow, Key, Table, Target
 from kproxy.telemetry.logs import fields
 
@@ -36,6 +36,9 @@ class Obeys(Protocol):
     def learn(self, entries: tuple[Remembered, ...]) -> None:
         """Affinity that others decided."""
 
+    def led(self, ports: tuple[int, int]) -> None:
+        """Rules lead to these ports."""
+
     def everything(self) -> Iterator[bytes]:
         """Frames that tell a controller that is new what the worker knows."""
 
@@ -53,7 +56,7 @@ class Feed:
         self.has_table = False
 
     def introduce(self, hello: Hello) -> None:
-        """The worker is another than it was: it drains."""
+        """The worker is another than it was: it is to leave."""
         self._hello = hello
         self.say(channel.frame(hello))
 
@@ -116,6 +119,8 @@ class Feed:
                 self.say(channel.frame(Held(number)))
             case Stays(entries=entries):
                 worker.learn(entries)
+            case Lead(ports=ports):
+                worker.led(ports)
             case AskFlows(question=question, limit=limit):
                 began = time.monotonic()
                 flows, total = worker.flows(limit)

@@ -16,7 +16,7 @@ from kproxy.relay.targets import ENTRIES
 
 LOOPBACK = {"IPv4": "127.0.0.1", "IPv6": "::1"}
 _BACKLOG = 4096  # the kernel takes net.core.somaxconn if that is less: 4096 by default
-_NO_FAMILY = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENOPROTOOPT}
+NO_FAMILY = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENOPROTOOPT}  # this machine has no IPv6
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def listeners(ports: tuple[int, int]) -> list[Listener]:
                     made.append(Listener(_tcp(family, port), "TCP", family, entry))
                     made.append(Listener(udp_sockets.listening(family, port), "UDP", family, entry))
                 except OSError as error:
-                    if family == "IPv4" or error.errno not in _NO_FAMILY:
+                    if family == "IPv4" or error.errno not in NO_FAMILY:
                         raise
     except OSError:
         for one in made:

@@ -28,6 +28,7 @@ from kproxy.relay.channel import (
     FromWorker,
     Held,
     Hello,
+    Lead,
     Stays,
     frame,
     receive_from_worker,
@@ -61,7 +62,7 @@ class _Session:
         self.held = 0
         self.wake = asyncio.Event()
         self.stays: dict[tuple[Group, str], Remembered] = {}
-        self.questions: list[AskFlows] = []
+        self.words: list[AskFlows | Lead] = []
         self.ejected: tuple[chooser.Ejected, ...] = ()
         self.open = 0
 
@@ -70,6 +71,11 @@ class _Session:
         for entry in entries:
             if len(self.stays) < _WAITING_STAYS:
                 self.stays[entry[:3], entry.client] = entry
+        self.wake.set()
+
+    def say(self, word: AskFlows | Lead) -> None:
+        """After what it is still to be told of the table."""
+        self.words.append(word)
         self.wake.set()
 
 
@@ -102,6 +108,7 @@ class RelayPublisher:
         self._path, self._on_ports, self._now = Path(path), on_ports, now
         self._table: Table | None = None  # None: the Services are not known yet, and what a worker has stays
         self._number = 0
+        self._leads: tuple[int, int] | None = None
         self._sessions: set[_Session] = set()
         self._progress = asyncio.Event()  # replaced when somebody holds more, comes or goes
         self._answers: dict[int, _Answer] = {}
@@ -127,6 +134,13 @@ class RelayPublisher:
                 session.wake.set()
         await self._until(lambda: all(s.held >= self._number for s in self._sessions if s.hello), _PUBLISH_S)
 
+    def led(self, ports: tuple[int, int]) -> None:
+        """Rules lead to `ports` now: workers of before, which have others, end once nothing is open with them."""
+        self._leads = ports
+        for session in self._sessions:
+            if session.hello is not None and session.hello.draining:
+                session.say(Lead(ports))
+
     async def workers(self, patience_s: float) -> bool:
         """Waits until a worker that does not drain is there; False after `patience_s` seconds without one."""
         return await self._until(lambda: self.ports is not None, patience_s)
@@ -144,8 +158,7 @@ class RelayPublisher:
         answer = self._answers[self._asked] = _Answer(set(asked))
         try:
             for session in asked:
-                session.questions.append(AskFlows(self._asked, limit))
-                session.wake.set()
+                session.say(AskFlows(self._asked, limit))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_ANSWER_S):
                     await answer.done.wait()
@@ -247,9 +260,9 @@ class RelayPublisher:
             entries, session.stays = [*session.stays.values()], {}
             for part in stays_frames(entries):
                 await self._write(session, part)
-            questions, session.questions = session.questions, []
-            for question in questions:
-                await self._write(session, frame(question))
+            words, session.words = session.words, []
+            for word in words:
+                await self._write(session, frame(word))
 
     async def _write(self, session: _Session, part: bytes) -> None:
         session.writer.write(part)
@@ -287,6 +300,8 @@ class RelayPublisher:
             self.ports = hello.ports
             log.info("The relay listens", extra=fields(inside=hello.ports[0], outside=hello.ports[1]))
             self._on_ports()
+        if hello.draining and self._leads is not None:
+            session.say(Lead(self._leads))
         self._progressed()
 
     def _answered(self, session: _Session, part: Flows) -> None:

@@ -5,7 +5,8 @@ controller sends. While no controller is there it goes on with what it has. Noth
 
     SIGTERM   it drains: open connections go on, what still arrives is served (rules decide who gets new ones), and it ends when nothing
               was open and nothing came for a second, or after --hand-over seconds, when it resets what is left
-    SIGUSR2   the same without an end in time: others took over on this node, and nobody waits for this process
+    SIGUSR2   others will take its place, and nobody waits for this process: it goes on as before until the controller says that rules
+              lead elsewhere, and then until nothing is open, however long that takes
     SIGKILL   its own connections, and no others, are reset
 
 It gives up every capability but two: CAP_NET_RAW, which IP_TRANSPARENT asks for where there is no CAP_NET_ADMIN (kernel 6.18:
@@ -103,8 +104,12 @@ class Worker:
     def drain(self, seconds: float) -> None:
         """Ends when nothing is open, or after `seconds`."""
         self.end_by = min(self.end_by or float("inf"), time.monotonic() + seconds)
-        if not self.asked.is_set():
-            self.asked.set()
+        self.leave()
+        self.asked.set()
+
+    def leave(self) -> None:
+        """Says that others take its place, and goes on."""
+        if not self._hello.draining:
             self._hello = Hello(self._hello.pid, self._hello.life, self._hello.ports, draining=True)
             self.feed.introduce(self._hello)
 
@@ -144,6 +149,11 @@ class Worker:
     def learn(self, entries: tuple[Remembered, ...]) -> None:
         """Affinity that others decided."""
         self._chooser.learn(entries, time.monotonic())
+
+    def led(self, ports: tuple[int, int]) -> None:
+        """Rules lead to these ports."""
+        if self._hello.draining and ports != self._hello.ports and not self.asked.is_set():
+            self.drain(float("inf"))
 
     def everything(self) -> Iterator[bytes]:
         """Frames for a controller that is new: it has forgotten what was told."""
@@ -235,7 +245,7 @@ async def serve(settings: Settings, made: list[Listener]) -> None:
     worker = Worker(settings, loop)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.drain, settings.hand_over_s)
-    loop.add_signal_handler(signal.SIGUSR2, worker.drain, float("inf"))
+    loop.add_signal_handler(signal.SIGUSR2, worker.leave)
     for number in (signal.SIGHUP, signal.SIGUSR1):
         loop.add_signal_handler(number, lambda: None)
     worker.listen(made)
