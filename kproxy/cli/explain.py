@@ -7,7 +7,6 @@ by the pure modules of `kproxy.explain`.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from collections.abc import Sequence
@@ -15,17 +14,13 @@ from difflib import get_close_matches
 
 import click
 
-from kproxy.backends.iptables.apply import find_tools
-from kproxy.backends.iptables.compile import compile_ruleset
-from kproxy.backends.iptables.failures import FamilyUnusableError
-from kproxy.backends.iptables.tool_runs import run_tool
-from kproxy.backends.iptables.variant import Variant
 from kproxy.cli.explained import Page, as_json, show
 from kproxy.cli.journeys import journeys
-from kproxy.cli.options import NodeView, files_argument, node_options, output_option, read_node, report
+from kproxy.cli.options import files_argument, node_options, output_option, read_node, report
+from kproxy.cli.planes import PlaneView, plane_of
 from kproxy.cli.senders import near
-from kproxy.errors import ConfigError, ExitCode, UnsupportedError
-from kproxy.explain.kernel_iptables import KernelRules, read_counters
+from kproxy.errors import ConfigError, ExitCode
+from kproxy.explain.kernel import KernelRules
 from kproxy.explain.service import Explanation, explain
 from kproxy.model.names import Family, NamespacedName
 from kproxy.model.node import node_facts
@@ -33,7 +28,6 @@ from kproxy.model.resolve import resolve_with_problems
 from kproxy.model.snapshot import Snapshot
 
 _KINDS = ("svc", "service", "services")
-_LOOK_S = 60.0  # at 100,000 rules iptables-nft-save takes 8 s
 
 
 @click.command("explain", context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,16 +56,17 @@ def command(service: str, files: Sequence[str], source: str | None, output: str,
     """  # fmt: skip
     node = read_node(files, flags)
     resolved = resolve_with_problems(node.snapshot, node.settings)
-    ruleset = compile_ruleset(resolved.desired, node.iptables)
+    plane = plane_of(node, resolved.desired)
     name = _service(service, node.snapshot)
     problems = {*node.problems, *resolved.problems}
-    found = explain(name, node.snapshot, node_facts(node.snapshot, node.settings), resolved.desired, ruleset, problems)
+    facts = node_facts(node.snapshot, node.settings)
+    found = explain(name, node.snapshot, facts, resolved.desired, plane.seen, problems)
     page = Page(
         explanation=found,
         live=node.live.header if node.live is not None else None,
-        kernel=_kernel(node, found) if node.live is not None else {},
+        kernel=_kernel(plane, found) if node.live is not None else {},
         source=source,
-        journeys=journeys(found, node, ruleset, source) if source is not None else (),
+        journeys=journeys(found, node, plane.trace, source) if source is not None else (),
     )
     report(node)
     if output == "json":
@@ -105,22 +100,9 @@ def _service(text: str, snapshot: Snapshot) -> NamespacedName:
     raise ConfigError(f"there is no Service {parts[0]!r} in any namespace{hint}", where="SERVICE")
 
 
-def _kernel(node: NodeView, found: Explanation) -> dict[Family, KernelRules]:
-    """What the kernel holds, by family; a family that cannot be asked is left out with a word on stderr."""
-    assert node.live is not None
-    rules = {port.service_port.family: () for port in found.ports}
-    seen: dict[Family, KernelRules] = {}
-    try:
-        tools = find_tools(Variant(node.live.header.variant))
-        for family in rules:
-            command_line = (*tools.program(family, "save"), "-c")
-            done = asyncio.run(run_tool(command_line, "", _LOOK_S))
-            if done is None or done.exit_code != 0:
-                why = done.stderr.strip() if done is not None else "it did not end in time"
-                click.echo(f"kproxy: the kernel's {family.value} rules are not known: {why}", err=True)
-                continue
-            wanted = [r for port in found.ports if port.service_port.family is family for r in port.rules]
-            seen[family] = read_counters(done.stdout, wanted)
-    except (UnsupportedError, FamilyUnusableError) as error:
-        click.echo(f"kproxy: the kernel's rules are not known: {error}", err=True)
-    return seen
+def _kernel(plane: PlaneView, found: Explanation) -> dict[Family, KernelRules]:
+    """What the kernel holds of the Service's rules, by family."""
+    families = dict.fromkeys(port.service_port.family for port in found.ports)
+    return plane.kernel(
+        {f: [r for port in found.ports if port.service_port.family is f for r in port.rules] for f in families}
+    )

@@ -12,10 +12,11 @@ from itertools import groupby
 from rich.console import Console
 
 from kproxy.cli.journeys import Journey, outcome, source_fate
+from kproxy.cli.relayed import relay_json, relay_lines
 from kproxy.cli.terminal import console, lasting, plain, table
 from kproxy.explain.endpoints import EndpointSeen
-from kproxy.explain.kernel_iptables import KernelRules
-from kproxy.explain.rules_iptables import Part, RuleSeen
+from kproxy.explain.kernel import KernelRules
+from kproxy.explain.rules import Part, RuleSeen
 from kproxy.explain.service import Explanation, PortSeen
 from kproxy.model.names import Family
 from kproxy.model.objects import Service
@@ -132,6 +133,10 @@ def _show_port(out: Console, page: Page, port: PortSeen) -> None:
     if port.hints:
         _say(out, f"topology hints are {port.hints}")
     _show_rules(out, page, port)
+    if port.relay is not None:
+        out.print()
+        for text in relay_lines(port.relay):
+            _say(out, text)
 
 
 def _endpoint_row(seen: EndpointSeen) -> tuple[str, ...]:
@@ -175,6 +180,8 @@ def _counted(kernel: KernelRules | None, rule: RuleSeen) -> str:
     found = kernel.of(rule)
     if found is None:
         return "   ! NOT IN THE KERNEL"
+    if found.packets is None:
+        return ""
     return f"   [{found.packets} packets, {found.octets} bytes]"
 
 
@@ -254,6 +261,7 @@ def _port_json(page: Page, port: PortSeen) -> dict[str, object]:
         ],
         "endpoints": [_endpoint_json(seen) for seen in port.endpoints],
         "rules": [_rule_json(kernel, rule) for rule in port.rules],
+        "relay": None if port.relay is None else relay_json(port.relay),
         "extraRules": [{"table": t, "chain": c, "rule": text} for t, c, text in page.extra(port)],
     }
 
@@ -281,8 +289,8 @@ def _rule_json(kernel: KernelRules | None, rule: RuleSeen) -> dict[str, object]:
     found = kernel.of(rule) if kernel is not None else None
     counters = {
         "present": found is not None,
-        "packets": found.packets if found else 0,
-        "bytes": found.octets if found else 0,
+        "packets": found.packets or 0 if found else 0,
+        "bytes": found.octets or 0 if found else 0,
     }
     return {
         "table": rule.table,

@@ -1,23 +1,22 @@
 """The ways of packets from one sender to every address of a Service, told by the tracer.
 
-In: an explained Service, a node, its rules, a sender. Out: one `Journey` for each address and port: what becomes of the packet with which
-probability, and what becomes of its source address and why. The reason is read off the trace: it is the rule that marked the packet.
+In: an explained Service, a node, the tracer of its data plane, a sender. Out: one `Journey` for each address and port: what becomes of the
+packet with which probability, and what becomes of its source address and why. The reason is read off the trace: it is the rule that marked
+the packet, or what the trace says itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kproxy.backends.iptables import names
-from kproxy.backends.iptables.ruleset import Ruleset
 from kproxy.cli.options import NodeView
 from kproxy.cli.senders import address_of, node_address
 from kproxy.errors import ConfigError
 from kproxy.explain.match_iptables import is_local
 from kproxy.explain.service import Explanation, PortSeen
-from kproxy.explain.trace import Branch, Fate, Hop, KernelView, Origin, Packet, Trace
-from kproxy.explain.trace_iptables import EVERY_PACKET, trace
+from kproxy.explain.trace import EVERY_PACKET, Branch, Fate, Hop, KernelView, Origin, Packet, Trace
 from kproxy.model.addresses import family_of
 from kproxy.model.names import Family
 
@@ -30,7 +29,9 @@ class Journey:
     trace: Trace
 
 
-def journeys(found: Explanation, node: NodeView, ruleset: Ruleset, source: str) -> tuple[Journey, ...]:
+def journeys(
+    found: Explanation, node: NodeView, trace: Callable[[Packet, KernelView], Trace], source: str
+) -> tuple[Journey, ...]:
     """The ways to every address of the Service. Raises ConfigError when there is no such sender."""
     kernel = KernelView(local_addresses=node.snapshot.local_addresses)
     told: list[Journey] = []
@@ -50,7 +51,7 @@ def journeys(found: Explanation, node: NodeView, ruleset: Ruleset, source: str) 
                     origin=Origin.LOCAL if is_local(sender, kernel) else Origin.ARRIVES,
                     in_interface=_interface(source, node, family),
                 )
-                told.append(Journey(kind=kind, trace=trace(ruleset.of(family), packet, kernel)))
+                told.append(Journey(kind=kind, trace=trace(packet, kernel)))
         except ConfigError as error:
             unknown = error
     if unknown is not None and not told:
@@ -91,6 +92,8 @@ def source_fate(branch: Branch, shared: tuple[Hop, ...]) -> str:
     """What becomes of the packet's source address, and why; "" when the packet ends before that matters."""
     if branch.fate in (Fate.REJECTED, Fate.DROPPED):
         return ""
+    if branch.seen_as:
+        return branch.seen_as
     if not branch.masqueraded:
         return "source kept"
     for hop in (*shared, *branch.hops):

@@ -17,6 +17,7 @@ import click
 from kproxy.backends.iptables.settings import IptablesSettings
 from kproxy.cli.daemon import DEFAULT_RUN_DIR, Daemon, find, run_dir_option
 from kproxy.cli.terminal import plain
+from kproxy.config.config import UserspaceConfig
 from kproxy.config.load import load_config
 from kproxy.errors import ConfigError
 from kproxy.model.addresses import LOOPBACK_ADDRESS
@@ -35,6 +36,7 @@ _NODE_FLAGS = (
     click.option("--node", "hostname_override", metavar="NAME", help="The node meant; default: the only Node in the files."),
     click.option("--node-address", "node_addresses", metavar="IP", multiple=True, help="A further address of the node."),
     click.option("--config", metavar="FILE", help="That node's KproxyConfiguration or KubeProxyConfiguration; flags win."),
+    click.option("--proxy-mode", metavar="MODE", help="iptables or userspace."),
     click.option("--bind-address", metavar="IP", help="Overrides the node's IP."),
     click.option("--cluster-cidr", metavar="CIDR[,CIDR]", help="The pods' network, at most one per family."),
     click.option("--detect-local-mode", metavar="MODE", help="ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix."),
@@ -64,10 +66,15 @@ class Live:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeView:
-    """A node as files and flags describe it, or as its daemon sees it (`live`). remarks: what people should know, for stderr."""
+    """A node as files and flags describe it, or as its daemon sees it (`live`). remarks: what people should know, for stderr.
+
+    mode: `iptables` or `userspace`, and the settings of either.
+    """
 
     settings: NodeSettings
+    mode: str
     iptables: IptablesSettings
+    userspace: UserspaceConfig
     snapshot: Snapshot
     problems: tuple[Problem, ...]
     remarks: tuple[str, ...] = ()
@@ -92,7 +99,9 @@ def read_node(files: Sequence[str], flags: Mapping[str, object]) -> NodeView:
     known = daemon.snapshot()
     return NodeView(
         settings=known.header.settings,
+        mode=known.header.mode,
         iptables=known.header.iptables,
+        userspace=known.header.userspace,
         snapshot=known.snapshot,
         problems=known.problems,
         live=Live(daemon=daemon, header=known.header),
@@ -125,6 +134,8 @@ def _on_files(files: Iterable[str], flags: Mapping[str, object]) -> NodeView:
         )
     return NodeView(
         settings=settings,
+        mode="userspace" if config.is_userspace else "iptables",
+        userspace=config.userspace,
         iptables=IptablesSettings(
             masquerade_bit=config.iptables.masquerade_bit,
             max_endpoints_with_comments=settings.max_endpoints_with_comments,

@@ -1,8 +1,8 @@
 """`kproxy trace`: where a packet goes, chain by chain, and why.
 
-In: manifests and a node (or the kproxy that runs here), a packet. Out: the hops through the iptables rules that kproxy writes there, and
-all that can become of the packet, with probabilities. On files it needs neither cluster nor root: files → snapshot → resolve →
-compile → tracer, all of it pure.
+In: manifests and a node (or the kproxy that runs here), a packet. Out: the hops through the rules that kproxy writes there, in mode
+userspace through the relay as well, and all that can become of the packet, with probabilities. On files it needs neither cluster nor root:
+files → snapshot → resolve → compile → tracer, all of it pure.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from itertools import groupby
 
 import click
 
-from kproxy.backends.iptables.compile import compile_ruleset
 from kproxy.cli.options import NodeView, files_argument, node_options, output_option, read_node, report
+from kproxy.cli.planes import plane_of
 from kproxy.cli.senders import address_of, canonical, near
 from kproxy.cli.terminal import plain
 from kproxy.errors import ConfigError
 from kproxy.explain.match_iptables import is_local
-from kproxy.explain.trace import Branch, Fate, Hop, KernelView, Origin, Packet, Trace
-from kproxy.explain.trace_iptables import EVERY_PACKET, trace
+from kproxy.explain.trace import EVERY_PACKET, Branch, Fate, Hop, KernelView, Origin, Packet, Trace
 from kproxy.model.addresses import family_of, of_family
 from kproxy.model.names import NamespacedName, Protocol
 from kproxy.model.objects import PortSpec, Service
@@ -67,7 +66,6 @@ def command(
     """
     node = read_node(files, flags)
     resolved = resolve_with_problems(node.snapshot, node.settings)
-    ruleset = compile_ruleset(resolved.desired, node.iptables)
     sender = address_of(source, destination.startswith("["), node)
     to, port, protocol = _destination(destination, sender, node.snapshot)
     kernel = KernelView(local_addresses=node.snapshot.local_addresses)
@@ -79,7 +77,7 @@ def command(
         origin=Origin.LOCAL if is_local(sender, kernel) else Origin.ARRIVES,
         in_interface=in_interface,
     )
-    found = trace(ruleset.of(family_of(to)), packet, kernel)
+    found = plane_of(node, resolved.desired).trace(packet, kernel)
     report(node, resolved.problems)
     if output == "json":
         click.echo(json.dumps({"node": node.settings.name, **found.as_json()}, indent=2))
@@ -182,7 +180,7 @@ def _told(hops: Sequence[Hop], indent: str) -> list[str]:
 
 
 def _outcome(branch: Branch) -> str:
-    seen = "masqueraded: it sees this node's address" if branch.masqueraded else "source kept"
+    seen = branch.seen_as or ("masqueraded: it sees this node's address" if branch.masqueraded else "source kept")
     match branch.fate:
         case Fate.REACHES:
             return f"reaches {branch.to}, {seen}"

@@ -10,8 +10,6 @@ What must not happen here: saying what becomes of a packet (trace_iptables.py do
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
 
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.matches import (
@@ -29,6 +27,7 @@ from kproxy.backends.iptables.matches import (
 )
 from kproxy.backends.iptables.rules import Rule, RuleParts
 from kproxy.backends.iptables.ruleset import BUILT_IN, Chain, FamilyRuleset, Fragment, Place
+from kproxy.explain.rules import Part, RuleSeen
 from kproxy.model.desired import ServicePort
 from kproxy.model.names import ServicePortName
 
@@ -40,25 +39,6 @@ _HOOKS = {
     "POSTROUTING": "every packet on its way out",
 }
 _DEEPEST = 32
-
-
-class Part(Enum):
-    """Where a rule stands on a packet's way to a ServicePort."""
-
-    WAY = "on the way"  # shared with other Services
-    ENTRY = "entry"  # the ServicePort's own rule in a shared chain
-    OWN_CHAIN = "own chain"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuleSeen:
-    """One rule on the way, and what it is for."""
-
-    table: str
-    chain: str
-    text: str
-    why: str
-    part: Part
 
 
 def explain_rules(ruleset: FamilyRuleset, name: ServicePortName) -> tuple[RuleSeen, ...]:

@@ -7,12 +7,12 @@ reasons for it come from the functions that decided (model.resolve.unserved, exp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from kproxy.backends.iptables.ruleset import Ruleset
 from kproxy.explain.endpoints import EndpointSeen, explain_endpoints, explain_hints
-from kproxy.explain.rules_iptables import RuleSeen, explain_rules
+from kproxy.explain.relay import RelaySeen
+from kproxy.explain.rules import RuleSeen
 from kproxy.model.addresses import family_of
 from kproxy.model.desired import DesiredState, Masquerade, NodeFacts, NodePortAddresses, Route, ServicePort, Verdict
 from kproxy.model.endpoints import candidates_of
@@ -47,8 +47,16 @@ class RouteSeen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlaneSeen:
+    """What a data plane does for one ServicePort. rules: in the order a packet meets them. relay: what follows them, in mode userspace."""
+
+    rules: tuple[RuleSeen, ...]
+    relay: RelaySeen | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PortSeen:
-    """One port in one family. hints: what became of topology hints. rules: in the order a packet meets them."""
+    """One port in one family. hints: what became of topology hints."""
 
     service_port: ServicePort
     spec: PortSpec
@@ -56,6 +64,7 @@ class PortSeen:
     routes: tuple[RouteSeen, ...]
     endpoints: tuple[EndpointSeen, ...]
     rules: tuple[RuleSeen, ...]
+    relay: RelaySeen | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,16 +86,16 @@ def explain(
     snapshot: Snapshot,
     facts: NodeFacts,
     desired: DesiredState,
-    ruleset: Ruleset,
+    plane: Callable[[ServicePort], PlaneSeen],
     problems: Iterable[Problem],
 ) -> Explanation:
-    """What the node does for Service `name`, which must be in the snapshot; KeyError otherwise."""
+    """What the node does for Service `name`, which must be in the snapshot; KeyError otherwise. plane: what its data plane does."""
     service = snapshot.services[name]
     slices = snapshot.slices_of.get(name, ())
     slice_names = {str(item.name) for item in slices}
     about = tuple(sorted({p for p in problems if p.name == str(name) or p.name in slice_names}))
     ports = [
-        _port(service_port, spec, snapshot, facts, ruleset)
+        _port(service_port, spec, snapshot, facts, plane)
         for family in Family
         for spec in service.ports
         if (service_port := desired.of(family).service_ports.get(_name(service, spec))) is not None
@@ -110,28 +119,34 @@ def _name(service: Service, spec: PortSpec) -> ServicePortName:
 
 
 def _port(
-    service_port: ServicePort, spec: PortSpec, snapshot: Snapshot, facts: NodeFacts, ruleset: Ruleset
+    service_port: ServicePort,
+    spec: PortSpec,
+    snapshot: Snapshot,
+    facts: NodeFacts,
+    plane: Callable[[ServicePort], PlaneSeen],
 ) -> PortSeen:
     slices = snapshot.slices_of.get(service_port.name.service, ())
     candidates, _ = candidates_of(slices, service_port.family, facts.name)
     known = candidates.get((spec.name, spec.protocol), ())
+    seen = plane(service_port)
     return PortSeen(
         service_port=service_port,
         spec=spec,
         hints=explain_hints(known, place_of(spec.port, [v.address for v in service_port.virtual_ips], facts)),
-        routes=tuple(_routes(service_port)),
+        routes=tuple(_routes(service_port, seen.relay)),
         endpoints=explain_endpoints(slices, spec, service_port, facts),
-        rules=explain_rules(ruleset.of(service_port.family), service_port.name),
+        rules=seen.rules,
+        relay=seen.relay,
     )
 
 
-def _routes(port: ServicePort) -> Iterable[RouteSeen]:
-    yield _route("internal", "the cluster IP", port.internal)
+def _routes(port: ServicePort, relay: RelaySeen | None) -> Iterable[RouteSeen]:
+    yield _route("internal", "the cluster IP", port.internal, relay)
     if not port.externally_reachable:
         return
     elsewhere = "external and load-balancer IPs and the node port"
-    yield _route("external", f"{elsewhere}, from outside", port.external)
-    yield _route("short-circuit", f"{elsewhere}, from pods and this node", port.short_circuit)
+    yield _route("external", f"{elsewhere}, from outside", port.external, relay)
+    yield _route("short-circuit", f"{elsewhere}, from pods and this node", port.short_circuit, relay)
 
 
 _SOURCES = {
@@ -141,7 +156,7 @@ _SOURCES = {
 }
 
 
-def _route(traffic: str, to: str, route: Route) -> RouteSeen:
+def _route(traffic: str, to: str, route: Route, relay: RelaySeen | None) -> RouteSeen:
     empty = ""
     if not route.endpoints:
         dropped = route.when_empty is Verdict.DROP
@@ -152,7 +167,7 @@ def _route(traffic: str, to: str, route: Route) -> RouteSeen:
         policy="Local" if route.local_only else "Cluster",
         endpoints=len(route.endpoints),
         when_empty=empty,
-        source=_SOURCES[route.masquerade],
+        source=_SOURCES[route.masquerade] if relay is None else relay.source_in_short,
     )
 
 

@@ -47,6 +47,9 @@ class KernelView:
     remembered: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
+EVERY_PACKET = "every packet"  # why a rule without conditions holds
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hop:
     """One step. A rule that was passed over is shown only where that explains something; table "" is the kernel's own doing (routing)."""
@@ -62,7 +65,7 @@ class Hop:
 class Fate(Enum):
     """What becomes of a packet."""
 
-    REACHES = "reaches"  # an endpoint, translated by a rule
+    REACHES = "reaches"  # an endpoint: translated by a rule, or carried there by the relay
     REJECTED = "rejected"  # refused with ICMP
     DROPPED = "dropped"  # gone silently
     UNTOUCHED = "untouched"  # goes on to where it was sent
@@ -73,7 +76,8 @@ class Branch:
     """One thing that can become of the packet.
 
     to: `ip:port` where it ends, "" when it does not. masqueraded: it is seen there with the node's address. entered: affinity lists that
-    remember its sender from now on. hops: those after the shared ones.
+    remember its sender from now on. hops: those after the shared ones. seen_as: what becomes of its source address and why, where no rule
+    says so.
     """
 
     probability: Fraction
@@ -82,6 +86,7 @@ class Branch:
     masqueraded: bool
     entered: frozenset[str]
     hops: tuple[Hop, ...]
+    seen_as: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

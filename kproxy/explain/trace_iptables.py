@@ -39,9 +39,8 @@ from kproxy.backends.iptables.matches import (
 from kproxy.backends.iptables.rules import Rule, RuleParts
 from kproxy.backends.iptables.ruleset import BUILT_IN, FamilyRuleset
 from kproxy.explain.match_iptables import NO, YES, PacketNow, holds, is_local
-from kproxy.explain.trace import Branch, Fate, Hop, KernelView, Origin, Packet, Trace
+from kproxy.explain.trace import EVERY_PACKET, Branch, Fate, Hop, KernelView, Origin, Packet, Trace
 
-EVERY_PACKET = "every packet"  # why a rule without conditions holds
 _MAX_DEPTH = 32  # jumps within jumps; the kernel refuses loops, a text read from a file may hold one
 _MAX_SHOWN = 16  # rules of a chain that is told in full
 

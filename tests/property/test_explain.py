@@ -16,7 +16,8 @@ from kproxy.backends.iptables.compile import compile_ruleset
 from kproxy.backends.iptables.ruleset import Place
 from kproxy.backends.iptables.settings import IptablesSettings
 from kproxy.explain.endpoints import EndpointSeen, Reason, explain_endpoints, explain_hints
-from kproxy.explain.rules_iptables import Part, explain_rules
+from kproxy.explain.rules import Part
+from kproxy.explain.rules_iptables import explain_rules
 from kproxy.model.desired import NodeSettings, Route, ServicePort
 from kproxy.model.endpoints import candidates_of
 from kproxy.model.events import Applied, Event

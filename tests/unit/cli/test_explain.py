@@ -280,7 +280,7 @@ def test_the_shape_of_the_json(tmp_path: Path) -> None:
     ]  # fmt: skip
     (port,) = told["ports"]
     assert list(port) == [
-        "name", "protocol", "port", "nodePort", "family", "hints", "traffic", "endpoints", "rules", "extraRules",
+        "name", "protocol", "port", "nodePort", "family", "hints", "traffic", "endpoints", "rules", "relay", "extraRules",
     ]  # fmt: skip
     (endpoint,) = port["endpoints"]
     assert list(endpoint) == [

@@ -1,0 +1,59 @@
+"""How the relay's part of an explained Service is shown: lines for a terminal, and its part of `kproxy explain -o json`.
+
+In: a `RelaySeen`. Out: lines, or plain types. What must not happen here: finding something out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kproxy.cli.terminal import lasting
+from kproxy.explain.flows import end_text
+from kproxy.explain.relay import RelaySeen, WaySeen
+
+
+def relay_lines(seen: RelaySeen) -> Iterator[str]:
+    """For people."""
+    if seen.why_not:
+        yield f"not relayed: {seen.why_not}"
+        return
+    yield "what the relay does with its connections"
+    for way in seen.ways:
+        count = "1 endpoint" if len(way.endpoints) == 1 else f"{len(way.endpoints)} endpoints"
+        yield f"  {way.to}, {way.senders}: listener {_listener(way)}, {count}"
+    for title, sentences in (
+        ("choice", seen.choice),
+        ("retries", seen.retries),
+        ("source address", seen.source),
+        ("other than in a kernel mode", seen.differs),
+    ):
+        yield f"  {title}"
+        yield from (f"    {sentence}" for sentence in sentences)
+    for end, seconds in seen.ejected:
+        yield f"  ! {end} is left out at the moment: connections to it failed; tried again in {lasting(seconds)}"
+
+
+def _listener(way: WaySeen) -> str:
+    return way.entry if way.port is None else f"{way.entry} (port {way.port})"
+
+
+def relay_json(seen: RelaySeen) -> dict[str, object]:
+    """For programs. Fields are added, never renamed."""
+    return {
+        "notRelayed": seen.why_not,
+        "ways": [
+            {
+                "to": way.to,
+                "senders": way.senders,
+                "listener": way.entry,
+                "listenerPort": way.port,
+                "endpoints": [end_text(*end) for end in way.endpoints],
+            }
+            for way in seen.ways
+        ],
+        "choice": list(seen.choice),
+        "retries": list(seen.retries),
+        "source": list(seen.source),
+        "ejected": [{"endpoint": end, "seconds": round(seconds, 1)} for end, seconds in seen.ejected],
+        "differs": list(seen.differs),
+    }
