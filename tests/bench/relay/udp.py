@@ -1,0 +1,190 @@
+"""UDP requests and replies through one worker of the relay, and the same without it: exchanges a second, and what a core is good for.
+
+client ─── veth ─── node (rules, one worker on its own core) ─── veth ─── endpoint
+
+Two cores are enough: the worker has one, both ends share the other (tests/bench/relay/udp.c). Then the ends are what limits the rate, so
+the table also says what one core of the worker would do: exchanges by second of its CPU time. CPU time is the process's (/proc/PID/stat);
+what the kernel does for a datagram belongs to who sends it.
+
+    python -m tests.bench.relay.udp [SECONDS]     below `unshare --net`, as root
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kproxy.relay.publisher import RelayPublisher
+from kproxy.relay.targets import INSIDE, Key, Table, Target
+from tests.support.capturing import capture
+from tests.support.netns import Namespace, ip, link, sysctl
+
+_SOURCE = Path(__file__).with_name("udp.c")
+_ASKED, _POD, _PORT = "10.96.0.10", "10.180.0.1", 8053
+_PORTS = (10270, 10271)
+_WORKER_CORE, _LOAD_CORE = 0, 1
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run. cpu_s: of the worker, None without one."""
+
+    way: str
+    sessions: int
+    octets: int
+    exchanges: int
+    seconds: float
+    lost: int
+    wrong: int
+    p50_us: float
+    p99_us: float
+    ends_cpu_s: float  # of both ends
+    cpu_s: float | None = None
+
+    @property
+    def rate(self) -> float:
+        """Exchanges a second."""
+        return self.exchanges / self.seconds
+
+    @property
+    def ends_us(self) -> float:
+        """CPU time of both ends for one exchange, in microseconds: what bounds the rate when they share a core."""
+        return self.ends_cpu_s / max(1, self.exchanges) * 1e6
+
+    @property
+    def by_core(self) -> float | None:
+        """Exchanges that one second of the worker's CPU time is good for."""
+        return self.exchanges / self.cpu_s if self.cpu_s else None
+
+
+@contextmanager
+def _spaces() -> Iterator[tuple[Namespace, Namespace, Namespace]]:
+    with Namespace.new() as node, Namespace.new() as client, Namespace.new() as pods:
+        sysctl(node, ipv4__ip_forward=1, ipv4__conf__all__rp_filter=0, ipv4__conf__default__rp_filter=0)
+        link(node, "near", client, ["192.168.0.1/24"], ["192.168.0.9/24"])
+        ip(client, "route add default via 192.168.0.1")
+        ip(node, "route add default via 192.168.0.9")
+        link(node, "pods", pods, ["10.180.0.254/24"], [f"{_POD}/24"])
+        ip(pods, "route add default via 10.180.0.254")
+        capture(node, _PORTS[0], [_ASKED])
+        yield node, client, pods
+
+
+@contextmanager
+def _worker(node: Namespace, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    words = ["taskset", "-c", str(_WORKER_CORE), sys.executable, "-m", "kproxy.relay.worker"]
+    words += ["--channel", str(folder / "relay.sock"), "--ports", ",".join(map(str, _PORTS)), "--hand-over", "0.1"]
+    with node.entered():
+        process = subprocess.Popen([*words, "--verbosity", "0"])
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * _TICK_S
+
+
+def _asking(program: Path, space: Namespace, to: str, sessions: int, seconds: float, octets: int) -> dict[str, float]:
+    words = [
+        "taskset",
+        "-c",
+        str(_LOAD_CORE),
+        str(program),
+        "ask",
+        to,
+        str(_PORT),
+        str(sessions),
+        str(seconds),
+        str(octets),
+    ]
+    with space.entered():
+        done = subprocess.run(words, capture_output=True, check=True, timeout=seconds + 30)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def _row(way: str, sessions: int, octets: int, told: dict[str, float], cpu_s: float | None) -> Measured:
+    return Measured(
+        way,
+        sessions,
+        octets,
+        exchanges=int(told["exchanges"]),
+        seconds=told["seconds"],
+        lost=int(told["lost"]),
+        wrong=int(told["wrong"]),
+        p50_us=told["p50_us"],
+        p99_us=told["p99_us"],
+        ends_cpu_s=told["cpu_s"],
+        cpu_s=cpu_s,
+    )
+
+
+async def _measured(folder: Path, program: Path, seconds: float, cases: list[tuple[int, int]]) -> list[Measured]:
+    found: list[Measured] = []
+    with _spaces() as (node, client, pods):
+        with pods.entered():
+            echo = subprocess.Popen(
+                ["taskset", "-c", str(_LOAD_CORE), str(program), "echo", _POD, str(_PORT)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+        assert echo.stdin is not None and echo.stdout is not None and echo.stdout.readline()
+        publisher = RelayPublisher(folder / "relay.sock")
+        keeping = asyncio.ensure_future(publisher.keep())
+        with _worker(node, folder) as worker:
+            assert await publisher.workers(10)
+            target = Target(name="bench/udp:udp", family="IPv4", protocol="UDP", endpoints=((_POD, _PORT),))
+            await publisher.publish(Table({Key(INSIDE, "IPv4", "UDP", _ASKED, _PORT): target}))
+            for sessions, octets in cases:
+                for way, to in (("direct", _POD), ("kproxy", _ASKED)):
+                    before, load = _cpu_s(worker.pid), _cpu_s(echo.pid)
+                    one = await asyncio.to_thread(_asking, program, client, to, sessions, seconds, octets)
+                    one["cpu_s"] += _cpu_s(echo.pid) - load
+                    cpu = _cpu_s(worker.pid) - before if way == "kproxy" else None
+                    found.append(_row(way, sessions, octets, one, cpu))
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        echo.stdin.close()
+        echo.wait(10)
+        echo.stdout.close()
+    return found
+
+
+def udp_rows(seconds: float = 10.0, cases: tuple[tuple[int, int], ...] = ((64, 64),)) -> list[Measured]:
+    """Measures each case (sessions, octets) directly and through the relay. Needs root below `unshare --net`, two cores and `cc`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        program = folder / "udp"
+        subprocess.run(["cc", "-O2", "-o", str(program), str(_SOURCE)], check=True)
+        return asyncio.run(_measured(folder, program, seconds, [*cases]))
+
+
+def main() -> None:
+    """Prints the table."""
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
+    print(
+        "| way | sessions | octets | exchanges/s | by second of the worker's CPU | ends' CPU µs | p50 µs | p99 µs | lost | wrong |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for one in udp_rows(seconds, ((64, 64), (1, 64), (64, 1400))):
+        core = f"{one.by_core:,.0f}" if one.by_core else "-"
+        cells = [one.way, one.sessions, one.octets, f"{one.rate:,.0f}", core, f"{one.ends_us:.1f}"]
+        cells += [f"{one.p50_us:.0f}", f"{one.p99_us:.0f}", one.lost, one.wrong]
+        print(f"| {' | '.join(map(str, cells))} |")
+
+
+if __name__ == "__main__":
+    main()
