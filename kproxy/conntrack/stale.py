@@ -31,6 +31,7 @@ from kproxy.model.snapshot import differing
 
 _NOBODY: frozenset[bytes] = frozenset()
 _NET_127 = 127
+_LOOPBACK = bytes([127, 0, 0, 1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +120,21 @@ def allowed(state: FamilyState, local_addresses: Iterable[str], protocol: Protoc
         node_ports=node_ports,
         local=frozenset(_packed(a) for a in addresses if _serves_node_ports(a, state.family)),
         loopback=where.loopback and state.family is Family.IPV4,
+    )
+
+
+def untranslated(state: FamilyState, local_addresses: Iterable[str], protocol: Protocol = Protocol.UDP) -> Allowed:
+    """What mode userspace says of open flows: each is answered by the address that was asked, for the relay does so. Who else answers was
+    chosen by rules of a mode before, which are gone; their flows would never reach the relay.
+    """
+    found = allowed(state, local_addresses, protocol)
+    loopback = frozenset({_LOOPBACK}) if state.family is Family.IPV4 else _NOBODY
+    own = found.local | loopback
+    return replace(
+        found,
+        virtual={key: frozenset({key}) for key in found.virtual},
+        node_ports={port: frozenset(address + port for address in own) for port in found.node_ports},
+        loopback=bool(loopback),
     )
 
 

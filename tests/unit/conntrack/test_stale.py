@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from kproxy.conntrack.stale import Allowed, allowed, flows_concerned, known
+from kproxy.conntrack.stale import Allowed, allowed, flows_concerned, known, untranslated
 from kproxy.model.desired import DesiredState, NodeSettings
 from kproxy.model.names import Family, Protocol
 from kproxy.model.resolve import resolve
@@ -183,3 +183,12 @@ def test_keys_are_enough_to_know_a_service_that_is_gone() -> None:
     rules = _rules().after(known(_rules(svc(ports=_UDP), _to(ep(_A))).keys))
     assert _stale(rules, (CLUSTER_IP, 80), (_A, 80)) and _stale(rules, (NODE_IP, 3001), (_A, 80))
     assert not _stale(rules, ("198.51.100.7", 3001), (_A, 80)) and not _stale(rules, (CLUSTER_IP, 80), (CLUSTER_IP, 80))
+
+
+@pytest.mark.parametrize("to", _EVERYWHERE)
+def test_in_mode_userspace_what_rules_translated_goes_and_what_is_relayed_stays(to: tuple[str, int]) -> None:
+    desired = _desired(svc(ports=_UDP, lb=[VIP], external=[EXTERNAL_IP]), _to(ep(_A)))
+    rules = untranslated(desired.ipv4, LOCAL_ADDRESSES)
+    assert _stale(rules, to, (_A, 80)), "a flow that rules of a mode before led to a good endpoint"
+    assert not _stale(rules, to, to), "the relay answers with the address that was asked"
+    assert not _stale(rules, ("192.0.2.9", 53), ("192.0.2.8", 53)), "nobody's Service"
