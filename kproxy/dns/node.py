@@ -5,8 +5,7 @@ In: addresses. Effects: each of them as /32 or /128 on a link of ours, `kproxy-d
 address or link that is not ours. On `lo` ours are known by their label (`lo:kproxy`); IPv6 addresses have no labels, there the caller's
 word is taken.
 
-pyroute2 runs in a thread here: its netlink sockets are asyncio transports, and uvloop, under which the controller runs, has none of that
-family (pyroute2 0.9.7 with uvloop 0.23: "cannot open a UDP handle, invalid family 16").
+The kernel is asked in a thread, since that blocks (node/rtnetlink.py).
 """
 
 from __future__ import annotations
@@ -16,12 +15,11 @@ import errno
 import logging
 from collections.abc import Callable, Iterable
 
-from pyroute2 import IPRoute, NetlinkError
-
 from kproxy.config.config import DnsConfig
 from kproxy.dns.resolvconf import Upstreams
 from kproxy.dns.settings import DnsSettings
 from kproxy.errors import UnsupportedError
+from kproxy.node.rtnetlink import Route
 
 log = logging.getLogger("kproxy.dns.node")
 
@@ -46,18 +44,17 @@ async def release(addresses: Iterable[str] = ()) -> None:
 
 def _hold(addresses: tuple[str, ...], told: set[str]) -> tuple[str, ...]:
     held = []
-    with IPRoute() as route:
+    with Route() as route:
         index, name = _link(route)
         for address in addresses:
             six = ":" in address
-            options = {} if six or name == LINK else {"label": LABEL}
             try:
-                route.addr("add", index=index, address=address, prefixlen=128 if six else 32, **options)
-            except NetlinkError as error:
-                if error.code == errno.EPERM:
+                route.add_address(index, address, 128 if six else 32, "" if six or name == LINK else LABEL)
+            except OSError as error:
+                if error.errno == errno.EPERM:
                     raise _unprivileged() from error
-                if error.code != errno.EEXIST:
-                    words = f"this node cannot hold the DNS address {address} on {name}: {error}"
+                if error.errno != errno.EEXIST:
+                    words = f"this node cannot hold the DNS address {address} on {name}: {error.strerror}"
                     if words not in told:
                         told.add(words)
                         log.warning("%s", words)
@@ -67,52 +64,43 @@ def _hold(addresses: tuple[str, ...], told: set[str]) -> tuple[str, ...]:
 
 
 def _release(wanted: frozenset[str]) -> None:
-    with IPRoute() as route:
-        index = _find(route, LINK)
+    with Route() as route:
+        index = route.index_of(LINK)
         if index is not None:
-            _forgiving(route.link, "del", index=index)
-        loopback = _find(route, "lo")
+            _forgiving(route.delete_link, index)
+        loopback = route.index_of("lo")
         if loopback is None:
             return
-        ours = [
-            (message.get_attr("IFA_ADDRESS"), message["prefixlen"])
-            for message in route.get_addr(index=loopback)
-            if message.get_attr("IFA_LABEL") == LABEL
-            or (message.get_attr("IFA_ADDRESS") in wanted and message["prefixlen"] == 128)
-        ]
-        for address, length in ours:
-            _forgiving(route.addr, "del", index=loopback, address=address, prefixlen=length)
+        for held in route.addresses():
+            ours = held.label == LABEL or (held.address in wanted and held.prefix_length == 128)
+            if held.index == loopback and ours:
+                _forgiving(route.delete_address, loopback, held.address, held.prefix_length)
 
 
-def _link(route: IPRoute) -> tuple[int, str]:
+def _link(route: Route) -> tuple[int, str]:
     """The link that carries the addresses, made if need be, and its name."""
-    index = _find(route, LINK)
+    index = route.index_of(LINK)
     if index is None:
         try:
-            route.link("add", ifname=LINK, kind="dummy")
-        except NetlinkError as error:
-            if error.code == errno.EPERM:
+            route.add_dummy(LINK)
+        except OSError as error:
+            if error.errno == errno.EPERM:
                 raise _unprivileged() from error
-            if error.code not in (errno.EOPNOTSUPP, errno.EEXIST):
+            if error.errno not in (errno.EOPNOTSUPP, errno.EEXIST):
                 raise
             log.info("no dummy links in this kernel: the DNS addresses go on lo")
-        index = _find(route, LINK)
+        index = route.index_of(LINK)
     if index is None:
         return 1, "lo"  # the loopback device is number 1 in every network namespace
-    route.link("set", index=index, state="up")
+    route.bring_up(index)
     return index, LINK
 
 
-def _find(route: IPRoute, name: str) -> int | None:
-    found = route.link_lookup(ifname=name)
-    return int(found[0]) if found else None
-
-
-def _forgiving(request: Callable[..., object], command: str, **options: object) -> None:
+def _forgiving(request: Callable[..., None], *arguments: object) -> None:
     try:
-        request(command, **options)
-    except NetlinkError as error:
-        if error.code not in _GONE:
+        request(*arguments)
+    except OSError as error:
+        if error.errno not in _GONE:
             raise
 
 

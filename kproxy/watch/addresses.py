@@ -8,8 +8,7 @@ A change message only says "look again": its contents are thrown away and the wh
 leave a wrong set. Messages are lost when the socket's buffer overruns (ENOBUFS, which is a reason to look, too); besides, the set is
 dumped every `RESYNC_S` whatever happens. A burst of changes is looked at once.
 
-The dump runs in a thread: pyroute2 0.9 brings an event loop of its own kind, and uvloop cannot carry its netlink transport ("invalid
-family 16").
+The dump runs in a thread, since it blocks (node/rtnetlink.py).
 """
 
 from __future__ import annotations
@@ -21,10 +20,8 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from pyroute2 import IPRoute, NetlinkError
-from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
-
 from kproxy.model.events import AddressesChanged, Event
+from kproxy.node.rtnetlink import ANNOUNCED, Route
 from kproxy.watch.fields import BadText, canonical_address
 
 log = logging.getLogger("kproxy.watch")
@@ -45,7 +42,7 @@ async def watch_addresses(emit: Callable[[Event], None]) -> None:
             notified.clear()
             try:
                 found = await asyncio.to_thread(local_addresses)
-            except (OSError, NetlinkError) as error:
+            except OSError as error:
                 log.warning("Node addresses: netlink failed (%s), asking again", error)
                 await asyncio.sleep(RETRY_S)
                 continue
@@ -59,16 +56,13 @@ async def watch_addresses(emit: Callable[[Event], None]) -> None:
 
 
 def local_addresses() -> frozenset[str]:
-    """Every address of every interface in this network namespace, canonical. Blocks; raises OSError or NetlinkError."""
+    """Every address of every interface in this network namespace, canonical. Blocks; raises OSError."""
     found: set[str] = set()
-    with IPRoute() as kernel:
-        for message in kernel.get_addr():
-            text = message.get("IFA_LOCAL") or message.get(
-                "IFA_ADDRESS"
-            )  # on point-to-point links the latter is the peer's
-            if isinstance(text, str) and len(found) < MAX_ADDRESSES:
+    with Route() as kernel:
+        for held in kernel.addresses():
+            if len(found) < MAX_ADDRESSES:
                 with suppress(BadText):
-                    found.add(canonical_address(text))
+                    found.add(canonical_address(held.address))
     return frozenset(found)
 
 
@@ -81,7 +75,7 @@ def _notifications() -> Iterator[asyncio.Event]:
     notified = asyncio.Event()
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as announcements:
-        announcements.bind((0, RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))
+        announcements.bind((0, ANNOUNCED))
         announcements.setblocking(False)
 
         def drain() -> None:
