@@ -11,7 +11,7 @@ from _socket import socket as Socket
 from typing import TYPE_CHECKING
 
 from kproxy.relay.counts import BEGAN, OPEN, RECEIVED, SENT, Row
-from kproxy.relay.stream import READING, Buffers, Side
+from kproxy.relay.stream import READING, READING_AND_WRITING, Buffers, Side
 from kproxy.relay.targets import End, Target
 
 if TYPE_CHECKING:
@@ -53,20 +53,17 @@ class Connection:
 
     def start(self) -> None:
         """Lets octets flow. Clients have mostly spoken by now: asking saves a turn of the poller."""
-        client, server = self.client, self.server
-        client.events = server.events = READING
-        client.read()
-        if self.open:
-            self.watch(client)
-            self.watch(server)
+        client, server, poller = self.client, self.server, self.relay.poller
+        poller.put(server.fd, READING, server.ready)
+        poller.put(client.fd, READING, client.ready)
 
-    def watch(self, side: Side) -> None:
-        """Epoll looks for `side.events` from now on."""
-        self.relay.poller.put(side.fd, side.events, side.ready)
+    def wait_for_room(self, side: Side) -> None:
+        """Epoll tells from now on as well when `side` can be written to again."""
+        self.relay.poller.put(side.fd, READING_AND_WRITING, side.ready)
 
-    def unwatch(self, side: Side) -> None:
-        """Epoll does not look at this side, until `watch`."""
-        self.relay.poller.drop(side.fd)
+    def soon(self, side: Side) -> None:
+        """`side` is read in the next turn, whether or not epoll has something to tell."""
+        self.relay.poller.again(side.again)
 
     def bury(self, side: Side) -> None:
         """The socket of this side is closed when this turn is over."""

@@ -39,6 +39,7 @@ class Poller:
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._buried: list[Closeable] = []
+        self._again: list[Callable[[], None]] = []
         self._turning = False
         loop.add_reader(self._epoll.fileno(), self._turn)
 
@@ -75,6 +76,12 @@ class Poller:
         else:
             sock.close()
 
+    def again(self, work: Callable[[], None]) -> None:
+        """Calls `work` in the next turn: for who is edge-triggered and has left something over."""
+        if not self._again:
+            self.loop.call_soon(self._turn)
+        self._again.append(work)
+
     def close(self) -> None:
         """Ends. Sockets stay open."""
         self.loop.remove_reader(self._epoll.fileno())
@@ -83,6 +90,7 @@ class Poller:
 
     def _turn(self) -> None:
         handlers = self._handlers
+        again, self._again = self._again, []
         self._turning = True
         for fd, events in self._epoll.poll(0, TURN):
             handler = handlers.get(fd)
@@ -92,11 +100,22 @@ class Poller:
                 handler(events)
             except Exception:
                 self._failed(fd)
+        if again:
+            self._catch_up(again)
         self._turning = False
         if self._buried:
             buried, self._buried = self._buried, []
             for sock in buried:
                 sock.close()
+
+    def _catch_up(self, again: list[Callable[[], None]]) -> None:
+        for work in again:
+            try:
+                work()
+            except Exception:
+                self.failures += 1
+                if self.failures <= _LOGGED:
+                    log.exception("a handler failed")
 
     def _failed(self, fd: int) -> None:
         self.failures += 1

@@ -11,14 +11,16 @@ from __future__ import annotations
 import socket
 import struct
 from _socket import socket as Socket
-from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+from select import EPOLLERR, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kproxy.relay.connection import Connection
 
-READING = EPOLLIN | EPOLLRDHUP
-_GONE = EPOLLHUP | EPOLLERR
+READING = EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET
+_MORE = EPOLLRDHUP | EPOLLPRI
+_READS = 4
+READING_AND_WRITING = READING | EPOLLOUT
 _ABORT = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST
 
 
@@ -43,35 +45,50 @@ class Buffers:
 
 
 class Side:
-    """One of the two sockets of a connection."""
+    """One of the two sockets of a connection. Edge-triggered: what `ready` leaves over is asked for by `Poller.again`, never by epoll."""
 
-    __slots__ = ("broken", "connection", "ended", "events", "fd", "octets", "other", "pending", "sock")
+    __slots__ = ("broken", "connection", "eager", "ended", "fd", "octets", "other", "pending", "sock")
 
     def __init__(self, connection: Connection, sock: Socket, fd: int) -> None:
         self.connection, self.sock, self.fd = connection, sock, fd
         self.other: Side | None = None
-        self.pending = b""  # was read from the other side, and is still to be written here
-        self.events = 0  # what epoll watches for
+        self.pending = (
+            b""  # was read from the other side, and is still to be written here; the other is not read meanwhile
+        )
         self.octets = 0  # that were read here
+        self.eager = False  # the peer's end was in sight, or something urgent, at which reads stop: a short read may not be the last
         self.ended = False  # nothing comes any more
         self.broken = False  # nothing can be written any more
 
     def ready(self, events: int) -> None:
         """Epoll's word: something can be read or written, or the connection is gone."""
-        if events & EPOLLOUT and not self._flush():
+        other = self.other
+        if other is None:
             return
-        if not self.events & EPOLLIN:
-            if events & _GONE:
-                self._gone(events)
-            return
-        if self.read() and events & EPOLLRDHUP and self.events & EPOLLIN:
-            self.read()  # the end is behind what was read just now: no need to ask epoll for it
+        if events & _MORE:
+            self.eager = True
+        if self.pending and events & EPOLLOUT:
+            self.flush()
+            if self.other is None:
+                return
+        if other.pending or self.ended:
+            if events & EPOLLERR:
+                self.connection.abort()
+        elif self.read() and self.eager:
+            self.again()
+
+    def again(self) -> None:
+        """Reads on: up to `_READS` times if an edge would not tell of what is left, else once."""
+        for _ in range(_READS):
+            other = self.other
+            if other is None or other.pending or self.ended or not self.read() or not self.eager:
+                return
+        self.connection.soon(self)
 
     def read(self) -> bool:
         """One read, and what came goes to the other side. Whether anything came."""
         other = self.other
-        if other is None:  # the connection has ended
-            return False
+        assert other is not None
         view = self.connection.buffers.view
         try:
             size = self.sock.recv_into(view)
@@ -93,36 +110,36 @@ class Side:
             return False
         if sent != size:
             other.keep(view[sent:size])
+        elif size == len(view):
+            self.connection.soon(self)
+            return False
         return True
 
     def keep(self, octets: memoryview) -> None:
         """The kernel takes no more for this side: the other one is not read until it has taken everything."""
-        assert self.other is not None
-        self.pending += octets
+        self.pending = bytes(octets)
         self.connection.buffers.kept(len(octets))
-        self._watch(self.events | EPOLLOUT)
-        self.other._watch(self.other.events & ~READING)
+        self.connection.wait_for_room(self)
 
-    def _flush(self) -> bool:
-        """Writes what is pending; whether the connection goes on."""
+    def flush(self) -> None:
+        """Writes what is pending."""
         try:
             sent = self.sock.send(self.pending)
         except BlockingIOError:
-            return True
+            return
         except OSError:
             self.lost()
-            return self.other is not None
+            return
         self.connection.buffers.kept(-sent)
         self.pending = self.pending[sent:]
-        if self.pending:
-            return True
-        self._watch(self.events & ~EPOLLOUT)
         other = self.other
         assert other is not None
-        if not other.ended:
-            other._watch(other.events | READING)
-            return True
-        return self._finish()
+        if self.pending:
+            return
+        if other.ended:
+            self._finish()
+        else:
+            self.connection.soon(other)  # what came meanwhile has had its edge
 
     def _end(self) -> None:
         """The peer sends no more."""
@@ -132,24 +149,21 @@ class Side:
         self.ended = True
         other = self.other
         assert other is not None
-        self._watch(self.events & ~READING)
         if not other.pending:
             other._finish()
 
-    def _finish(self) -> bool:
-        """Everything is written here, and the other side has ended: so does this direction. Whether the connection goes on."""
+    def _finish(self) -> None:
+        """Everything is written here, and the other side has ended: so does this direction."""
         other = self.other
         assert other is not None
         if self.ended and not other.pending:
             self.connection.end()
-            return False
+            return
         try:
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:  # it was reset meanwhile, which reading it would tell; but it may have ended before
             if self.ended:
                 self.connection.abort()
-                return False
-        return True
 
     def lost(self) -> None:
         """Nothing can be written here any more. What the peer said before it broke off is still to be read: some servers answer and
@@ -158,31 +172,23 @@ class Side:
         self.broken = True
         other = self.other
         assert other is not None
-        self.connection.buffers.kept(-len(self.pending))
-        self.pending = b""
-        other._watch(other.events & ~READING)
-        if self.ended or not self.events & EPOLLIN:
+        self.drop_pending()
+        if self.ended or other.pending:
             self.connection.abort()
-        else:
-            self._watch(READING)
+            return
+        other.ended = True  # nobody is there to read it for
+        while self.other is not None and not other.pending and self.read():
+            pass
 
-    def _gone(self, events: int) -> None:
-        """EPOLLHUP or EPOLLERR while nothing is read here: level-triggered, so it would come again and again."""
-        if events & EPOLLERR:
-            self.connection.abort()
-        else:  # both directions have ended; only what waits for the other side keeps the connection
-            self.connection.unwatch(self)
-
-    def _watch(self, events: int) -> None:
-        if events != self.events:
-            self.events = events
-            self.connection.watch(self)
-
-    def close(self, *, reset: bool) -> None:
-        """The end of this side. reset: by RST."""
+    def drop_pending(self) -> None:
+        """Forgets what is still to be written here."""
         if self.pending:
             self.connection.buffers.kept(-len(self.pending))
             self.pending = b""
+
+    def close(self, *, reset: bool) -> None:
+        """The end of this side. reset: by RST."""
+        self.drop_pending()
         if reset:
             abort(self.sock)
         self.other = None
