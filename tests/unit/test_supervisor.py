@@ -164,3 +164,113 @@ def test_dns_workers_that_hang_are_ended_and_started_again(supervise: Supervise,
     os.kill(_pids(a)[0], signal.SIGSTOP)
     _wait_for(lambda: len(_pids(a)) == 2, "the one that hangs is replaced")
     assert not _alive(_pids(a)[0]) and len(_pids(b)) == 1
+    os.kill(_pids(b)[0], signal.SIGCONT)  # or the end would wait for it
+
+
+# --- relay workers: they have connections, and more time than the others -----------------------------------------------------------------
+
+
+def _relaying(path: Path, seconds: float) -> str:
+    """A worker that writes its pid, says which signals come, and ends `seconds` after SIGTERM."""
+    return (
+        "import os, signal, time\n"
+        f"def say(word): open({str(path)!r}, 'a').write(f'{{word}} {{os.getpid()}}\\n')\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: say('leave'))\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (say('drain'), time.sleep({seconds}), say('over'), os._exit(0)))\n"
+        "say('up')\n"
+        "while True: time.sleep(60)\n"
+    )
+
+
+def _said(path: Path) -> list[str]:
+    return [line.split()[0] for line in path.read_text(encoding="ascii").splitlines()] if path.exists() else []
+
+
+def _first_pid(path: Path) -> int:
+    return int(path.read_text(encoding="ascii").split()[1])
+
+
+def test_relay_workers_have_the_time_that_was_configured_and_others_do_not_wait_for_it(
+    supervise: Supervise, tmp_path: Path
+) -> None:
+    """The longest time of all others, 10 s after SIGTERM, is over when this one ends by itself."""
+    a, b, c = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+    process = supervise(
+        "text",
+        json.dumps({"hand_over": 20}),
+        controller=_beating(a),
+        dns_worker_0=_beating(b),
+        relay_worker_0=_relaying(c, 1.5),
+    )
+    _wait_for(lambda: all(path.exists() for path in (a, b, c)), "all children start")
+    process.send_signal(signal.SIGTERM)
+    _wait_for(lambda: not _alive(_pids(b)[0]), "the others end at once")
+    assert "over" not in _said(c)
+    assert process.wait(timeout=10) == 0
+    assert _said(c) == ["up", "drain", "over"]
+
+
+def test_a_second_sigterm_does_not_wait_for_connections(supervise: Supervise, tmp_path: Path) -> None:
+    c = tmp_path / "c"
+    process = supervise(
+        "text", json.dumps({"hand_over": 60}), controller=_beating(tmp_path / "a"), relay_worker_0=_relaying(c, 60)
+    )
+    _wait_for(lambda: _said(c) == ["up"] and _pids(tmp_path / "a") != [], "the children start")
+    process.send_signal(signal.SIGTERM)
+    _wait_for(lambda: _said(c) == ["up", "drain"], "the worker drains")
+    time.sleep(1.0)  # a second one that comes sooner is the first one's echo
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=5) == 0
+    assert _said(c) == ["up", "drain"]
+
+
+def _renewing(tmp_path: Path, controller: str) -> tuple[str, ...]:
+    """The arguments of a family whose next one is this Python program: it writes what it was left with and supervises nothing."""
+    program = (
+        "import json, os, sys\n"
+        "from kproxy.supervisor import BEFORE, Relaying, command_line\n"
+        f"before = [int(pid) for pid in os.environ.pop(BEFORE).split(',')]\n"
+        f"open({str(tmp_path / 'again')!r}, 'a').write(f'{{os.getpid()}} {{before[0]}}\\n')\n"
+        f"listed = [('controller', [sys.executable, '-c', {controller!r}])]\n"
+        "relaying = Relaying(hand_over_s=5, again=['/bin/false'], hold=(), before=(*before, 1))\n"
+        "argv = command_line(listed, 'text', relaying=relaying)\n"
+        "os.execv(argv[0], argv)\n"
+    )
+    return "text", json.dumps({"hand_over": 5, "again": [sys.executable, "-c", program]})
+
+
+def test_a_changed_configuration_leaves_relay_workers_alone_and_the_process_goes_on(
+    supervise: Supervise, tmp_path: Path
+) -> None:
+    """The next family is of the same process; it ends those of before when it is asked to end, and gives them their time."""
+    a, b, c = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+    ends = f"import os, time\nwhile not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.02)\nos._exit(10)"
+    process = supervise(
+        *_renewing(tmp_path, _beating(a)), controller=ends, dns_worker_0=_beating(b), relay_worker_0=_relaying(c, 0.3)
+    )
+    _wait_for(lambda: _said(c) == ["up"] and len(_pids(b)) == 1, "the first family starts")
+    (tmp_path / "go").touch()
+    _wait_for(lambda: len(_pids(a)) == 1, "the next controller starts")
+    relay = _first_pid(c)
+    assert (tmp_path / "again").read_text(encoding="ascii").split() == [str(process.pid), str(relay)]
+    assert not _alive(_pids(b)[0]) and _alive(relay) and _said(c) == ["up", "leave"]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 0
+    assert _said(c) == ["up", "leave", "drain", "over"]
+
+
+def test_the_end_of_all_goes_before_a_new_start(supervise: Supervise, tmp_path: Path) -> None:
+    """SIGTERM while others of the family are still ending for the new start."""
+    b, c = tmp_path / "b", tmp_path / "c"
+    slow = f"import signal, time; signal.signal(signal.SIGTERM, lambda *_: (open({str(b)!r}, 'w'), time.sleep(1), exit(0))); time.sleep(60)"
+    ends = f"import os, time\nwhile not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.02)\nos._exit(10)"
+    process = supervise(
+        *_renewing(tmp_path, "pass"), controller=ends, dns_worker_0=slow, relay_worker_0=_relaying(c, 0.1)
+    )
+    _wait_for(lambda: _said(c) == ["up"], "the family starts")
+    time.sleep(0.3)  # until the slow one has its handler
+    (tmp_path / "go").touch()
+    _wait_for(b.exists, "the others are ending")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=12) == 0
+    assert not (tmp_path / "again").exists() and _said(c) == ["up", "leave", "drain", "over"]
