@@ -26,6 +26,7 @@ from kproxy.relay.counts import BEGAN, FAILED, GAVE_UP, LOST, OPEN, RETRIES, Cou
 from kproxy.relay.limits import Limits
 from kproxy.relay.poller import Poller
 from kproxy.relay.targets import End, Flow, Key, Table, Target
+from kproxy.relay.udp_raw import Answerer
 from kproxy.relay.udp_session import BUFFER, SMALL, WHOLE, Session
 from kproxy.relay.udp_sockets import (
     CONTROL_OCTETS,
@@ -37,7 +38,7 @@ from kproxy.relay.udp_sockets import (
 )
 
 UNANSWERED_S, STREAM_S = 30.0, 120.0
-_STREAM_AFTER_S = 2.0
+_STREAM_AFTER_S = _DRAINING_S = 2.0
 _YOUNG_S = 1.0  # a datagram that found a socket before it was connected is in its queue long before
 _BURST = 64  # datagrams of a listener in a row; others have their turn then
 _TRIES = 8  # endpoints that may report errors for one datagram
@@ -71,7 +72,9 @@ class UdpRelay:
         self._sessions: dict[tuple[Address, Address], Session] = {}  # by client and asked, the oldest in front
         self._of: dict[Key, dict[Session, None]] = {}
         self._large: OrderedDict[Session, None] = OrderedDict()  # those that may hold a large datagram
+        self._answerers: dict[str, Answerer] = {}  # by family, made at need
         self._number = 0
+        self._unstreamed_s = UNANSWERED_S
 
     @property
     def open(self) -> int:
@@ -139,16 +142,23 @@ class UdpRelay:
         for session in [*self._sessions.values()]:
             session.tell()
             stream = session.answered and session.used - session.began >= _STREAM_AFTER_S
-            if now - session.used > (STREAM_S if stream else UNANSWERED_S):
+            if now - session.used > (STREAM_S if stream else self._unstreamed_s):
                 self._finish(session)
             elif session.young and now - session.began > _YOUNG_S:
                 session.settle()
+
+    def drain(self) -> None:
+        """This worker is to end: from now on a question that was answered, or never, is forgotten after two seconds; streams go on."""
+        self._unstreamed_s = _DRAINING_S
 
     def close(self) -> None:
         """Ends everything."""
         self.close_listeners()
         for session in [*self._sessions.values()]:
             self._finish(session)
+        for answerer in self._answerers.values():
+            answerer.close()
+        self._answerers.clear()
 
     # --- from listeners, and from sockets that were not connected yet ---------------------------------------------------------------
 
@@ -183,20 +193,33 @@ class UdpRelay:
             self._evict()
         session = Session(self, key, target, client, asked)
         try:
-            sock = to_client(asked, client)
+            self._speak(session)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 self._evict()  # its descriptors are free when this turn of the poller is over
                 self._counts.shed += 1
             self._counts.service(target.name)[LOST] += 1
             return None
-        session.speak(sock)
         self._number += 1
         session.number, session.began, session.used = self._number, self.now, self.now
         self._sessions[client, asked] = session
         self._of.setdefault(key, {})[session] = None
-        self._poller.add(sock.fileno(), select.EPOLLIN, session.from_client)
         return session
+
+    def _speak(self, session: Session) -> None:
+        """Gives a session the address that was asked. Raises OSError."""
+        client, asked, family = session.client, session.asked, session.key.family
+        try:
+            sock = to_client(asked, client)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            if family not in self._answerers:
+                self._answerers[family] = Answerer(family)
+            session.answer_by(self._answerers[family].towards(client, asked))
+        else:
+            session.speak(sock)
+            self._poller.add(sock.fileno(), select.EPOLLIN, session.from_client)
 
     def _evict(self) -> None:
         """Ends the sessions that were idle for longest: a few at once, because finding them means looking at all."""
@@ -313,7 +336,8 @@ class UdpRelay:
         if not same:
             del self._of[session.key]
         self._large.pop(session, None)
-        self._poller.bury(session.client_sock.fileno(), session.client_sock)
+        if session.client_sock is not None:
+            self._poller.bury(session.client_sock.fileno(), session.client_sock)
 
     def _lost(self, session: Session, error: OSError) -> None:
         self._counts.service(session.target.name)[LOST] += 1

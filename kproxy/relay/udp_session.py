@@ -46,7 +46,8 @@ class Session:
         self.tried: list[End] = []  # endpoints that reported an error since one answered
         self.answered = self.ended = False
         self.young = True
-        self.client_sock: socket.socket
+        self.client_sock: socket.socket | None = None
+        self.client_send: Callable[[memoryview], int]
         self.client_recv: Callable[[bytearray], int]
         self.end: End | None = None
         self.end_sock: socket.socket
@@ -55,6 +56,10 @@ class Session:
     def speak(self, sock: socket.socket) -> None:
         """The client's side. While the session is young every sender is looked at: some datagrams came before the socket was connected."""
         self.client_sock, self.client_recv, self.client_send = sock, self._receive_from_anybody, sock.send
+
+    def answer_by(self, send: Callable[[memoryview], int]) -> None:
+        """The client's side without a socket of its own: its datagrams go on coming to the listener."""
+        self.client_sock, self.client_send, self.young = None, send, False
 
     def use(self, end: End, sock: socket.socket, *rows: Row) -> None:
         """`end` is the endpoint from now on, by this socket; what passes is added to `rows`."""
@@ -73,9 +78,12 @@ class Session:
     def settle(self) -> None:
         """Whatever was on its way while the socket was not connected has come: no more looking at senders."""
         self.young = False
-        self.client_recv = self.client_sock.recv_into
+        if self.client_sock is not None:
+            self.client_recv = self.client_sock.recv_into
 
     def _receive_from_anybody(self, buffer: bytearray) -> int:
+        if self.client_sock is None:
+            raise BlockingIOError
         size, peer = self.client_sock.recvfrom_into(buffer)
         if peer != self.client:
             self.relay.arrived(self.key.entry, self.key.family, self.asked, peer, WHOLE[:size])
@@ -84,7 +92,9 @@ class Session:
 
     def from_client(self, _: int) -> None:
         """A datagram of the client is there."""
-        receive = self.client_recv  # called where it is, Python 3.11 would look for a method first: 1.5 % of the worker's time
+        receive = (
+            self.client_recv
+        )  # called where it is, Python 3.11 would look for a method first: 1.5 % of the worker's time
         try:
             size = receive(BUFFER)
         except BlockingIOError:

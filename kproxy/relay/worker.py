@@ -104,6 +104,7 @@ class Worker:
     def drain(self, seconds: float) -> None:
         """Ends when nothing is open, or after `seconds`."""
         self.end_by = min(self.end_by or float("inf"), time.monotonic() + seconds)
+        self.udp.drain()
         self.leave()
         self.asked.set()
 

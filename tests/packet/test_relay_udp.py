@@ -84,6 +84,47 @@ def test_the_largest_datagrams_pass(ground: Ground) -> None:
     scene(play)
 
 
+def test_a_port_that_somebody_else_holds_on_every_address(ground: Ground) -> None:
+    """A server of the node itself on 0.0.0.0:53: the Service answers, whatever the size; so does that server where it is reached."""
+
+    async def play() -> None:
+        words = random.Random(8).randbytes(ground.family.largest)
+        with ground.node.entered():
+            stranger = socket.socket(ground.family.kind, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        with stranger, relaying(ground, ground.target(0)) as worker, Pod(ground, 0) as pod, ground.client() as client:
+            stranger.bind(("", PORT))
+            pod.number = b""
+            for size in (0, 1, 1400, 2048, ground.family.largest):
+                assert await asked(client, words[:size]) == words[:size]
+            with ground.client(ground.family.clients[1]) as another:
+                assert await asked(another, b"mine") == b"mine"
+            assert worker.relay.open == 2
+            client.connect((ground.family.node, PORT))
+            client.send(b"direct")
+            await until(lambda: bool(select.select([stranger], [], [], 0)[0]))
+            assert stranger.recv(100) == b"direct"
+
+    scene(play)
+
+
+def test_a_worker_that_is_to_end_waits_for_streams_alone(ground: Ground) -> None:
+    async def play() -> None:
+        with relaying(ground, ground.target(0)) as worker, Pod(ground, 0), contextlib.ExitStack() as rest:
+            once, stream = (rest.enter_context(ground.client()) for _ in range(2))
+            await asked(stream)
+            worker.sweep(3)
+            await asked(stream)
+            await asked(once)
+            worker.sweep(3)
+            assert worker.relay.open == 2
+            worker.relay.drain()
+            worker.sweep()
+            assert worker.relay.open == 1
+            assert await asked(stream) == b"0 ?"
+
+    scene(play)
+
+
 def test_every_client_gets_its_own_answers(ground: Ground) -> None:
     """A hundred clients at once, several datagrams each before any session exists: one session each, and no answer goes astray."""
 
