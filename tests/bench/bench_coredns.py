@@ -22,7 +22,8 @@ Groups of rows (each figure is the median of the turns; its least and most stand
   churn   1,000 endpoint changes a second for a minute while answering 20,000 q/s, both cores
 
 All servers are asked at the same address of the same node, in turns. kproxy is the whole program with its rules in the kernel; the others
-have no rule in their way, and CoreDNS none of the hops to a pod. CPU per query is the time of all the server's processes, which busy
+have no rule in their way, and CoreDNS none of the hops to a pod. Rates are therefore measured twice, with kproxy's rules (what a node has)
+and without (what is compared). CPU per query is the time of all the server's processes, which busy
 neighbours disturb less than rates.
 """
 

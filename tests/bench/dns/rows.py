@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.bench.dns import cluster
 from tests.bench.dns.load import Background, Client, FirstAnswer, dnsperf
-from tests.bench.dns.servers import Peak, Server, Servers, address_on, pin_workers
+from tests.bench.dns.servers import OURS, Peak, Server, Servers, address_on, pin_workers
 from tests.bench.dns.table import Figures
 from tests.support.cluster_api import Api
 from tests.support.prefilled import service
@@ -32,6 +32,7 @@ _RELIST_S = 15.0
 _CALM_RATE, _FLOOD_RATE, _FLOOD_S = 1000, 50_000, 8.0
 _PACED = 10_000
 _ASKED = {  # which rates each server is measured at
+    Server.WORKER: ("a", "nx", "new", "fwd"),
     Server.KPROXY: ("a", "nx", "new", "fwd"),
     Server.COREDNS: ("a", "nx", "new", "fwd"),
     Server.NSD: ("a", "nx", "new"),
@@ -66,9 +67,11 @@ class Bench:
                 )
                 if not pinned:
                     self.figures.add("start.first", server, probe.when - running.started)
-                if pinned and server is Server.KPROXY:
+                if pinned and server in OURS:
                     pin_workers(running)
                 time.sleep(_SETTLE_S)  # rules are written, caches of the kernel warm
+                if server is Server.WORKER:
+                    self.stage.bed.clean(self.stage.variant)
                 running.demand()
                 yield running
             finally:

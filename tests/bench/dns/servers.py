@@ -1,8 +1,9 @@
 """CoreDNS, NSD and kproxy as the processes they are on a node, one at a time, all of them asked at the same address.
 
 kproxy is `kproxy run`: supervisor, controller and answering processes, with its rules in the kernel. The others run on a node without any
-rule in their way; CoreDNS stands on the node itself, without the translation and the hop that lead to its pod elsewhere. Pinned means
-that one core answers: GOMAXPROCS=1 and `taskset` for CoreDNS, one worker for kproxy, one process for NSD.
+rule in their way, and so does "kproxy, no rules": its rules are taken away once it answers, so that servers are compared and not
+netfilter. CoreDNS stands on the node itself, without the translation and the hop that lead to its pod elsewhere. Pinned means that one
+core answers: GOMAXPROCS=1 and `taskset` for CoreDNS, one worker for kproxy, one process for NSD.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ class Server(Enum):
     COREDNS = "CoreDNS"
     AUTOPATH = "CoreDNS autopath"
     NSD = "NSD"
+    WORKER = "kproxy, no rules"
     KPROXY = "kproxy"
+
+
+OURS = (Server.WORKER, Server.KPROXY)
 
 
 # kubeadm's, with addresses of its own for the pages, because two of them may be on one machine
@@ -106,6 +111,12 @@ class Servers:
         match server:
             case Server.KPROXY:
                 return self._kproxy(1 if pinned else 0)
+            case Server.WORKER:
+                self.stage.settings = {"healing": {"enabled": False}}
+                try:
+                    return self._kproxy(1)
+                finally:
+                    self.stage.settings = {}
             case Server.NSD:
                 folder = self.stage.scratch / f"nsd-{self._count}"
                 return nsd(self.stage.bed.node, folder, cluster.DNS, cluster.cluster_zone(self.services), self.stage)
@@ -193,13 +204,13 @@ def pin_workers(running: Running) -> None:
 @contextmanager
 def address_on(space: Namespace, server: Server) -> Iterator[None]:
     """The DNS address on the node; kproxy brings it itself."""
-    ours = server is not Server.KPROXY
-    if ours:
+    theirs = server not in OURS
+    if theirs:
         ip(space, f"addr replace {cluster.DNS}/32 dev lo")
     try:
         yield
     finally:
-        if ours:
+        if theirs:
             ip(space, f"addr del {cluster.DNS}/32 dev lo")
 
 
