@@ -82,10 +82,7 @@ def compile_zone(snapshot: Snapshot, settings: DnsSettings, previous: Zone | Non
         removed=tuple(removed),
         imports=imports,
     )
-    step = (base.services, tuple(records.key for records in changed), tuple(removed))
-    return replace(
-        with_changes(base, delta), problems=problems, source=snapshot, step=step, pods=pods, pod_counts=counts
-    )
+    return replace(with_changes(base, delta), problems=problems, source=snapshot, pods=pods, pod_counts=counts)
 
 
 def _services(

@@ -51,8 +51,7 @@ def _with_records_of_leaders(zones: list[Zone], led: Sequence[int]) -> list[Zone
             zone,
             services=zones[leader].services,
             owners=zones[leader].owners,
-            sorted_ipv4=zones[leader].sorted_ipv4,
-            sorted_ipv6=zones[leader].sorted_ipv6,
+            order=zones[leader].order,
         )
         for at, (zone, leader) in enumerate(zip(zones, led, strict=True))
     ]

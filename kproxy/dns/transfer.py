@@ -9,8 +9,7 @@ port, CNAMEs, and the endpoints of headless Services; at last the SOA again. A r
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from kproxy.dns import names, upstream, wire
 from kproxy.dns.answer import MISSED, NOT_READY, Missed, Outcome, Transfer, refusal, soa
@@ -129,12 +128,11 @@ def _weight(group: Group, address: bytes) -> int:
 
 
 def _pointers(zone: Zone, apex: Apex, primary: bytes) -> Iterator[bytes]:
-    ordered: Sequence[bytes] = zone.sorted_ipv4 if apex.tree is Tree.IPV4 else zone.sorted_ipv6
     labels = names.split(apex.name)[:-2]
     digits = names.octets_of_reverse(labels) if apex.tree is Tree.IPV4 else names.nibbles_of_reverse(labels)
     low, high = span(apex.tree, digits or [])
-    for at in range(bisect_left(ordered, low), bisect_right(ordered, high)):
-        name = names.reverse(ordered[at])
+    for address in zone.order.between(low, high):
+        name = names.reverse(address)
         owner = name[: len(name) - len(apex.name)] + OWNER
-        for target in owners_of(zone, ordered[at]):
+        for target in owners_of(zone, address):
             yield wire.record(owner, Type.PTR, zone.settings.ttl, target + _SVC + primary)

@@ -10,8 +10,7 @@ entry, and a worker holds them in 14 MB. Finished answers are made from them on 
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import compress, islice
@@ -20,7 +19,9 @@ from typing import Any, TypeVar
 
 from kproxy.dns import names
 from kproxy.dns.apexes import Apex, apexes
+from kproxy.dns.order import Order
 from kproxy.dns.settings import DnsSettings
+from kproxy.model.layered import Changeable, Layered, changeable, finished, touched_between
 from kproxy.model.snapshot import Snapshot
 
 K = TypeVar("K")
@@ -104,20 +105,16 @@ class ServiceRecords:
         return {*self.addresses, *self.external, *(member.address for group in self.groups for member in group.members)}
 
 
-# The Services of the zone before, and the keys of those that changed and that went: who compiles a zone knows them already.
-Step = tuple[Mapping[bytes, ServiceRecords], tuple[bytes, ...], tuple[bytes, ...]]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Zone:
     """Everything a worker answers from.
 
     serial: of the SOA, Unix time of the last change. synced: Services, EndpointSlices and Namespaces have all been listed.
     namespaces: labels, lower case, only those exposed. owners: packed address → keys of the Services it belongs to, sorted.
-    sorted_ipv4, sorted_ipv6: the keys of `owners` in order, which is how an empty non-terminal of a reverse tree is recognised.
+    order: the keys of `owners` in order, which is how an empty non-terminal of a reverse tree is recognised.
     pods: packed address and namespace of every pod, for `pods verified`; imports: the ServiceImports, for `multicluster`. Either is None
     until it has been listed, and where nobody asked for it.
-    problems, pod_counts, source, step: for the controller; workers have none of them.
+    problems, pod_counts, source: for the controller; workers have none of them.
     """
 
     settings: DnsSettings
@@ -127,20 +124,16 @@ class Zone:
     namespaces: frozenset[bytes] = frozenset()
     services: Mapping[bytes, ServiceRecords] = field(default_factory=dict)
     owners: Mapping[bytes, tuple[bytes, ...]] = field(default_factory=dict)
-    sorted_ipv4: tuple[bytes, ...] = ()
-    sorted_ipv6: tuple[bytes, ...] = ()
+    order: Order = field(default_factory=Order)
     pods: frozenset[bytes] | None = None
     imports: Mapping[bytes, ServiceRecords] | None = None
     pod_counts: Mapping[bytes, int] = field(default_factory=dict, compare=False, repr=False)
     problems: Mapping[bytes, str] = field(default_factory=dict, compare=False)
     source: Snapshot | None = field(default=None, compare=False, repr=False)
-    step: Step | None = field(default=None, compare=False, repr=False)
 
     def has_prefix(self, low: bytes, high: bytes) -> bool:
         """Whether some address with a reverse name lies between two packed addresses of one family, both included."""
-        ordered = self.sorted_ipv4 if len(low) == 4 else self.sorted_ipv6
-        at = bisect.bisect_left(ordered, low)
-        return at < len(ordered) and ordered[at] <= high
+        return self.order.holds(low, high)
 
 
 def empty_zone(settings: DnsSettings) -> Zone:
@@ -183,12 +176,10 @@ class ZoneDelta:
 
 
 def with_changes(zone: Zone, delta: ZoneDelta) -> Zone:
-    """The zone after `delta`; costs a copy of its dictionaries (about half a millisecond for 50,000 addresses) plus the change itself."""
-    services, owners = zone.services, zone.owners
-    lost: list[bytes] = []
-    gained: list[bytes] = []
+    """The zone after `delta`; costs the change itself, and once in some hundreds a copy of its maps (layered.py)."""
+    services, owners, order = zone.services, zone.owners, zone.order
     if delta.changed or delta.removed:
-        services, owners, lost, gained = _apply(zone, delta.changed, delta.removed)
+        services, owners, order = _apply(zone, delta.changed, delta.removed)
     return replace(
         zone,
         serial=delta.serial,
@@ -196,8 +187,7 @@ def with_changes(zone: Zone, delta: ZoneDelta) -> Zone:
         namespaces=zone.namespaces if delta.namespaces is None else delta.namespaces,
         services=services,
         owners=owners,
-        sorted_ipv4=_resorted(zone.sorted_ipv4, 4, lost, gained),
-        sorted_ipv6=_resorted(zone.sorted_ipv6, 16, lost, gained),
+        order=order,
         pods=_pods_after(zone.pods, delta.pods),
         imports=_imports_after(zone.imports, delta.imports),
     )
@@ -246,17 +236,15 @@ class Loading:
 
     def finish(self, delta: ZoneDelta) -> Zone:
         """The zone; `delta` tells everything but the Services, see `rest_of`."""
-        ordered = sorted(self._owners)
         return Zone(
             settings=self._settings,
             apexes=apexes(self._settings),
             serial=delta.serial,
             synced=delta.synced,
             namespaces=delta.namespaces or frozenset(),
-            services=self._services,
-            owners=self._owners,
-            sorted_ipv4=tuple(address for address in ordered if len(address) == 4),
-            sorted_ipv6=tuple(address for address in ordered if len(address) == 16),
+            services=Layered.of(self._services),
+            owners=Layered.of(self._owners),
+            order=Order.of(self._owners),
             pods=_pods_after(None, delta.pods),
             imports=_imports_after(None, delta.imports),
         )
@@ -273,15 +261,18 @@ def rest_of(zone: Zone) -> ZoneDelta:
     )
 
 
-_Applied = tuple[dict[bytes, ServiceRecords], dict[bytes, tuple[bytes, ...]], list[bytes], list[bytes]]
+_Applied = tuple[Mapping[bytes, ServiceRecords], Mapping[bytes, tuple[bytes, ...]], Order]
 
 
-def _apply(zone: Zone, changed: Iterable[ServiceRecords], removed: Iterable[bytes]) -> _Applied:
-    """New service and owner maps, and the addresses that lost or gained their reverse name."""
-    services, owners = dict(zone.services), dict(zone.owners)
+def _apply(zone: Zone, changed: Sequence[ServiceRecords], removed: Sequence[bytes]) -> _Applied:
+    """The next Services and owners, and the addresses that have a reverse name then, in order."""
+    many = len(changed) + len(removed)
+    services, owners = changeable(zone.services, many), changeable(zone.owners, many)
     touched: set[bytes] = set()
     for key in removed:
-        old = services.pop(key, None)
+        old = services.get(key)
+        if old is not None:
+            del services[key]
         for address in old.owned() if old else ():
             touched.add(address)
             _disown(owners, address, key)
@@ -299,40 +290,23 @@ def _apply(zone: Zone, changed: Iterable[ServiceRecords], removed: Iterable[byte
             owners[address] = alone if others is None else tuple(sorted({*others, records.key}))
     lost = [address for address in touched if address in zone.owners and address not in owners]
     gained = [address for address in touched if address not in zone.owners and address in owners]
-    return services, owners, lost, gained
+    return finished(services), finished(owners), zone.order.after(lost, gained)
 
 
-def _disown(owners: dict[bytes, tuple[bytes, ...]], address: bytes, key: bytes) -> None:
-    rest = tuple(other for other in owners.get(address, ()) if other != key)
+def _disown(owners: Changeable[bytes, tuple[bytes, ...]], address: bytes, key: bytes) -> None:
+    known = owners.get(address, ())
+    rest = tuple(other for other in known if other != key)
     if rest:
         owners[address] = rest
-    else:
-        owners.pop(address, None)
-
-
-def _resorted(old: tuple[bytes, ...], size: int, lost: Iterable[bytes], gained: Iterable[bytes]) -> tuple[bytes, ...]:
-    gone = {address for address in lost if len(address) == size}
-    new = [address for address in gained if len(address) == size]
-    if not gone and not new:
-        return old
-    if len(gone) + len(new) > 64:
-        return tuple(sorted([address for address in old if address not in gone] + new))
-    kept = list(old)  # a few: found by bisection, since even one pass over 50,000 is a few milliseconds
-    for address in gone:
-        del kept[bisect.bisect_left(kept, address)]
-    for address in new:
-        bisect.insort(kept, address)
-    return tuple(kept)
+    elif known:
+        del owners[address]
 
 
 def difference(old: Zone, new: Zone) -> ZoneDelta | None:
     """What leads from `old` to `new`; None when nothing does but a full transfer (other settings)."""
     if old.settings != new.settings:
         return None
-    if new.step is not None and new.step[0] is old.services:  # as nearly always: no worker is more than one zone behind
-        found: tuple[Iterable[bytes], Iterable[bytes]] = new.step[1:]
-    else:
-        found = changes(old.services, new.services)
+    found = changes(old.services, new.services)
     return ZoneDelta(
         serial=new.serial,
         synced=new.synced,
@@ -364,11 +338,18 @@ def _import_change(
 def changes(old: Mapping[K, V], new: Mapping[K, V]) -> tuple[list[K], list[K]]:
     """Keys whose value is another object in `new` (or was not there before), and keys that are gone.
 
-    Both maps descend from one another by copying, so their order is nearly the same: walking them side by side compares identities
-    without hashing (1 ms for 10,000 Services instead of 10), and only where they run apart are they looked up.
+    Two versions of one line know what was touched between them. Other maps descend from one another by copying, so their order is nearly
+    the same: walking them side by side compares identities without hashing (1 ms for 10,000 Services instead of 10), and only where they
+    run apart are they looked up.
     """
     if old is new:
         return [], []
+    touched = touched_between(old, new)
+    if touched is not None:
+        return (
+            [key for key in touched if key in new and new[key] is not old.get(key)],
+            [key for key in touched if key not in new and key in old],
+        )
     if not any(map(is_not, old, new)):  # one is the other with further keys at its end, or none: no walk in Python
         longer, common = (old, len(new)) if len(old) > len(new) else (new, len(old))
         differing = compress(longer, map(is_not, old.values(), new.values()))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from kproxy.model.events import AddressesChanged, Applied, Event, Removed, Replaced
+from kproxy.model.layered import Changeable, changeable, finished, touched_between
 from kproxy.model.names import NamespacedName
 from kproxy.model.objects import (
     Decoded,
@@ -67,18 +68,18 @@ class Snapshot:
 
 
 class _Draft:
-    """Copies of the maps that the events of one `fold` touch; a map nobody touches is shared with the old snapshot."""
+    """New versions of the maps that the events of one `fold` touch; a map nobody touches is shared with the old snapshot."""
 
     def __init__(self, base: Snapshot) -> None:
         self.base = base
-        self.maps: dict[str, dict[Any, Any]] = {}
+        self.maps: dict[str, Changeable[Any, Any]] = {}
         self.changes: dict[str, Any] = {}
         self.touched_services: set[NamespacedName] = set()
         self.fresh_slices: set[NamespacedName] = set()
 
-    def of(self, name: str) -> dict[Any, Any]:
+    def of(self, name: str, changes: int = 1) -> Changeable[Any, Any]:
         if name not in self.maps:
-            self.maps[name] = dict(getattr(self.base, name))
+            self.maps[name] = changeable(getattr(self.base, name), changes)
         return self.maps[name]
 
     def read(self, name: str) -> Mapping[Any, Any]:
@@ -123,6 +124,8 @@ class _Draft:
                 self._drop(ObjectKey(event.kind, name))
         for key in [k for k in self.read("problems") if k.kind is event.kind and k not in listed]:
             del self.of("problems")[key]
+        new = len(event.objects) - len(self.read(_FIELDS[event.kind]))
+        self.of(_FIELDS[event.kind], new)  # else a first list would go entry by entry through a layer
         for decoded in event.objects:
             self.put(decoded)
         self.changes["synced"] = self.changes.get("synced", self.base.synced) | {event.kind}
@@ -132,7 +135,8 @@ class _Draft:
             self._index()
         if not self.maps and not self.changes:
             return self.base
-        changes: dict[str, Any] = {**self.maps, **self.changes}
+        maps = {name: finished(changed) for name, changed in self.maps.items()}
+        changes: dict[str, Any] = {**maps, **self.changes}
         return replace(self.base, **changes)
 
     def _index(self) -> None:
@@ -144,12 +148,12 @@ class _Draft:
         for item in candidates:
             if item.service in found:
                 found[item.service].append(item)
-        index = self.of("slices_of")
+        index = self.of("slices_of", len(found))
         for service, items in found.items():
             if items:
                 index[service] = tuple(sorted(items, key=lambda s: s.name))
-            else:
-                index.pop(service, None)
+            elif service in index:
+                del index[service]
 
     def _candidates(self) -> list[EndpointSlice]:
         slices, names = self.read("slices"), set(self.fresh_slices)
@@ -178,11 +182,15 @@ def fold(snapshot: Snapshot, events: Iterable[Event]) -> Snapshot:
 def differing(before: Mapping[K, object], now: Mapping[K, object]) -> set[K]:
     """The keys under which two maps do not hold the very same object, those of one map only included.
 
-    Maps that came from one another differ in few places and else keep their order: head and tail are compared by identity without hashing
-    a single key, a millisecond for 10,000. What lies between is compared key by key.
+    Two versions of one line (layered.py) know what was touched between them. Maps that came from one another otherwise differ in few places
+    and else keep their order: head and tail are compared by identity without hashing a single key, a millisecond for 10,000. What lies
+    between is compared key by key.
     """
     if before is now:
         return set()
+    touched = touched_between(before, now)
+    if touched is not None:
+        return {key for key in touched if before.get(key, _ABSENT) is not now.get(key, _ABSENT)}
     old, new = list(before), list(now)
     head, tail = alike(old, new)
     there, here = list(before.values()), list(now.values())

@@ -60,6 +60,7 @@ PURE = (
     "kproxy.dns.settings",
     "kproxy.dns.configured",
     "kproxy.dns.zone",
+    "kproxy.dns.order",
     "kproxy.dns.lookup",
     "kproxy.dns.upstream",
     "kproxy.dns.cache_walked",
@@ -113,7 +114,7 @@ IMPURE_STDLIB = {
 }  # fmt: skip
 THIRD_PARTY = {
     "kubernetes": ("kproxy.watch.client*", "kproxy.watch.credentials"),
-    "pyroute2": ("kproxy.watch.addresses", "kproxy.dns.node", "kproxy.conntrack.apply", "kproxy.lab.*"),
+    "pyroute2": ("kproxy.lab.*",),
     "iptc": ("kproxy.backends.iptables.libiptc",),
     "dnslib": ("kproxy.dns.wire", "kproxy.lab.*"),
     "re2": ("kproxy.dns.patterns",),

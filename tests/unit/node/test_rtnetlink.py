@@ -1,4 +1,4 @@
-"""What the kernel says about addresses is read with all lengths checked; the requests themselves meet a kernel in tests/packet and tests/dns."""
+"""What the kernel says about addresses is read with all lengths checked; the requests meet a kernel in tests/packet and tests/dns."""
 
 from __future__ import annotations
 
