@@ -17,7 +17,7 @@ import msgspec
 from kproxy.cli.daemon import Daemon, find, run_dir_option
 from kproxy.cli.kernel_flows import counts_octets, kernel_flows
 from kproxy.cli.options import output_option
-from kproxy.cli.terminal import console, lasting, plain, table
+from kproxy.cli.terminal import console, lasting, octets, plain, table
 from kproxy.errors import ConfigError
 from kproxy.telemetry.relaypage import PROTOCOLS, SORTS, FlowPage, FlowsHead, Wanted, flows_of_bytes
 
@@ -36,7 +36,6 @@ _COLUMNS = (
     "STATE",
     "WORKER",
 )
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _Ask = Callable[[], tuple[FlowsHead, list[FlowPage]]]
 
 
@@ -152,18 +151,6 @@ def _row(flow: FlowPage) -> tuple[object, ...]:
 
 def _who(name: str, address: str) -> str:
     return f"{name} {address}" if name else address
-
-
-def octets(count: int | None) -> str:
-    """`512 B`, `1.5 KiB`, `20 MiB`; `-` where nobody counts."""
-    if count is None:
-        return "-"
-    value, unit = float(count), _UNITS[0]
-    for unit in _UNITS:
-        if value < 1024 or unit == _UNITS[-1]:
-            break
-        value /= 1024
-    return f"{value:.1f} {unit}" if unit != "B" and value < 10 else f"{value:.0f} {unit}"
 
 
 def line(event: str, flow: FlowPage) -> str:

@@ -5,11 +5,13 @@ In: a `RelaySeen`. Out: lines, or plain types. What must not happen here: findin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from kproxy.cli.terminal import lasting
+from kproxy.cli.terminal import lasting, octets
 from kproxy.explain.flows import end_text
 from kproxy.explain.relay import RelaySeen, WaySeen
+
+_SHOWN = 100  # endpoints
 
 
 def relay_lines(seen: RelaySeen) -> Iterator[str]:
@@ -29,8 +31,24 @@ def relay_lines(seen: RelaySeen) -> Iterator[str]:
     ):
         yield f"  {title}"
         yield from (f"    {sentence}" for sentence in sentences)
+    if seen.counted:
+        yield f"  so far: {_counted(seen.counted)}"
+        yield from (f"    {end}: {_counted(row)}" for end, row in sorted(seen.counted_by_end.items())[:_SHOWN])
     for end, seconds in seen.ejected:
         yield f"  ! {end} is left out at the moment: connections to it failed; tried again in {lasting(seconds)}"
+
+
+def _counted(row: Mapping[str, int]) -> str:
+    """A row of counts; the rare ones only where there are any."""
+    words = [f"{row.get('began', 0)} connections", f"{row.get('open', 0)} open"]
+    for column, text in (
+        ("failed", "failed connects"),
+        ("retries", "retries"),
+        ("gave_up", "given up"),
+        ("lost", "datagrams lost"),
+    ):
+        words += [f"{row[column]} {text}"] if row.get(column) else []
+    return ", ".join([*words, f"{octets(row.get('sent'))} sent", f"{octets(row.get('received'))} received"])
 
 
 def _listener(way: WaySeen) -> str:
@@ -56,4 +74,6 @@ def relay_json(seen: RelaySeen) -> dict[str, object]:
         "source": list(seen.source),
         "ejected": [{"endpoint": end, "seconds": round(seconds, 1)} for end, seconds in seen.ejected],
         "differs": list(seen.differs),
+        "counted": dict(seen.counted),
+        "countedByEndpoint": {end: dict(row) for end, row in seen.counted_by_end.items()},
     }

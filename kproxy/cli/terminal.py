@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _WIDTH_WITHOUT_TERMINAL = 1000  # columns; a pipe has no width, and wrapped lines are hard to grep
 
 
@@ -55,3 +56,15 @@ def lasting(seconds: float | None) -> str:
         if seconds < limit:
             return f"{seconds:.1f} s" if limit == 10 else f"{seconds / size:.0f} {unit}"
     return f"{seconds / 86_400:.0f} d"
+
+
+def octets(count: int | None) -> str:
+    """`512 B`, `1.5 KiB`, `20 MiB`; `-` where nobody counts."""
+    if count is None:
+        return "-"
+    value, unit = float(count), _UNITS[0]
+    for unit in _UNITS:
+        if value < 1024 or unit == _UNITS[-1]:
+            break
+        value /= 1024
+    return f"{value:.1f} {unit}" if unit != "B" and value < 10 else f"{value:.0f} {unit}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from kproxy.model.desired import DetectMode, NodeSettings
 from kproxy.model.external_ips import ExternalIPSettings
+from kproxy.model.objects import RelayOptions
 from kproxy.relay.targets import RANDOM_TWO_CHOICES
 
 IPTABLES_VARIANTS = ("auto", "legacy", "nft")
@@ -66,6 +67,13 @@ class UserspaceConfig:
     routing_table: int = 10270  # leads marked packets to the relay; far from what people and network plug-ins number
     ports: tuple[int, int] = (10270, 10299)  # first and last; each instance on the node takes two of them
     endpoint_counters: bool = False  # true: metrics of each endpoint besides those of each Service port
+
+    @property
+    def relay_options(self) -> RelayOptions:
+        """What holds for Services that say nothing themselves."""
+        return RelayOptions(
+            balancing=self.balancing, preserve_source=self.preserve_source_address, drain_s=self.drain_s
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,13 +24,14 @@ NODE_SEEN = "the endpoint sees this node as its client"
 class RelayFacts:
     """What bears on every Service. ports: of the listeners, None while nobody listens. ejected: endpoint → seconds until it is tried again.
 
-    daemon: whether a daemon was asked; without one nothing is known of ejections.
+    counted, counted_by_end: what workers counted (relay/counts.py has the words), by Service port, and by Service port and `ip:port`.
     """
 
     config: UserspaceConfig
     ports: tuple[int, int] | None = None
     ejected: Mapping[End, float] = field(default_factory=dict)
-    daemon: bool = False
+    counted: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    counted_by_end: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,8 @@ class RelaySeen:
     ejected: tuple[tuple[str, float], ...] = ()  # ip:port of its endpoints that are left out, and seconds
     differs: tuple[str, ...] = ()
     source_in_short: str = ""
+    counted: Mapping[str, int] = field(default_factory=dict)
+    counted_by_end: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def explain_relay(port: ServicePort, table: Table, facts: RelayFacts) -> RelaySeen:
@@ -77,6 +80,8 @@ def explain_relay(port: ServicePort, table: Table, facts: RelayFacts) -> RelaySe
         source=tuple(_source(target, {end for each in targets for end in each.local})),
         ejected=tuple((end_text(*end), facts.ejected[end]) for end in endpoints if end in facts.ejected),
         differs=tuple(_differs(target)),
+        counted=facts.counted.get(str(port.name), {}),
+        counted_by_end=facts.counted_by_end.get(str(port.name), {}),
         source_in_short="endpoints of this node see the client, others this node"
         if target.preserve_source
         else NODE_SEEN,

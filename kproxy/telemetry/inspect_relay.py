@@ -1,6 +1,6 @@
-"""The relay's pages of the state socket (relaypage.py names them): what `kproxy observe --flows` asks.
+"""The relay's pages of the state socket (relaypage.py names them): what `kproxy observe --flows` and `kproxy explain` ask.
 
-In: requests of root on this node. Out: lines of JSON. The workers are asked for a bounded number of flows, one request at a time, because
+In: requests of root on this node. Out: JSON. The workers are asked for a bounded number of flows, one request at a time, because
 whoever looks costs them time that is their clients'. What must not happen here: changing a flow, or waiting without end.
 """
 
@@ -8,15 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
 
 from kproxy.explain.flows import Names
 from kproxy.model.snapshot import Snapshot
-from kproxy.relay.targets import Flow
-from kproxy.telemetry.relaypage import PROTOCOLS, SORTS, FlowsHead, Wanted, flow_lines, page_of
+from kproxy.relay.targets import End, Flow
+from kproxy.relay.totals import Sums
+from kproxy.telemetry.relaypage import (
+    PROTOCOLS,
+    SORTS,
+    FlowsHead,
+    Wanted,
+    flow_lines,
+    page_of,
+    service_bytes,
+    service_page,
+)
 
 MOST_FLOWS = 20_000  # asked of the workers at once
 ANSWER_S = 10.0
@@ -26,11 +36,16 @@ _NAMED_AT_ONCE = 500  # about 1 ms
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayPages:
-    """Where the pages take their content from. flows: at most so many open flows of all workers. open: how many there are, as last told."""
+    """Where the pages take their content from. flows: at most so many open flows of all workers.
+
+    open: how many there are, as last told, and so are the counters; ejected: endpoints that are left out, and for how many seconds more.
+    """
 
     flows: Callable[[int], Awaitable[Sequence[Flow]]]
     open: Callable[[], int]
     snapshot: Callable[[], Snapshot]
+    counters: Callable[[], Sums] = Sums
+    ejected: Callable[[], Mapping[End, float]] = dict
 
 
 def add_routes(application: web.Application, pages: RelayPages) -> None:
@@ -49,7 +64,15 @@ def add_routes(application: web.Application, pages: RelayPages) -> None:
             return web.Response(status=503, text="no answer from the relay workers; ask again\n")
         return await _send(request, pages, found, wanted)
 
+    async def service(request: web.Request) -> web.Response:
+        name = request.query.get("name", "")
+        if not name or len(name) > _LONGEST_WORD:
+            return web.Response(status=400, text="name (namespace/name) is needed\n")
+        page = service_page(name, pages.counters(), pages.ejected())
+        return web.Response(body=service_bytes(page), content_type="application/json")
+
     application.router.add_get("/relay/flows", flows)
+    application.router.add_get("/relay/service", service)
 
 
 def wanted_of(query: Callable[[str, str], str]) -> Wanted:

@@ -1,6 +1,7 @@
 """What a controller tells its own command line about open flows: both sides of the state socket's relay pages use these values. No I/O.
 
     GET /relay/flows?service=…&pod=…&endpoint=…&protocol=…&sort=…&limit=…    lines of JSON: a `FlowsHead`, then one `FlowPage` each
+    GET /relay/service?name=namespace/name                                   a `RelayServicePage`: what was counted, who is left out
 
 Flows are what workers know (relay/targets.py); names come from the controller's snapshot. Where flows are many, the workers tell of some
 and the head says how many are open: a page about connections must not hold the connections up.
@@ -8,14 +9,16 @@ and the head says how many are open: a page about connections must not hold the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from kproxy.errors import KproxyError
-from kproxy.explain.flows import Names, end_of
-from kproxy.relay.targets import Flow
+from kproxy.explain.flows import Names, end_of, end_text
+from kproxy.relay.counts import COLUMNS
+from kproxy.relay.targets import End, Flow
+from kproxy.relay.totals import Sums
 
 SORTS = ("age", "octets", "service")
 PROTOCOLS = ("TCP", "UDP", "SCTP")
@@ -58,6 +61,16 @@ class FlowsHead(msgspec.Struct, rename="camel", kw_only=True):
     open: int
     matching: int
     shown: int
+
+
+class RelayServicePage(msgspec.Struct, rename="camel", kw_only=True):
+    """One Service as the relay's workers told of it. ports, endpoints: by Service port, and by Service port and `ip:port`, what was counted
+    (relay/counts.py has the words). ejected: any Service's endpoint that some worker leaves out, and for how many seconds more.
+    """
+
+    ports: dict[str, dict[str, int]] = {}
+    endpoints: dict[str, dict[str, dict[str, int]]] = {}
+    ejected: list[tuple[str, int, float]] = []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +136,31 @@ def page_of(flow: Flow, names: Names, now: float) -> FlowPage:
         worker=flow.worker,
         number=flow.number,
     )
+
+
+def service_page(name: str, sums: Sums, ejected: Mapping[End, float]) -> RelayServicePage:
+    """The page of the Service `namespace/name`."""
+    page = RelayServicePage(ejected=[(*end, round(seconds, 1)) for end, seconds in sorted(ejected.items())])
+    for port, row in sums.services.items():
+        if _is_service(port, name):
+            page.ports[port] = dict(zip(COLUMNS, row, strict=True))
+    for (port, end), row in sums.endpoints.items():
+        if _is_service(port, name):
+            page.endpoints.setdefault(port, {})[end_text(*end)] = dict(zip(COLUMNS, row, strict=True))
+    return page
+
+
+def service_bytes(page: RelayServicePage) -> bytes:
+    """The page as JSON."""
+    return msgspec.json.encode(page)
+
+
+def service_of_bytes(data: bytes) -> RelayServicePage:
+    """The page from JSON. Raises KproxyError for anything else: it comes from another process."""
+    try:
+        return msgspec.json.decode(data, type=RelayServicePage)
+    except msgspec.MsgspecError as error:
+        raise KproxyError(f"the daemon's page is not understood ({error}); is it of this version?") from error
 
 
 def flow_lines(head: FlowsHead, flows: Sequence[FlowPage]) -> Iterator[bytes]:

@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kproxy.cli.main import cli
-from kproxy.cli.observe import command, octets
+from kproxy.cli.observe import command
+from kproxy.cli.terminal import octets
 from kproxy.errors import ConfigError, KproxyError, UnsupportedError
 from kproxy.model.names import Family, NamespacedName
 from kproxy.model.objects import EndpointSlice, Node, Pod, SliceEndpoint
