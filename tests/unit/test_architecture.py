@@ -30,6 +30,7 @@ PURE = (
     "kproxy.backends.*.compile*",
     "kproxy.backends.*.plan*",
     "kproxy.backends.*.changes",
+    "kproxy.backends.*.messages",
     "kproxy.backends.*.tree",
     "kproxy.backends.*.difference",
     "kproxy.backends.*.census",

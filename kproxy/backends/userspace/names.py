@@ -30,9 +30,11 @@ GUARDED_INSIDE_ONLY = "relay-guarded-inside-only"
 NODE_PORT_BY_SOURCE = "node-port-by-source"  # the same two on addresses where node ports answer
 NODE_PORT_INSIDE_ONLY = "node-port-inside-only"
 
-# Verdicts of the two maps of refusals
+# What the two maps of refusals lead to: chains, and the verdict `drop`
 REFUSE = "refuse"  # a chain: ICMP port unreachable
 DROP = "drop"
+NODE_PORT_REFUSE = "node-port-refuse"  # the same two on addresses where node ports answer
+NODE_PORT_DROP = "node-port-drop"
 
 COMMENT_LIMIT = 127
 

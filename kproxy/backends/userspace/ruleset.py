@@ -25,6 +25,7 @@ class Element(NamedTuple):
 
 
 Elements = Mapping[str, Mapping[str, Element]]  # set or map → key, as nft writes it → element
+Owners = Mapping[str, ServicePortName]  # destination → who has it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +59,18 @@ class Fragment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyRuleset:
-    """One family's table. frame: None when it is not there, or nobody knows what is written in it."""
+    """One family's table.
+
+    frame: None when nobody knows which rules are in it. stale: the table is there in another shape (an older version's), so that it has
+    to be made anew. The last three are how the next compilation skips what did not change.
+    """
 
     family: Family
     frame: Frame | None = None
     elements: Elements = field(default_factory=dict)
     fragments: Mapping[ServicePortName, Fragment] = field(default_factory=dict, compare=False, repr=False)
+    stale: bool = False
+    owners: Owners = field(default_factory=dict, compare=False, repr=False)
     contested: frozenset[str] = field(default=frozenset(), compare=False, repr=False)  # keys that two entries claim
 
 

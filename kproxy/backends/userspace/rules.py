@@ -1,0 +1,232 @@
+"""The constant rules: the same few dozen lines, whatever the number of Services. Pure; text for `nft`.
+
+A packet's way in (sets and maps in names.py):
+
+    prerouting  raw -300   has a socket of a relay worker? ─▶ mark, in: also when its Service is long gone
+                           port 53 of an address of this node's own DNS, and somebody listens ─▶ not ours
+                           TCP's first packet, or UDP: address . protocol . port in DESTINATIONS,
+                           or protocol . port in NODE_PORTS and the address this node's ─▶ way ─▶ TPROXY to a listener, mark, in
+    prerouting  mangle -150 TCP without a socket that is no first packet and no flow of DNAT rules (a mode before this one): SYN cookies,
+                           and strays, which the listener answers with a reset
+    output      mangle -150 this node's own packets to RELAYED get the mark, hence another route: through lo, to prerouting
+    input, forward, output  filter 0: REFUSALS, REFUSED_NODE_PORTS
+
+    marked packets: `ip rule fwmark MARK lookup TABLE`, `local default dev lo table TABLE` (routing.py)
+
+Why each is as it is:
+- `socket` is asked twice for what is relayed and once for all else: `socket transparent 1` also finds wildcard sockets of other
+  transparent proxies, whose port any forwarded packet may have, and `socket wildcard 0` in the same rule would leave out the last packet
+  of each handshake: the socket of a connection request has no such property (nft_socket.c, `sk_fullsock`).
+- The way to a listener ends in `drop`: without a listener `tproxy` matches nothing, and a dropped SYN is sent again a second later. A
+  refused one is not.
+- This node's own TCP connections bear a conntrack mark, so that they are still led to lo when the element is gone. In an output hook no
+  rule can ask for the socket at the far end.
+- An output hook cannot use the maps of prerouting: `tproxy` is not allowed there, and a map is checked with all that it may lead to.
+- `notrack` spares conntrack what comes from other machines and pods (setting `notrack`). What this node itself sends is always tracked.
+- A marked packet that is forwarded has lost its policy route: it is dropped, as if nobody listened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kproxy.backends.userspace import names
+from kproxy.backends.userspace.ruleset import Frame
+from kproxy.model.desired import LocalDetector
+from kproxy.model.names import Family
+
+_NEW_ARRIVALS, _KNOWN, _OWN_DNS = "arrivals", "known", "own-dns"
+_TRANSPORT = "meta l4proto { tcp, udp }"
+_LOOPBACK = {Family.IPV4: "127.0.0.0/8", Family.IPV6: "::1"}
+_LISTENS_ON = {Family.IPV4: "127.0.0.1", Family.IPV6: "[::1]"}
+_REFUSE = {Family.IPV4: "icmp type port-unreachable", Family.IPV6: "icmpv6 type port-unreachable"}
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """Where a base chain hangs."""
+
+    type: str
+    hook: str
+    priority: int
+
+
+# Base chains, in the order in which they are made.
+HOOKS = {
+    "prerouting": Hook("filter", "prerouting", -300),
+    "strays": Hook("filter", "prerouting", -150),
+    "output-raw": Hook("filter", "output", -300),
+    "output": Hook("route", "output", -150),
+    "filter-input": Hook("filter", "input", 0),
+    "filter-forward": Hook("filter", "forward", 0),
+    "filter-output": Hook("filter", "output", 0),
+}
+_CHAINS = (
+    names.INSIDE,
+    names.OUTSIDE,
+    names.BY_SOURCE,
+    names.INSIDE_ONLY,
+    names.GUARDED,
+    names.GUARDED_INSIDE_ONLY,
+    names.NODE_PORT_BY_SOURCE,
+    names.NODE_PORT_INSIDE_ONLY,
+    names.REFUSE,
+    names.NODE_PORT_REFUSE,
+    names.NODE_PORT_DROP,
+    _NEW_ARRIVALS,
+    _KNOWN,
+    _OWN_DNS,
+)
+CHAINS: dict[str, Hook | None] = {**dict.fromkeys(_CHAINS), **HOOKS}
+
+
+@dataclass(frozen=True, slots=True)
+class SetKind:
+    """What a set or map holds: the types of its key's parts, whether keys are ranges, whether verdicts stand behind them."""
+
+    key: tuple[str, ...]
+    interval: bool = False
+    verdicts: bool = False
+
+
+def set_kinds(family: Family) -> dict[str, SetKind]:
+    """Every set and map of the table."""
+    address = "ipv4_addr" if family is Family.IPV4 else "ipv6_addr"
+    virtual, node = (address, "inet_proto", "inet_service"), ("inet_proto", "inet_service")
+    return {
+        names.DESTINATIONS: SetKind(virtual, verdicts=True),
+        names.NODE_PORTS: SetKind(node, verdicts=True),
+        names.RELAYED: SetKind(virtual),
+        names.SOURCES: SetKind((*virtual, address), interval=True),
+        names.REFUSALS: SetKind(virtual, verdicts=True),
+        names.REFUSED_NODE_PORTS: SetKind(node, verdicts=True),
+    }
+
+
+def frame_text(frame: Frame) -> str:
+    """One transaction that brings a table of the same shape, or none, to these rules. Elements stay."""
+    place = f"{names.NFT_FAMILY[frame.family]} {names.TABLE}"
+    lines = [f"add table {place}"]
+    for name, kind in set_kinds(frame.family).items():
+        word, value = ("map", " : verdict") if kind.verdicts else ("set", "")
+        flags = " flags interval ;" if kind.interval else ""
+        lines.append(f"add {word} {place} {name} {{ type {' . '.join(kind.key)}{value} ;{flags} }}")
+    for name, hook in CHAINS.items():
+        spec = f" {{ type {hook.type} hook {hook.hook} priority {hook.priority} ; policy accept ; }}" if hook else ""
+        lines.append(f"add chain {place} {name}{spec}")
+    for name, rules in chains(frame).items():
+        lines.append(f"flush chain {place} {name}")
+        lines += [f"add rule {place} {name} {rule}" for rule in rules]
+    return "\n".join(lines) + "\n"
+
+
+def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
+    """Chain → rules, every chain of CHAINS."""
+    ip, mark = names.NFT_FAMILY[frame.family], _Mark(frame.mark)
+    to = f"{ip} daddr . meta l4proto . th dport"
+    found = {
+        names.INSIDE: tuple(_listener(frame, frame.ports[0])),
+        names.OUTSIDE: tuple(_listener(frame, frame.ports[1])),
+        names.BY_SOURCE: (*_from_inside(frame), f"goto {names.OUTSIDE}"),
+        names.INSIDE_ONLY: tuple(_from_inside(frame)),
+        names.GUARDED: (f"{to} . {ip} saddr @{names.SOURCES} goto {names.BY_SOURCE}", "drop"),
+        names.GUARDED_INSIDE_ONLY: (f"{to} . {ip} saddr @{names.SOURCES} goto {names.INSIDE_ONLY}", "drop"),
+        names.NODE_PORT_BY_SOURCE: tuple(_on_node(frame, f"goto {names.BY_SOURCE}")),
+        names.NODE_PORT_INSIDE_ONLY: tuple(_on_node(frame, f"goto {names.INSIDE_ONLY}")),
+        names.REFUSE: (f"reject with {_REFUSE[frame.family]}",),
+        names.NODE_PORT_REFUSE: tuple(_on_node(frame, f"goto {names.REFUSE}")),
+        names.NODE_PORT_DROP: tuple(_on_node(frame, "drop")),
+        "prerouting": (f"socket transparent 1 goto {_KNOWN}", f"goto {_NEW_ARRIVALS}"),
+        _KNOWN: (f"socket wildcard 1 goto {_NEW_ARRIVALS}", *_untracked(frame), f"{mark.set} accept"),
+        _NEW_ARRIVALS: (
+            *_dns(frame, "daddr", "dport", f"jump {_OWN_DNS}"),
+            "tcp flags & (fin | syn | rst | ack) != syn accept",
+            f"{to} vmap @{names.DESTINATIONS}",
+            f"meta l4proto . th dport vmap @{names.NODE_PORTS}",
+        ),
+        # As the DNS workers' sockets are: bound to this very address. Nobody there: the query is relayed to another node's server.
+        _OWN_DNS: ("socket wildcard 1 return", "socket transparent 0 notrack accept"),
+        "strays": (
+            "meta l4proto != tcp accept",
+            f"{mark.is_set} accept",
+            "ct state untracked accept",
+            "ct status dnat accept",
+            f"{to} vmap @{names.DESTINATIONS}",
+            f"meta l4proto . th dport vmap @{names.NODE_PORTS}",
+        ),
+        "output-raw": (
+            *(('oif != "lo" socket transparent 1 notrack',) if frame.notrack else ()),
+            *_dns(frame, "daddr", "dport", "notrack"),
+            *_dns(frame, "saddr", "sport", "notrack"),
+        ),
+        "output": (
+            "socket transparent 1 accept",  # the workers' own
+            "ct status dnat accept",
+            f"ct direction original ct mark & {mark.number} == {mark.number} {mark.set} accept",
+            f"{to} @{names.RELAYED} {mark.set} meta l4proto tcp ct mark set ct mark | {mark.number}",
+        ),
+        "filter-input": (
+            f"{mark.is_set} accept",
+            f"{to} vmap @{names.REFUSALS}",
+            f"meta l4proto . th dport vmap @{names.REFUSED_NODE_PORTS}",
+        ),
+        "filter-forward": (f"{mark.is_set} drop", f"{to} vmap @{names.REFUSALS}"),
+        "filter-output": (f"{mark.is_set} accept", f"{to} vmap @{names.REFUSALS}"),
+    }
+    return {name: found[name] for name in CHAINS}
+
+
+class _Mark:
+    """The three things that rules say about the mark."""
+
+    def __init__(self, mark: int) -> None:
+        self.number = f"0x{mark:x}"
+        self.set = f"meta mark set meta mark | {self.number}"
+        self.is_set = f"meta mark & {self.number} == {self.number}"
+
+
+def _listener(frame: Frame, port: int) -> Iterator[str]:
+    yield from _untracked(frame)
+    to = f"{_LISTENS_ON[frame.family]}:{port}"
+    yield f"{_TRANSPORT} tproxy to {to} {_Mark(frame.mark).set} accept"
+    yield "drop"  # nobody listens at present
+
+
+def _untracked(frame: Frame) -> Iterator[str]:
+    if frame.notrack:
+        yield 'iif != "lo" notrack'
+
+
+def _from_inside(frame: Frame) -> Iterator[str]:
+    if frame.detector is not None:
+        yield f"{_detects(frame.detector, frame.family)} goto {names.INSIDE}"
+    yield f"fib saddr type local goto {names.INSIDE}"
+
+
+def _detects(detector: LocalDetector, family: Family) -> str:
+    if detector.source:
+        return f"{names.NFT_FAMILY[family]} saddr {detector.source}"
+    return f'iifname "{detector.interface or detector.interface_prefix + "*"}"'
+
+
+def _on_node(frame: Frame, then: str) -> Iterator[str]:
+    """`then`, for packets to addresses where node ports answer; loopback is one where rules or a listener of ours serve it."""
+    addresses, to = frame.node_ports, f"{names.NFT_FAMILY[frame.family]} daddr"
+    on_loopback = addresses.loopback or addresses.listener
+    if addresses.everywhere:
+        if not on_loopback:
+            yield f"{to} {_LOOPBACK[frame.family]} return"
+        yield f"fib daddr type local {then}"
+        return
+    chosen = [*addresses.addresses]
+    if on_loopback:
+        yield f"{to} {_LOOPBACK[frame.family]} {then}"
+    if chosen:
+        yield f"{to} {{ {', '.join(chosen)} }} {then}"
+
+
+def _dns(frame: Frame, address: str, port: str, then: str) -> Iterator[str]:
+    if frame.dns:
+        ip = names.NFT_FAMILY[frame.family]
+        yield f"{_TRANSPORT} {ip} {address} {{ {', '.join(frame.dns)} }} th {port} 53 {then}"
