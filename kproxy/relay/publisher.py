@@ -45,6 +45,7 @@ log = logging.getLogger("kproxy.relay")
 __all__ = ["RelayPublisher"]
 
 MOST_WORKERS = 512  # connections to the socket; a node has one worker for each core, and old ones that drain
+_LOOK_S, _TURNS = 1.0, 5  # affinity: the file is looked at each second and written in every fifth
 _PUBLISH_S = 1.0
 _ANSWER_S = 1.0
 _PATIENCE_S = 10.0
@@ -146,7 +147,7 @@ class RelayPublisher:
         return await self._until(lambda: self.ports is not None, patience_s)
 
     async def flows(self, limit: int) -> list[Flow]:
-        """Open connections and sessions of all workers, the youngest first, at most `limit`; `open` says how many there are.
+        """Open connections and sessions of all workers, the oldest first, at most `limit`; `open` says how many there are.
 
         Who does not answer within a second is left out.
         """
@@ -164,7 +165,7 @@ class RelayPublisher:
                     await answer.done.wait()
         finally:
             del self._answers[self._asked]
-        return sorted(answer.flows, key=lambda flow: -flow.began)[:limit]
+        return sorted(answer.flows, key=lambda flow: flow.began)[:limit]
 
     @property
     def open(self) -> int:
@@ -193,8 +194,12 @@ class RelayPublisher:
         await self.start()
         try:
             while True:
-                await asyncio.sleep(self._stays.every_s)
-                await self._stays.write(self._table, self._now())
+                for _ in range(_TURNS):
+                    await asyncio.sleep(_LOOK_S)
+                    if news := self._stays.load(self._now()):
+                        for session in self._sessions:
+                            session.tell_stays(news)
+                await self._stays.write(self._now())
                 self._totals.prune(self._table)
         finally:
             await self.close()
@@ -205,7 +210,7 @@ class RelayPublisher:
             self._server.close()
         for session in [*self._sessions]:
             session.writer.transport.abort()
-        await self._stays.write(self._table, self._now())
+        await self._stays.write(self._now())
 
     async def _until(self, condition: Callable[[], bool], limit_s: float) -> bool:
         with contextlib.suppress(TimeoutError):
