@@ -16,11 +16,12 @@ from collections.abc import Iterator
 from select import EPOLLERR, EPOLLHUP, EPOLLOUT
 from typing import TYPE_CHECKING
 
-from kproxy.relay.connection import Connection
-from kproxy.relay.counts import FAILED, GAVE_UP, RETRIES
+from kproxy.relay.connection import Connection, address_text
+from kproxy.relay.counts import FAILED, GAVE_UP
 from kproxy.relay.proxy_header import proxy_header
 from kproxy.relay.stream import abort
-from kproxy.relay.targets import End, Target
+from kproxy.relay.targets import End, Flow, Target
+from kproxy.relay.udp_sockets import IP_TRANSPARENT, IPV6_TRANSPARENT
 
 if TYPE_CHECKING:
     from kproxy.relay.tcp import TcpRelay
@@ -33,7 +34,6 @@ _TYPE = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 _IP_BIND_ADDRESS_NO_PORT = (
     24  # of Linux, for both families: the port is chosen by connect, when the whole address is known
 )
-_IPV6_TRANSPARENT = 75
 
 
 class Attempt:
@@ -47,64 +47,62 @@ class Attempt:
 
     def ready(self, _events: int) -> None:
         """Epoll's word: it is decided."""
-        self.connecting.decided(self, self.sock.connect_ex(self.end))
+        self.connecting.decided(self, _connect_again(self.sock, self.end))
 
 
 class Connecting:
     """An accepted client without an endpoint, yet."""
 
     __slots__ = (
-        "asked",
-        "attempts",
-        "began",
-        "done",
-        "fd",
-        "number",
-        "order",
-        "peer",
-        "relay",
-        "sock",
-        "target",
-        "tries",
-    )
+        "asked", "attempts", "began", "done", "entry", "fd", "number", "order", "peer", "relay", "sock", "target", "tries"
+    )  # fmt: skip
 
-    def __init__(self, relay: TcpRelay, target: Target, sock: Socket, peer: End, asked: End) -> None:
-        """peer: the client; asked: the destination as the client sees it."""
-        self.relay, self.target, self.sock, self.peer, self.asked = relay, target, sock, peer, asked
+    def __init__(
+        self, relay: TcpRelay, target: Target, entry: str, sock: Socket, peer: End, asked: End, number: int, now: float
+    ) -> None:
+        """peer: the client; asked: the destination as the client sees it; now: monotonic."""
+        self.relay, self.target, self.entry, self.sock, self.peer, self.asked = relay, target, entry, sock, peer, asked
+        self.number, self.began = number, now
         self.fd = sock.fileno()
-        self.number = 0
-        self.began = relay.now()
-        self.order: Iterator[End] = relay.chooser.order(target, peer[0], self.began)
+        self.order: Iterator[End] = relay.chooser.order(target, peer[0], now)
         self.attempts: list[Attempt] = []
         self.tries = 0
         self.done = False
 
     def advance(self, now: float) -> None:
-        """Tries endpoints until one has accepted or does not answer at once. None is left: waits for those that are on their way."""
+        """Tries endpoints until one has accepted or does not answer at once. None is left: waits for those that are on their way.
+
+        Between network namespaces of one machine the handshake is over when `connect` returns, although it says EINPROGRESS (the answer
+        waits in the socket's backlog): asking again costs 0.4 µs and saves a turn of the poller.
+        """
         relay, target = self.relay, self.target
         for end in self.order:
             self.tries += 1
+            sock = None
             try:
                 sock = self._socket(end)
+                result = sock.connect_ex(end)
+                if result == errno.EINPROGRESS:
+                    result = sock.connect_ex(end)
             except OSError as error:
-                if error.errno in _FULL:  # of this worker, not the endpoint's fault
+                result = error.errno or errno.EINVAL
+                if result in _FULL:  # of this worker, not the endpoint's fault
                     relay.counts.shed += 1
                     break
-                self._count_failure(end, now)
-                continue
             relay.chooser.began(target, end)
-            attempt = Attempt(self, end, sock, now)
-            result = _connect(sock, end)
-            if result in _CONNECTED:
-                self._won(attempt, now)
+            if sock is not None and result in _CONNECTED:
+                self._won(end, sock, sock.fileno(), now)
                 return
-            if result in _PENDING:
+            if sock is not None and result in _PENDING:
                 if len(self.attempts) >= BESIDE:
                     self._lose(self.attempts[0], now)
+                attempt = Attempt(self, end, sock, now)
                 self.attempts.append(attempt)
                 relay.poller.add(attempt.fd, EPOLLOUT, attempt.ready)
                 return
-            self._lose(attempt, now)
+            if sock is not None:
+                sock.close()
+            self._failed(end, now)
         if not self.attempts:
             self._give_up()
 
@@ -114,7 +112,8 @@ class Connecting:
             return
         now = self.relay.now()
         if result in _CONNECTED:
-            self._won(attempt, now)
+            self.attempts.remove(attempt)
+            self._won(attempt.end, attempt.sock, attempt.fd, now)
         else:
             self._lose(attempt, now)
             self.advance(now)
@@ -137,6 +136,21 @@ class Connecting:
         self.attempts.clear()
         self._refuse()
 
+    def flow(self, worker: int, wall: float) -> Flow:
+        """For people. wall: the moment when the monotonic clock was 0, in seconds since the epoch."""
+        return Flow(
+            worker=worker,
+            number=self.number,
+            protocol="TCP",
+            client=address_text(self.peer),
+            virtual=address_text(self.asked),
+            service=self.target.name,
+            endpoint="",
+            began=wall + self.began,
+            retries=max(0, self.tries - 1),
+            state="connecting",
+        )
+
     def _client_ready(self, events: int) -> None:
         """Nothing is read here; but a client that has reset its connection needs no endpoint."""
         if events & (EPOLLERR | EPOLLHUP):
@@ -150,9 +164,9 @@ class Connecting:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self.target.preserve_source and end in self.target.local and _is_worth_showing(self.peer[0], end):
                 if six:
-                    sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
+                    sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
                 else:
-                    sock.setsockopt(socket.IPPROTO_IP, socket.IP_TRANSPARENT, 1)
+                    sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
                 sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
                 sock.bind((self.peer[0], 0))
         except OSError:
@@ -160,29 +174,24 @@ class Connecting:
             raise
         return sock
 
-    def _won(self, attempt: Attempt, now: float) -> None:
+    def _won(self, end: End, sock: Socket, fd: int, now: float) -> None:
         """The endpoint has accepted."""
-        relay, target, end = self.relay, self.target, attempt.end
+        relay, target = self.relay, self.target
         self.done = True
-        relay.poller.drop(attempt.fd) if attempt in self.attempts else None
         for other in self.attempts:
-            if other is not attempt:
-                if now - other.since >= relay.limits.hedge_after_s:
-                    self._count_failure(other.end, now)
-                relay.chooser.ended(target, other.end)
-                relay.poller.bury(other.fd, other.sock)
+            if now - other.since >= relay.limits.hedge_after_s:
+                self._count_failure(other.end, now)
+            relay.chooser.ended(target, other.end)
+            relay.poller.bury(other.fd, other.sock)
         self.attempts.clear()
         relay.chooser.worked(target, end, now)
         if target.affinity_s:
             relay.chooser.took(target, self.peer[0], end, now)
-        connection = Connection(relay, target, end, (self.sock, self.fd), (attempt.sock, attempt.fd))
-        connection.number, connection.began, connection.retries = self.number, self.began, self.tries - 1
-        if self.tries > 1:
-            connection.service_row[RETRIES] += self.tries - 1
+        connection = Connection(self, end, sock, fd)
         relay.connected(self, connection)
         if target.proxy_protocol:
             try:
-                attempt.sock.send(proxy_header(target.proxy_protocol, self.peer, self.asked))
+                sock.send(proxy_header(target.proxy_protocol, self.peer, self.asked))
             except OSError:
                 connection.abort()
                 return
@@ -190,11 +199,13 @@ class Connecting:
 
     def _lose(self, attempt: Attempt, now: float) -> None:
         """The endpoint has not accepted."""
-        if attempt in self.attempts:
-            self.attempts.remove(attempt)
-        self.relay.chooser.ended(self.target, attempt.end)
-        self._count_failure(attempt.end, now)
+        self.attempts.remove(attempt)
         self.relay.poller.bury(attempt.fd, attempt.sock)
+        self._failed(attempt.end, now)
+
+    def _failed(self, end: End, now: float) -> None:
+        self.relay.chooser.ended(self.target, end)
+        self._count_failure(end, now)
 
     def _count_failure(self, end: End, now: float) -> None:
         self.relay.chooser.failed(self.target, end, now)
@@ -212,13 +223,10 @@ class Connecting:
         self.relay.poller.bury(self.fd, self.sock)
 
 
-def _connect(sock: Socket, end: End) -> int:
-    """An errno, 0 for success. Between network namespaces of one machine the handshake is over when connect returns, although it says
-    EINPROGRESS (the answer waits in the socket's backlog): asking again costs 0.4 µs and saves a turn of the poller.
-    """
+def _connect_again(sock: Socket, end: End) -> int:
+    """What became of an attempt: an errno, 0 for success."""
     try:
-        result = sock.connect_ex(end)
-        return sock.connect_ex(end) if result == errno.EINPROGRESS else result
+        return sock.connect_ex(end)
     except OSError as error:
         return error.errno or errno.EINVAL
 

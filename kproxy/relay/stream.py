@@ -187,12 +187,11 @@ class Side:
             self.pending = b""
 
     def close(self, *, reset: bool) -> None:
-        """The end of this side. reset: by RST."""
+        """The end of this side. reset: by RST. Its connection buries the socket."""
         self.drop_pending()
         if reset:
             abort(self.sock)
         self.other = None
-        self.connection.bury(self)
 
 
 def abort(sock: Socket) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from _socket import socket as Socket
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from select import EPOLLIN
 from typing import Protocol
 
@@ -24,7 +26,10 @@ from kproxy.relay.stream import Buffers, abort
 from kproxy.relay.targets import End, Flow, Table, Target
 
 _BATCH = 64  # connections that one listener may bring in one turn
-_FULL = (errno.EMFILE, errno.ENFILE)
+_SWEPT = 2000  # connections that one sweep looks at: about a millisecond
+_KEEP_ALIVE_AFTER_S, _KEPT_ALIVE = 10.0, 500
+_FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PAUSE_S = 0.05
 
 
 class Choice(Protocol):
@@ -39,33 +44,18 @@ class Choice(Protocol):
 
 
 class Listener:
-    """One listening socket, and the destinations that it may bring connections to."""
+    """One listening socket."""
 
-    __slots__ = ("addresses", "domain", "entry", "family", "ports", "relay", "sock")
+    __slots__ = ("domain", "entry", "family", "relay", "sock")
 
     def __init__(self, relay: TcpRelay, sock: socket.socket, family: str, entry: str) -> None:
         self.relay, self.family, self.entry, self.sock = relay, family, entry, sock
         self.domain = socket.AF_INET6 if family == "IPv6" else socket.AF_INET
-        self.addresses: dict[End, Target] = {}
-        self.ports: dict[int, Target] = {}
-
-    def use(self, table: Table) -> None:
-        """The destinations from now on."""
-        own = [
-            (key, target)
-            for key, target in table.targets.items()
-            if key.entry == self.entry and key.family == self.family and key.protocol == "TCP"
-        ]
-        self.addresses = {(key.address, key.port): target for key, target in own if key.address}
-        self.ports = {key.port: target for key, target in own if not key.address}
-
-    def find(self, asked: End) -> Target | None:
-        """What stands behind a destination; a Service's own address goes before a node port."""
-        return self.addresses.get(asked) or self.ports.get(asked[1])
 
     def ready(self, _events: int) -> None:
         """Epoll's word: somebody wants to be accepted."""
         accept = self.sock._accept  # type: ignore[attr-defined]  # without the wrapping of socket.accept
+        accepted = self.relay.accepted
         for _ in range(_BATCH):
             try:
                 fd, peer = accept()
@@ -73,15 +63,15 @@ class Listener:
                 return
             except OSError as error:
                 if error.errno in _FULL:
-                    self.relay.shed_one(self.sock)
+                    self.relay.shed_one(self)
                 return  # or the client is gone already, which Linux tells here
             sock = Socket(self.domain, socket.SOCK_STREAM, 0, fd)
             sock.setblocking(False)
-            self.relay.accepted(self, sock, peer)
+            accepted(self, sock, peer)
 
 
 class TcpRelay:
-    """All TCP connections of one worker."""
+    """All TCP connections of one worker. open: how many there are, those included that have no endpoint yet."""
 
     def __init__(
         self, poller: Poller, chooser: Choice, counts: Counts, limits: Limits, now: Callable[[], float]
@@ -89,104 +79,124 @@ class TcpRelay:
         """now: monotonic seconds."""
         self.poller, self.chooser, self.counts, self.limits, self.now = poller, chooser, counts, limits, now
         self.buffers = Buffers()
+        self.open = 0
         self._listeners: list[Listener] = []
         self._table = Table()
-        self._connecting: set[Connecting] = set()
-        self._connections: set[Connection] = set()
+        self._connecting: dict[Connecting, None] = {}  # all three in the order in which they came
+        self._fresh: dict[Connection, None] = {}  # too young for keep-alive
+        self._settled: dict[Connection, None] = {}
+        self._draining: dict[Connection, None] = {}
+        self._swept: Iterator[Connection] = iter(())
         self._silent: deque[tuple[float, Connecting]] = deque()  # in the order of time
         self._ticking = False
         self._number = 0
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
-    @property
-    def open(self) -> int:
-        """Connections, those that have no endpoint yet included."""
-        return len(self._connecting) + len(self._connections)
-
     def listen(self, sock: socket.socket, family: str, entry: str) -> None:
         """Accepts from `sock`, which listens and does not block, until `close_listeners`. family: IPv4, IPv6; entry: INSIDE, OUTSIDE."""
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what is accepted
         listener = Listener(self, sock, family, entry)
-        listener.use(self._table)
         self._listeners.append(listener)
         self.poller.add(sock.fileno(), EPOLLIN, listener.ready)
 
+    def use(self, table: Table) -> None:
+        """The destinations from now on. Connections to endpoints that are gone begin to drain, within the next sweeps."""
+        self._table = table
+
     def accepted(self, listener: Listener, sock: Socket, peer: End) -> None:
         """A client is there."""
-        self.counts.accepted += 1
+        counts = self.counts
+        counts.accepted += 1
         try:
-            asked = sock.getsockname()[:2]
+            asked = sock.getsockname()
         except OSError:
             sock.close()
             return
-        target = listener.find(asked)
+        target = self._find(listener.entry, listener.family, asked[0], asked[1])
         if target is None or self.open >= self.limits.connections:
             if target is None:
-                self.counts.unknown += 1
+                counts.unknown += 1
             else:
-                self.counts.shed += 1
+                counts.shed += 1
             abort(sock)
             sock.close()
             return
-        connecting = Connecting(self, target, sock, peer[:2], asked)
+        now = self.now()
+        self.open += 1
         self._number += 1
-        connecting.number = self._number
-        self._connecting.add(connecting)
-        connecting.advance(connecting.began)
+        connecting = Connecting(self, target, listener.entry, sock, peer[:2], asked[:2], self._number, now)
+        connecting.advance(now)
         if not connecting.done:
-            self._later(connecting, connecting.began)
+            self._connecting[connecting] = None
+            self._wait(connecting, now)
+
+    def _find(self, entry: str, family: str, address: str, port: int) -> Target | None:
+        """As Table.find, without the price of making a Key: plain tuples are equal to it."""
+        targets = self._table.targets
+        found = targets.get((entry, family, "TCP", address, port))  # type: ignore[call-overload]
+        return found or targets.get((entry, family, "TCP", "", port))  # type: ignore[call-overload,no-any-return]
 
     def connected(self, connecting: Connecting, connection: Connection) -> None:
-        self._connecting.discard(connecting)
-        self._connections.add(connection)
+        """For `connecting`: it has its endpoint."""
+        self._connecting.pop(connecting, None)
+        self._fresh[connection] = None
 
     def gave_up(self, connecting: Connecting) -> None:
-        self._connecting.discard(connecting)
+        """For `connecting`: it gets none."""
+        self._connecting.pop(connecting, None)
+        self.open -= 1
 
     def closed(self, connection: Connection) -> None:
-        self._connections.discard(connection)
+        """For `connection`: it is over."""
+        self.open -= 1
+        if self._fresh.pop(connection, self) is self:
+            self._settled.pop(connection, None)
+        if connection.drain_at:
+            self._draining.pop(connection, None)
         self.chooser.ended(connection.target, connection.endpoint)
 
-    def _later(self, connecting: Connecting, now: float) -> None:
+    def _wait(self, connecting: Connecting, now: float) -> None:
+        """Looks after it when it should have an endpoint."""
         self._silent.append((now + self.limits.hedge_after_s, connecting))
         if not self._ticking:
             self._ticking = True
             self.poller.loop.call_later(self.limits.hedge_after_s, self._tick)
 
     def _tick(self) -> None:
-        now = self.now()
-        while self._silent and self._silent[0][0] <= now:
-            connecting = self._silent.popleft()[1]
+        now, silent, after_s = self.now(), self._silent, self.limits.hedge_after_s
+        while silent and silent[0][0] <= now:
+            connecting = silent.popleft()[1]
             if not connecting.done:
                 connecting.silent(now)
             if not connecting.done:
-                self._silent.append((now + self.limits.hedge_after_s, connecting))
-        self._ticking = bool(self._silent)
-        if self._silent:
-            self.poller.loop.call_later(max(0.0, self._silent[0][0] - now), self._tick)
+                silent.append((now + after_s, connecting))
+        self._ticking = bool(silent)
+        if silent:
+            self.poller.loop.call_later(max(0.001, silent[0][0] - now), self._tick)
 
-    def shed_one(self, sock: socket.socket) -> None:
-        """There is no descriptor left for whoever waits first: the one that is kept for it serves to reset the connection."""
+    def shed_one(self, listener: Listener) -> None:
+        """There is no descriptor left for who waits first: the one that is kept for this serves to reset the connection."""
         self.counts.shed += 1
-        os.close(self._spare)
         try:
-            fd, _ = sock._accept()  # type: ignore[attr-defined]
-            found = Socket(sock.family, socket.SOCK_STREAM, 0, fd)
+            os.close(self._spare)
+            fd, _ = listener.sock._accept()  # type: ignore[attr-defined]
+            found = Socket(listener.domain, socket.SOCK_STREAM, 0, fd)
             abort(found)
             found.close()
-        except OSError:
-            pass
-        finally:
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # of the whole machine, then: it is not worth asking again at once
+            self.poller.change(listener.sock.fileno(), 0)
+            self.poller.loop.call_later(_PAUSE_S, self._resume, listener)
 
-    def use(self, table: Table) -> None:
-        """The destinations from now on. Connections to endpoints that are gone begin to drain."""
-        self._table = table
-        for listener in self._listeners:
-            listener.use(table)
+    def _resume(self, listener: Listener) -> None:
+        if listener in self._listeners:
+            self.poller.change(listener.sock.fileno(), EPOLLIN)
 
     def flows(self, limit: int) -> list[Flow]:
-        """What is open, the oldest first, at most `limit`."""
-        return []
+        """What is open, at most `limit`; those that wait for an endpoint first, then the oldest."""
+        worker, wall = os.getpid(), time.time() - self.now()  # noqa: TID251 - for people
+        everything: Iterator[Connecting | Connection] = chain(self._connecting, self._settled, self._fresh)
+        return [one.flow(worker, wall) for one in islice(everything, max(0, limit))]
 
     def close_listeners(self) -> None:
         """Accepts no more; connections go on."""
@@ -196,11 +206,48 @@ class TcpRelay:
         self._listeners.clear()
 
     def sweep(self, now: float) -> None:
-        """To be called about once a second: what is not worth doing at once. Bounded."""
+        """To be called about once a second: counts what open connections carried, keep-alive, drains. A bounded part of them each time."""
+        for connection in [*islice(self._fresh, _KEPT_ALIVE)]:
+            if connection.began + _KEEP_ALIVE_AFTER_S > now:
+                break
+            connection.keep_alive()
+            del self._fresh[connection]
+            self._settled[connection] = None
+        part = [*islice(self._swept, _SWEPT)]
+        if not part:
+            self._swept = iter([*self._settled, *self._fresh])
+            part = [*islice(self._swept, _SWEPT)]
+        for connection in part:
+            if connection.open:
+                connection.count()
+                self._look_after(connection, now)
+        for connection in [one for one in self._draining if one.drain_at <= now]:
+            connection.abort()
+
+    def _look_after(self, connection: Connection, now: float) -> None:
+        """Whether its endpoint is gone, and its time with it."""
+        old = connection.target
+        try:
+            asked = connection.client.sock.getsockname()
+        except OSError:
+            return
+        target = self._find(connection.entry, old.family, asked[0], asked[1])
+        drain_s = old.drain_s if target is None else target.drain_s
+        gone = target is None or connection.endpoint not in target.endpoints
+        if not gone or not drain_s:
+            if connection.drain_at:
+                connection.drain_at = 0.0
+                self._draining.pop(connection, None)
+        elif not connection.drain_at:
+            connection.drain_at = now + drain_s
+            self._draining[connection] = None
 
     def close(self) -> None:
         """Resets every connection."""
         for connecting in [*self._connecting]:
             connecting.cancel()
-        for connection in [*self._connections]:
+        for connection in [*self._settled, *self._fresh]:
             connection.abort()
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
