@@ -179,6 +179,8 @@ def source_of(target: Target, client: str, end: End) -> str:
         return f"source becomes this node's (the endpoint is on another node){header}"
     if client == end[0]:
         return f"source becomes this node's (the endpoint talks to itself){header}"
+    if client == "::1" or client.startswith(("127.", "fe80:")):
+        return f"source becomes this node's ({client} means something else to the endpoint){header}"
     return f"source kept (preserveSourceAddress, and the endpoint is on this node){header}"
 
 
