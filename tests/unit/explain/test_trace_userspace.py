@@ -12,10 +12,11 @@ from kproxy.backends.userspace.rules import chains
 from kproxy.backends.userspace.ruleset import Frame
 from kproxy.backends.userspace.settings import UserspaceSettings
 from kproxy.config.config import UserspaceConfig
+from kproxy.explain.match_userspace import parts
 from kproxy.explain.relay import RelayFacts
 from kproxy.explain.trace import Fate, KernelView, Origin, Packet, Trace
 from kproxy.explain.trace_iptables import TraceError
-from kproxy.explain.trace_userspace import choice, parts, trace
+from kproxy.explain.trace_userspace import choice, trace
 from kproxy.model.addresses import family_of
 from kproxy.model.desired import LocalDetector, NodePortAddresses
 from kproxy.model.names import Family
