@@ -34,6 +34,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+from kproxy.dns.pulse import Pulses
 from kproxy.dns.vigil import Vigil
 from kproxy.process import END_OF_ALL, settle
 
@@ -81,6 +82,7 @@ class Family:
     killed_at: float = field(default=float("inf"))
     cut_at: float = field(default=float("inf"))  # the same for relay workers
     vigil: Vigil | None = None
+    pulses: Pulses = field(default_factory=Pulses)  # of the DNS workers
     lameduck_s: float = 0.0  # how long the first child goes on on purpose once it was asked to end
     hand_over_s: float = 0.0  # how much longer relay workers may take than others
     again: list[str] = field(
@@ -223,14 +225,19 @@ def _next_wake(family: Family, now: float) -> float:
 
 
 def _look(family: Family, vigil: Vigil, now: float) -> None:
-    """Ends DNS workers that hang: nobody answers, though they have been there for long enough."""
+    """Ends DNS workers that hang: nobody answers, though they have been there for long enough and have nothing else to do."""
     vigil.look(now)
+    family.pulses.look([child.pid for child in family.running if child.answers], now)
+    if vigil.answered == now:
+        family.pulses.answered()
     if not vigil.silent:
         return
     vigil.forget()
     for child in family.running:
         # On a machine that starves a start takes longer, and ending what is about to answer would starve it more.
         age, has_begun = now - child.started, vigil.answered > child.started
+        if family.pulses.strained(child.pid):
+            continue
         if child.answers and (age > _YOUNG_S * min(child.lives, 10) or (has_begun and age > _STARTS_S)):
             _say(f"{child.name} does not answer: it is ended")
             os.kill(child.pid, signal.SIGKILL)
@@ -239,7 +246,7 @@ def _look(family: Family, vigil: Vigil, now: float) -> None:
 def supervise(family: Family) -> int:
     """Runs until told to stop and all children have ended; returns the exit code."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    _hurry(family, family.before[:-_MOST_BEFORE] if family.again else family.before)
+    _hurry(family, family.before[:-_MOST_BEFORE])
     while True:
         now = time.monotonic()
         if family.stopping:

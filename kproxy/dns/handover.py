@@ -4,10 +4,10 @@
         ▲                                                            │
         └── a worker says that it answers, after a pause that grows ─┘
 
-In: a `Vigil` (real queries over loopback) and the workers' channel. Effects: syncs and addresses by way of `Presence.leave`, the end of
-workers that hang (SIGKILL: the supervisor starts a new one, and the kernel takes a dead one's sockets away, so that its share of the
-queries goes to its siblings or, by the rules, to other nodes). What must not happen here: handing back because a packet was lost, or
-flapping.
+In: a `Vigil` (real queries over loopback), the workers' channel, and their `Pulses`: who is strained does not hang. Effects: syncs and
+addresses by way of `Presence.leave`, the end of workers that hang (SIGKILL: the supervisor starts a new one, and the kernel takes a dead
+one's sockets away, so that its share of the queries goes to its siblings or, by the rules, to other nodes). What must not happen here:
+handing back because a packet was lost, or flapping.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 
 from kproxy.dns.presence import Presence
 from kproxy.dns.publisher import ZonePublisher
+from kproxy.dns.pulse import Pulses
 from kproxy.dns.vigil import Vigil
 from kproxy.telemetry.logs import fields
 
@@ -57,6 +58,7 @@ class HandOver:
         self._vigil, self._publisher, self._presence = vigil, publisher, presence
         self._right, self._sync, self._told = right, sync, told
         self._pause_s = FIRST_PAUSE_S
+        self._pulses = Pulses()
 
     def away_s(self, now: float) -> float | None:
         """For how long the addresses have been with other nodes; None while they are here. now: monotonic seconds."""
@@ -71,19 +73,28 @@ class HandOver:
             now = time.monotonic()
             if now - began < STARTING_S and not self._publisher.answering():
                 continue
+            self._pulses.look([worker.pid for worker in self._publisher.workers()], now)
             if self.away:
                 self._come_back(now)
                 continue
             self._vigil.look(now)
+            if self._vigil.answered == now:
+                self._pulses.answered()
             if self._vigil.lost != lost:
                 lost, suspected = self._vigil.lost, now
             if now - suspected < HANGS_ALONE_S + 1.0:
                 self._publisher.ask(now)
                 self._end_hanging(now)
-            if self._vigil.silent and self._right():
+            if self._vigil.silent and self._strains():
+                self._vigil.forget()
+            elif self._vigil.silent and self._right():
                 await self._hand_back(now)
             elif self.since is not None and now - self.since > STEADY_S:
                 self._pause_s = FIRST_PAUSE_S
+
+    def _strains(self) -> bool:
+        """Whether a worker has more to do than it gets time for: it answers others, and has no time for those who only look."""
+        return any(self._pulses.strained(worker.pid) for worker in self._publisher.workers())
 
     async def _hand_back(self, now: float) -> None:
         self.away, self.since = True, now
@@ -111,7 +122,7 @@ class HandOver:
     def _end_hanging(self, now: float) -> None:
         limit = HANGS_S if self._vigil.silent or self.away else HANGS_ALONE_S
         for pid in self._publisher.silent(now, limit):
-            if _is_sibling(pid):
+            if _is_sibling(pid) and not self._pulses.strained(pid):
                 log.error("A DNS worker hangs and is ended", extra=fields(pid=pid, silent_s=limit))
                 self.counts["workers_ended"] += 1
                 os.kill(pid, signal.SIGKILL)
