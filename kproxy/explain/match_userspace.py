@@ -34,11 +34,12 @@ class State:
 
     @property
     def protocol(self) -> str:
+        """As nft writes it."""
         return self.packet.protocol.lower
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Found:
     """Whether a part of a rule holds, and why; verdict: what a map says."""
 
     holds: bool
@@ -67,14 +68,14 @@ class Here:
             else f"{state.protocol} . {packet.port}"
         )
 
-    def looked_up(self, state: State, name: str, *, address: bool) -> Test:
+    def looked_up(self, state: State, name: str, *, address: bool) -> Found:
         """A verdict map."""
         element = self.ruleset.elements.get(name, {}).get(self.key(state, address=address))
         if element is None:
-            return Test(False)
-        return Test(True, f"{self.key(state, address=address)} is in {name}, for {element.comment}", element.verdict)
+            return Found(False)
+        return Found(True, f"{self.key(state, address=address)} is in {name}, for {element.comment}", element.verdict)
 
-    def in_sources(self, state: State) -> Test:
+    def in_sources(self, state: State) -> Found:
         """The set of destinations with the networks that may use them."""
         key, source = self.key(state, address=True), ip_address(state.packet.source)
         networks = [
@@ -82,16 +83,16 @@ class Here:
         ]
         holder = next((n for n in networks if source in ip_network(n)), None)
         if holder is None:
-            return Test(False, f"source {source} is in none of {', '.join(networks) or 'no networks'}", telling=True)
-        return Test(True, f"source {source} is in {holder}")
+            return Found(False, f"source {source} is in none of {', '.join(networks) or 'no networks'}", telling=True)
+        return Found(True, f"source {source} is in {holder}")
 
-    def local(self, address: str, what: str) -> Test:
+    def local(self, address: str, what: str) -> Found:
         """Whether the node holds an address."""
         found = is_local(address, self.kernel)
-        return Test(found, f"{what} {address} is {'an' if found else 'no'} address of this node", telling=True)
+        return Found(found, f"{what} {address} is {'an' if found else 'no'} address of this node", telling=True)
 
 
-Act = Callable[[Here, State, re.Match[str]], Test]
+Act = Callable[[Here, State, re.Match[str]], Found]
 _PARTS: list[tuple[re.Pattern[str], Act]] = []
 
 
@@ -116,75 +117,75 @@ def _reads(pattern: str) -> Callable[[Act], Act]:
 
 
 @_reads(r"socket (transparent|wildcard) ([01])")
-def _socket(here: Here, state: State, found: re.Match[str]) -> Test:
+def _socket(here: Here, state: State, found: re.Match[str]) -> Found:
     # The first packet of a connection has no connected socket; a DNS worker's is bound to its address, neither transparent nor a wildcard.
-    return Test(here.has_socket(state) and found[2] == "0", "a process of this node listens at this very address")
+    return Found(here.has_socket(state) and found[2] == "0", "a process of this node listens at this very address")
 
 
 @_reads(r"meta l4proto (!= )?(tcp|udp)")
-def _protocol(_here: Here, state: State, found: re.Match[str]) -> Test:
-    return Test((state.protocol == found[2]) is not bool(found[1]))
+def _protocol(_here: Here, state: State, found: re.Match[str]) -> Found:
+    return Found((state.protocol == found[2]) is not bool(found[1]))
 
 
 @_reads(r"meta l4proto \{ ([a-z, ]+) \}")
-def _protocols(_here: Here, state: State, found: re.Match[str]) -> Test:
-    return Test(state.protocol in found[1].split(", "))
+def _protocols(_here: Here, state: State, found: re.Match[str]) -> Found:
+    return Found(state.protocol in found[1].split(", "))
 
 
 @_reads(r"tcp flags & \(fin \| syn \| rst \| ack\) != syn")
-def _no_first_packet(_here: Here, _state: State, _found: re.Match[str]) -> Test:
-    return Test(False)
+def _no_first_packet(_here: Here, _state: State, _found: re.Match[str]) -> Found:
+    return Found(False)
 
 
 @_reads(r"ip6? daddr \. meta l4proto \. th dport vmap @(\S+)")
-def _map(here: Here, state: State, found: re.Match[str]) -> Test:
+def _map(here: Here, state: State, found: re.Match[str]) -> Found:
     return here.looked_up(state, found[1], address=True)
 
 
 @_reads(r"meta l4proto \. th dport vmap @(\S+)")
-def _port_map(here: Here, state: State, found: re.Match[str]) -> Test:
+def _port_map(here: Here, state: State, found: re.Match[str]) -> Found:
     return here.looked_up(state, found[1], address=False)
 
 
 @_reads(r"ip6? daddr \. meta l4proto \. th dport \. ip6? saddr @sources")
-def _sources(here: Here, state: State, _found: re.Match[str]) -> Test:
+def _sources(here: Here, state: State, _found: re.Match[str]) -> Found:
     return here.in_sources(state)
 
 
 @_reads(r"ip6? daddr \. meta l4proto \. th dport @(\S+)")
-def _set(here: Here, state: State, found: re.Match[str]) -> Test:
+def _set(here: Here, state: State, found: re.Match[str]) -> Found:
     key = here.key(state, address=True)
-    return Test(key in here.ruleset.elements.get(found[1], {}), f"{key} is in {found[1]}", GO_ON)
+    return Found(key in here.ruleset.elements.get(found[1], {}), f"{key} is in {found[1]}", GO_ON)
 
 
 @_reads(r"meta mark & (\S+) == \S+")
-def _is_marked(_here: Here, state: State, found: re.Match[str]) -> Test:
-    return Test(bool(state.marked & int(found[1], 16)), f"the packet's mark is {state.marked:#x}")
+def _is_marked(_here: Here, state: State, found: re.Match[str]) -> Found:
+    return Found(bool(state.marked & int(found[1], 16)), f"the packet's mark is {state.marked:#x}")
 
 
 @_reads(r"meta mark set meta mark \| (\S+)")
-def _set_mark(_here: Here, state: State, found: re.Match[str]) -> Test:
+def _set_mark(_here: Here, state: State, found: re.Match[str]) -> Found:
     state.marked |= int(found[1], 16)
-    return Test(True)
+    return Found(True)
 
 
 @_reads(r"ct mark set ct mark \| \S+")
-def _set_flow_mark(_here: Here, _state: State, _found: re.Match[str]) -> Test:
-    return Test(True)
+def _set_flow_mark(_here: Here, _state: State, _found: re.Match[str]) -> Found:
+    return Found(True)
 
 
 @_reads(r"ct state untracked")
-def _is_untracked(_here: Here, state: State, _found: re.Match[str]) -> Test:
-    return Test(state.untracked, "conntrack does not follow it")
+def _is_untracked(_here: Here, state: State, _found: re.Match[str]) -> Found:
+    return Found(state.untracked, "conntrack does not follow it")
 
 
 @_reads(r"ct status dnat|ct direction original ct mark & \S+ == \S+")
-def _known_flow(_here: Here, _state: State, _found: re.Match[str]) -> Test:
-    return Test(False)  # of a connection that is there already
+def _known_flow(_here: Here, _state: State, _found: re.Match[str]) -> Found:
+    return Found(False)  # of a connection that is there already
 
 
 @_reads(r"fib (s|d)addr type local")
-def _local(here: Here, state: State, found: re.Match[str]) -> Test:
+def _local(here: Here, state: State, found: re.Match[str]) -> Found:
     source = found[1] == "s"
     return here.local(
         state.packet.source if source else state.packet.destination, "source" if source else "destination"
@@ -192,55 +193,55 @@ def _local(here: Here, state: State, found: re.Match[str]) -> Test:
 
 
 @_reads(r"ip6? (s|d)addr (\{ [^}]+ \}|\S+)")
-def _address(_here: Here, state: State, found: re.Match[str]) -> Test:
+def _address(_here: Here, state: State, found: re.Match[str]) -> Found:
     source = found[1] == "s"
     address, what = (state.packet.source, "source") if source else (state.packet.destination, "destination")
     networks = found[2].strip("{ }").split(", ")
     holds = any(ip_address(address) in ip_network(network, strict=False) for network in networks)
-    return Test(holds, f"{what} {address} is {'' if holds else 'not '}in {', '.join(networks)}", telling=source)
+    return Found(holds, f"{what} {address} is {'' if holds else 'not '}in {', '.join(networks)}", telling=source)
 
 
 @_reads(r"th (s|d)port (\d+)")
-def _port(_here: Here, state: State, found: re.Match[str]) -> Test:
+def _port(_here: Here, state: State, found: re.Match[str]) -> Found:
     port = state.packet.source_port if found[1] == "s" else state.packet.port
-    return Test(port == int(found[2]), f"port is {port}")
+    return Found(port == int(found[2]), f"port is {port}")
 
 
 @_reads(r'iifname "([^"]+)"')
-def _interface(_here: Here, state: State, found: re.Match[str]) -> Test:
+def _interface(_here: Here, state: State, found: re.Match[str]) -> Found:
     name, here = found[1], state.interface
     holds = bool(here) and (here.startswith(name[:-1]) if name.endswith("*") else here == name)
-    return Test(holds, f"it came in by {here}" if here else "it came in by no (known) interface", telling=True)
+    return Found(holds, f"it came in by {here}" if here else "it came in by no (known) interface", telling=True)
 
 
 @_reads(r'(iif|oif) != "lo"')
-def _not_loopback(_here: Here, state: State, found: re.Match[str]) -> Test:
-    return Test(found[1] == "iif" and state.interface != "lo")
+def _not_loopback(_here: Here, state: State, found: re.Match[str]) -> Found:
+    return Found(found[1] == "iif" and state.interface != "lo")
 
 
 @_reads(r"notrack")
-def _notrack(_here: Here, state: State, _found: re.Match[str]) -> Test:
+def _notrack(_here: Here, state: State, _found: re.Match[str]) -> Found:
     state.untracked = True
-    return Test(True)
+    return Found(True)
 
 
 @_reads(r"tproxy to \S+:(\d+)")
-def _tproxy(_here: Here, state: State, found: re.Match[str]) -> Test:
+def _tproxy(_here: Here, state: State, found: re.Match[str]) -> Found:
     state.listener = int(found[1])
-    return Test(True, "a relay worker takes it, with its destination as it is")
+    return Found(True, "a relay worker takes it, with its destination as it is")
 
 
 @_reads(r"reject with icmp(v6)? type port-unreachable")
-def _reject(_here: Here, _state: State, _found: re.Match[str]) -> Test:
-    return Test(True, verdict=REJECT)
+def _reject(_here: Here, _state: State, _found: re.Match[str]) -> Found:
+    return Found(True, verdict=REJECT)
 
 
 @_reads(r"accept|drop|return|(?:goto|jump) \S+")
-def _verdict(_here: Here, _state: State, found: re.Match[str]) -> Test:
-    return Test(True, verdict=found[0])
+def _verdict(_here: Here, _state: State, found: re.Match[str]) -> Found:
+    return Found(True, verdict=found[0])
 
 
 @_reads(r"dnat to ip6? daddr")
-def _as_asked(_here: Here, state: State, _found: re.Match[str]) -> Test:
+def _as_asked(_here: Here, state: State, _found: re.Match[str]) -> Found:
     # A translation to what it is: nobody else's rules translate it after that. Untracked packets pass nat by.
-    return Test(not state.untracked, "its destination stays as it is, whatever rules of others say", GO_ON)
+    return Found(not state.untracked, "its destination stays as it is, whatever rules of others say", GO_ON)

@@ -126,7 +126,9 @@ class Connecting:
             self._give_up()
             return
         self.relay.poller.put(self.fd, 0, self._client_ready)
+        tried = self.tries
         self.advance(now)
+        self.relay.counts.hedged += self.tries > tried
 
     def cancel(self) -> None:
         """The client is reset, and every attempt ended, without a word about the endpoints."""

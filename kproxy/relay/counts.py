@@ -37,6 +37,7 @@ class Counts:
     accepted: int = 0  # TCP connections, whatever became of them
     shed: int = 0  # refused because there was no room: connections, or descriptors
     unknown: int = 0  # went to a destination that the table does not have; reset
+    hedged: int = 0  # times that an endpoint was tried beside another that was silent
     evicted: int = 0  # UDP sessions that ended to make room for another
 
     def service(self, name: str) -> Row:

@@ -57,7 +57,7 @@ _WORKERS = {
     "unknown": ("unknown_destinations", "TCP connections and datagrams to what no Service is any more"),
     "hedged": (
         "hedged_connects",
-        "connections for which another endpoint was tried beside one that did not answer yet",
+        "times that another endpoint was tried beside one that did not answer",
     ),
     "ejections": ("ejections", "times that a worker left out an endpoint after repeated failure"),
     "evicted": ("udp_evicted_sessions", "UDP sessions that ended to make room for another"),
