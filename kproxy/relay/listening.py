@@ -15,7 +15,7 @@ from kproxy.relay import udp_sockets
 from kproxy.relay.targets import ENTRIES
 
 LOOPBACK = {"IPv4": "127.0.0.1", "IPv6": "::1"}
-_BACKLOG = 4096  # the kernel takes net.core.somaxconn if that is less: 4096 by default
+BACKLOG = 4096  # the kernel takes net.core.somaxconn if that is less: 4096 by default
 NO_FAMILY = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENOPROTOOPT}  # this machine has no IPv6
 
 
@@ -49,7 +49,9 @@ def listeners(ports: tuple[int, int]) -> list[Listener]:
 
 
 def _tcp(family: str, port: int) -> socket.socket:
-    """A listener whose accepted sockets inherit that they are transparent and do not wait for more to send (TCP_NODELAY)."""
+    """Bound, not listening yet: among sockets of SO_REUSEPORT only those that listen get connections. What is accepted inherits that it is
+    transparent and does not wait for more to send (TCP_NODELAY).
+    """
     six = family == "IPv6"
     sock = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
@@ -62,7 +64,6 @@ def _tcp(family: str, port: int) -> socket.socket:
         else:
             sock.setsockopt(socket.IPPROTO_IP, udp_sockets.IP_TRANSPARENT, 1)
         sock.bind((LOOPBACK[family], port))
-        sock.listen(_BACKLOG)
     except OSError:
         sock.close()
         raise

@@ -41,7 +41,7 @@ from kproxy.relay.chooser import Chooser
 from kproxy.relay.counts import Counts
 from kproxy.relay.feed import Feed
 from kproxy.relay.limits import Limits
-from kproxy.relay.listening import Listener, listeners
+from kproxy.relay.listening import BACKLOG, Listener, listeners
 from kproxy.relay.poller import Poller
 from kproxy.relay.targets import End, Flow, Table
 from kproxy.relay.tcp import TcpRelay
@@ -84,6 +84,7 @@ class Worker:
         parts = (self._poller, self._chooser, self._counts, settings.limits, time.monotonic)
         self.tcp, self.udp = TcpRelay(*parts), UdpRelay(*parts)
         self._table = Table()
+        self._made: list[Listener] = []
         self._told: dict[tuple[str, End | None], list[int]] = {}
         self._hello = Hello(os.getpid(), time.monotonic_ns(), settings.ports)
         self.feed = Feed(settings.channel, self._hello)
@@ -96,8 +97,13 @@ class Worker:
         return self.tcp.open + self.udp.open
 
     def listen(self, made: list[Listener]) -> None:
-        """Takes what arrives at these sockets."""
-        for one in made:
+        """Takes what arrives at these sockets, from the first table on: siblings that know the Services get all until then."""
+        self._made = made
+
+    def _begin(self) -> None:
+        for one in self._made:
+            if one.protocol == "TCP":
+                one.sock.listen(BACKLOG)
             relay = self.tcp if one.protocol == "TCP" else self.udp
             relay.listen(one.sock, one.family, one.entry)
 
@@ -145,6 +151,7 @@ class Worker:
         self.tcp.use(table)
         self.udp.use(table)
         if first:
+            self._begin()
             gc.freeze()
 
     def learn(self, entries: tuple[Remembered, ...]) -> None:
