@@ -176,6 +176,15 @@ class RelayPublisher:
         """Counters of all workers that ever were, added up; the column OPEN is of the workers that are there."""
         return self._totals.sums()
 
+    def whole(self) -> dict[str, int]:
+        """The counters of workers as a whole alone: cheap at any number of Services."""
+        return self._totals.worker()
+
+    @property
+    def table(self) -> Table | None:
+        """What was published last."""
+        return self._table
+
     def ejected(self) -> dict[tuple[str, int], float]:
         """Endpoints that some worker sends nothing to, with how many seconds more it does so."""
         found: dict[tuple[str, int], float] = {}

@@ -80,12 +80,18 @@ class Totals:
             for of in [of for of, row in told.rows.items() if of not in wanted and not row[OPEN]]:
                 del told.rows[of]
 
+    def worker(self) -> dict[str, int]:
+        """What counts for workers as a whole, added up: a few numbers, whatever the number of Services."""
+        found = dict(self._base.worker)
+        for told in self._by_life.values():
+            _add_named(found, told.worker)
+        return found
+
     def sums(self) -> Sums:
         """Everything added up."""
         rows: _Rows = {of: list(counts) for of, counts in self._base.rows.items()}
-        found = Sums(worker=dict(self._base.worker))
+        found = Sums(worker=self.worker())
         for life, told in self._by_life.items():
-            _add_named(found.worker, told.worker)
             for of, counts in told.rows.items():
                 _add(rows, of, counts, here=life in self._here)
         for (name, end), counts in rows.items():

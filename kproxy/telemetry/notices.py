@@ -9,6 +9,8 @@
 | Node | IptablesVariants | rules of services in both iptables variants: one of them is somebody's who left |
 | Node | ConntrackTableFull | the kernel's table of flows has no room, and new connections are dropped |
 | Service | LoopbackPortTaken | somebody else listens on its node port on loopback |
+| Service | EndpointLeftOut, EndpointBack | connections to an endpoint fail, in mode userspace; they work again |
+| Node | RelayOverloaded | relay workers reset connections for want of room |
 | Node | DNSHandedBack | nobody answers at the DNS addresses of this node: queries go to other nodes |
 | Pod | DNSQueriesLimited | it asks for more than its share while there are too many queries; the Node's when it is no pod of this node |
 | Node | DNSForwardLoop | an upstream resolver asks this node's DNS: it is left out |
@@ -29,6 +31,7 @@ from kproxy.telemetry.events import About, Note
 
 _START = "StartKubeProxy"  # kube-proxy's action
 _SYNC = "SyncRules"
+_RELAY = "RelayConnections"
 _NAMED = 3
 
 
@@ -83,6 +86,29 @@ def port_taken(node: str, service_port: str, port: int, protocol: str, why: str)
     about = About(kind="Service", name=name.partition(":")[0], namespace=namespace)
     text = f"node {node}: node port {port}/{protocol} is taken on loopback ({why}); trying again"
     return Note(about=about, reason="LoopbackPortTaken", action="Listen", text=text)
+
+
+def endpoint_left_out(node: str, service_port: str, end: str) -> Note:
+    """Connections to an endpoint fail again and again: others get its share."""
+    text = f"node {node}: connections to endpoint {end} fail; others get its share, and it is tried again from time to time"
+    return Note(about=_of_service_port(service_port), reason="EndpointLeftOut", action=_RELAY, text=text)
+
+
+def endpoint_back(node: str, service_port: str, end: str) -> Note:
+    """One that was left out works again."""
+    text = f"node {node}: endpoint {end} accepts connections again"
+    return Note(about=_of_service_port(service_port), reason="EndpointBack", action=_RELAY, text=text, warning=False)
+
+
+def relay_overloaded(node: str, count: int) -> Note:
+    """Relay workers had no room; the clients of `count` connections saw a reset."""
+    text = f"{count} connections were reset for want of room: see userspace.maxConnections and the limit of open files"
+    return Note(about=of_node(node), reason="RelayOverloaded", action=_RELAY, text=text)
+
+
+def _of_service_port(name: str) -> About:
+    namespace, _, rest = name.partition("/")
+    return About(kind="Service", name=rest.partition(":")[0], namespace=namespace)
 
 
 def table_full(node: str, fullness: str) -> Note:
