@@ -176,13 +176,19 @@ class TcpRelay:
 
     def shed_one(self, listener: Listener) -> None:
         """There is no descriptor left for who waits first: the one that is kept for this serves to reset the connection."""
-        self.counts.shed += 1
         try:
-            os.close(self._spare)
-            fd, _ = listener.sock._accept()  # type: ignore[attr-defined]
-            found = Socket(listener.domain, socket.SOCK_STREAM, 0, fd)
-            abort(found)
-            found.close()
+            if self._spare >= 0:
+                os.close(self._spare)
+                self._spare = -1  # that number may be somebody else's from here on
+            try:
+                fd, _ = listener.sock._accept()  # type: ignore[attr-defined]
+            except BlockingIOError:
+                pass  # nobody waits: Linux looks for a descriptor before it looks for a connection
+            else:
+                self.counts.shed += 1
+                found = Socket(listener.domain, socket.SOCK_STREAM, 0, fd)
+                abort(found)
+                found.close()
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:  # of the whole machine, then: it is not worth asking again at once
             self.poller.change(listener.sock.fileno(), 0)
