@@ -42,7 +42,7 @@ class Names:
             if not pod.host_network and not pod.finished:
                 known.update(dict.fromkeys(pod.ips, str(pod.name)))
         for node in self._snapshot.nodes.values():
-            known.update(dict.fromkeys(node.addresses, f"node/{node.name.name}"))
+            known.update(dict.fromkeys(node.addresses, f"node/{node.name}"))
         return known
 
     def client(self, address: str) -> str:

@@ -163,9 +163,10 @@ def _is_marked(_here: Here, state: State, found: re.Match[str]) -> Found:
     return Found(bool(state.marked & int(found[1], 16)), f"the packet's mark is {state.marked:#x}")
 
 
-@_reads(r"meta mark set meta mark \| (\S+)")
+@_reads(r"meta mark set meta mark ([|&]) (\S+)")
 def _set_mark(_here: Here, state: State, found: re.Match[str]) -> Found:
-    state.marked |= int(found[1], 16)
+    value = int(found[2], 16)
+    state.marked = state.marked | value if found[1] == "|" else state.marked & value
     return Found(True)
 
 

@@ -50,7 +50,7 @@ SNAPSHOT = Snapshot(
             name=NamespacedName("default", "host"), ips=("192.0.2.2",), host_network=True
         ),
     },
-    nodes={NamespacedName("", "node-2"): Node(name=NamespacedName("", "node-2"), addresses=("192.0.2.2",))},
+    nodes={NamespacedName("", "node-2"): Node(name="node-2", addresses=("192.0.2.2",))},
     slices_of={WEB: (SLICE,)},
     local_addresses=frozenset({"192.0.2.1", "127.0.0.1"}),
 )
