@@ -43,7 +43,8 @@ _YOUNG_S = 1.0  # a datagram that found a socket before it was connected is in i
 _BURST = 64  # datagrams of a listener in a row; others have their turn then
 _TRIES = 8  # endpoints that may report errors for one datagram
 _LARGE_HELD = 128  # datagrams of SMALL octets and more that are held to be sent again: 8 MiB
-_NOT_THE_ENDPOINTS_FAULT = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EMSGSIZE, errno.EMFILE, errno.ENFILE}
+_FULL = {errno.EMFILE, errno.ENFILE}
+_NOT_THE_ENDPOINTS_FAULT = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EMSGSIZE, *_FULL}
 
 
 class Choosing(Protocol):
@@ -174,8 +175,13 @@ class UdpRelay:
                 to = asked if family == "IPv4" else (*asked, 0, peer[3])
                 self.arrived(entry, family, to, peer, WHOLE[:size])
 
-    def arrived(self, entry: str, family: str, asked: Address, client: Address, view: memoryview) -> None:
-        """A datagram that found no socket of its own session: of a new client, or of one whose session was being made."""
+    def arrived(
+        self, entry: str, family: str, asked: Address, client: Address, view: memoryview, last: bool = False
+    ) -> None:
+        """A datagram that found no socket of its own session: of a new client, or of one whose session was being made.
+
+        last: it came before and waited for a descriptor.
+        """
         session = self._sessions.get((client, asked))
         if session is None:
             key = Key(entry, family, "UDP", asked[0], asked[1])
@@ -183,23 +189,22 @@ class UdpRelay:
             if target is None:
                 self._counts.unknown += 1
                 return
-            session = self._begin(key, target, client, asked)
-            if session is None:
+            try:
+                session = self._begin(key, target, client, asked)
+            except OSError as error:
+                if error.errno in _FULL and not last:
+                    words = memoryview(bytes(view))
+                    self._make_room(lambda: self.arrived(entry, family, asked, client, words, last=True))
+                else:
+                    self._counts.service(target.name)[LOST] += 1
                 return
         session.forward(view, len(view))
 
-    def _begin(self, key: Key, target: Target, client: Address, asked: Address) -> Session | None:
+    def _begin(self, key: Key, target: Target, client: Address, asked: Address) -> Session:
         if len(self._sessions) >= self._limits.sessions:
             self._evict()
         session = Session(self, key, target, client, asked)
-        try:
-            self._speak(session)
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                self._evict()  # its descriptors are free when this turn of the poller is over
-                self._counts.shed += 1
-            self._counts.service(target.name)[LOST] += 1
-            return None
+        self._speak(session)
         self._number += 1
         session.number, session.began, session.used = self._number, self.now, self.now
         self._sessions[client, asked] = session
@@ -228,6 +233,12 @@ class UdpRelay:
             self._counts.evicted += 1
             self._finish(session)
 
+    def _make_room(self, then: Callable[[], None]) -> None:
+        """There is no descriptor left: the oldest sessions give up theirs, which are free when this turn of the poller is over."""
+        self._counts.shed += 1
+        self._evict()
+        self._poller.again(then)
+
     # --- what sessions say ----------------------------------------------------------------------------------------------------------
 
     def hold(self, session: Session, view: memoryview) -> None:
@@ -247,8 +258,13 @@ class UdpRelay:
         if session.end is not None:
             self._chooser.worked(session.target, session.end, self.now)
 
-    def choose(self, session: Session) -> None:
-        """Finds an endpoint for a session that has none, and sends it what is held. Endpoints that cannot be reached are passed over."""
+    def choose(self, session: Session, last: bool = False) -> None:
+        """Finds an endpoint for a session that has none, and sends it what is held. Endpoints that cannot be reached are passed over.
+
+        last: it was tried before, and waited for a descriptor.
+        """
+        if session.ended or session.end is not None:
+            return
         client = session.client
         for end in self._chooser.order(session.target, client[0], self.now):
             if end in session.tried:
@@ -263,6 +279,9 @@ class UdpRelay:
                 if session.held is not None:
                     session.end_send(session.held)
             except OSError as error:
+                if error.errno in _FULL and not last:
+                    self._make_room(lambda: self.choose(session, last=True))
+                    return
                 if error.errno in _NOT_THE_ENDPOINTS_FAULT:
                     self._lost(session, error)
                     return

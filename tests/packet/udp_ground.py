@@ -85,8 +85,8 @@ class Ground:
 
 
 @contextlib.contextmanager
-def grounded(family: Family) -> Iterator[Ground]:
-    """The namespaces, for both families; tests are about `family`."""
+def grounded(family: Family, captured: bool = True) -> Iterator[Ground]:
+    """The namespaces, for both families; tests are about `family`. captured: with rules that lead to a relay in the test's process."""
     with Namespace.new() as node, Namespace.new() as clients, Namespace.new() as pods:
         sysctl(node, ipv4__ip_forward=1, ipv6__conf__all__forwarding=1)
         sysctl(node, ipv4__conf__all__rp_filter=0, ipv4__conf__default__rp_filter=0)
@@ -95,14 +95,23 @@ def grounded(family: Family) -> Iterator[Ground]:
         link(node, "near", clients, ["192.168.0.1/24", "fd00:192::1/112"], ["192.168.0.9/24", "fd00:192::9/112"])
         ip(clients, "addr add 192.168.0.10/24 dev eth0", "addr add fd00:192::a/112 dev eth0 nodad")
         ip(clients, "route add default via 192.168.0.1", "route add default via fd00:192::1")
-        ip(node, "route add default via 192.168.0.9", "route add default via fd00:192::9")  # as a node has one
+        # As a node has one; not by where clients are, who would be sent redirects.
+        ip(
+            node,
+            "link add uplink type veth peer name nobody",
+            "link set uplink up",
+            "link set nobody up",
+            "addr add 203.0.113.1/24 dev uplink",
+        )
+        ip(node, "route add default dev uplink", "route add ::/0 dev uplink")
         link(node, "pods", pods, ["10.180.0.254/24", "fd00:10:180::ff/112"], [f"{a}/24" for a in FOUR.pods])
         ip(pods, *(f"addr add {address}/112 dev eth0 nodad" for address in SIX.pods))
         ip(pods, "route add default via 10.180.0.254", "route add default via fd00:10:180::ff")
         # As many ICMP errors as there are reasons: the kernel's limit of one a second and peer would be what is tested.
         sysctl(pods, ipv4__icmp_ratelimit=0, ipv6__icmp__ratelimit=0)
         sysctl(node, ipv4__icmp_ratelimit=0, ipv6__icmp__ratelimit=0)
-        capture(node, _RELAY, [FOUR.asked, SIX.asked, "10.96.0.11", "fd00:10:96::b"])
+        if captured:
+            capture(node, _RELAY, [FOUR.asked, SIX.asked, "10.96.0.11", "fd00:10:96::b"])
         yield Ground(node, clients, pods, family)
 
 
