@@ -253,8 +253,8 @@ class UserspaceBackend:
             raise ApplyError(
                 f"the existing rules cannot be read: {error}", retryable=True, detail=str(error)
             ) from error
-        if not seen.chains:
-            return FamilyRuleset(family=family)
+        if not seen.chains and not seen.kinds:
+            return FamilyRuleset(family=family, stale=family in self._rebuild)
         kinds = rules.set_kinds(family)
         strange = any(kinds.get(name) != kind for name, kind in seen.kinds.items())
         strange |= any(rules.CHAINS.get(name, ...) != hook for name, hook in seen.chains.items())

@@ -35,7 +35,7 @@ _MISSING = ("No such file or directory",)  # what we thought was there is not
 
 @dataclass(slots=True)
 class Seen:
-    """One family's table as it is. chains empty: it is not there."""
+    """One family's table as it is; all empty: it is not there, or a bare one."""
 
     chains: dict[str, Hook | None] = field(default_factory=dict)
     kinds: dict[str, SetKind] = field(default_factory=dict)
@@ -64,8 +64,7 @@ def shape(family: Family) -> tuple[dict[str, Hook | None], dict[str, SetKind]]:
     chains: dict[str, Hook | None] = {}
     kinds: dict[str, SetKind] = {}
     _dump(messages.chains_request(family), lambda data: messages.read_chains(data, chains), chains.clear)
-    if chains:
-        _dump(messages.sets_request(family), lambda data: messages.read_sets(data, kinds), kinds.clear)
+    _dump(messages.sets_request(family), lambda data: messages.read_sets(data, kinds), kinds.clear)
     return chains, kinds
 
 

@@ -9,6 +9,7 @@ A packet's way in (sets and maps in names.py):
     prerouting  mangle -150 TCP without a socket that is no first packet and no flow of DNAT rules (a mode before this one): SYN cookies,
                            and strays, which the listener answers with a reset
     output      mangle -150 this node's own packets to RELAYED get the mark, hence another route: through lo, to prerouting
+    prerouting, output  nat -110  what bears the mark keeps its destination
     input, forward, output  filter 0: REFUSALS, REFUSED_NODE_PORTS
 
     marked packets: `ip rule fwmark MARK lookup TABLE`, `local default dev lo table TABLE` (routing.py)
@@ -23,6 +24,8 @@ Why each is as it is:
   rule can ask for the socket at the far end.
 - An output hook cannot use the maps of prerouting: `tproxy` is not allowed there, and a map is checked with all that it may lead to.
 - `notrack` spares conntrack what comes from other machines and pods (setting `notrack`). What this node itself sends is always tracked.
+- What the relay takes is translated by nobody else: while rules of mode iptables (or kube-proxy's) are still there, their DNAT would lead a
+  connection that `tproxy` has taken to a pod's address, where no listener waits. A flow that they had before goes on.
 - A marked packet that is forwarded has lost its policy route: it is dropped, as if nobody listened.
 """
 
@@ -58,6 +61,8 @@ HOOKS = {
     "strays": Hook("filter", "prerouting", -150),
     "output-raw": Hook("filter", "output", -300),
     "output": Hook("route", "output", -150),
+    "as-asked": Hook("nat", "prerouting", -110),
+    "as-asked-here": Hook("nat", "output", -110),
     "filter-input": Hook("filter", "input", 0),
     "filter-forward": Hook("filter", "forward", 0),
     "filter-output": Hook("filter", "output", 0),
@@ -141,7 +146,8 @@ def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
         _KNOWN: (f"socket wildcard 1 goto {_NEW_ARRIVALS}", *_untracked(frame), f"{mark.set} accept"),
         _NEW_ARRIVALS: (
             *_dns(frame, "daddr", "dport", f"jump {_OWN_DNS}"),
-            "tcp flags & (fin | syn | rst | ack) != syn accept",
+            # What this node's own packets bear from their output hook would pass for "taken in" below.
+            f"tcp flags & (fin | syn | rst | ack) != syn {mark.clear} accept",
             f"{to} vmap @{names.DESTINATIONS}",
             f"meta l4proto . th dport vmap @{names.NODE_PORTS}",
         ),
@@ -166,6 +172,9 @@ def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
             f"ct direction original ct mark & {mark.number} == {mark.number} {mark.set} accept",
             f"{to} @{names.RELAYED} {mark.set} meta l4proto tcp ct mark set ct mark | {mark.number}",
         ),
+        # A translation to what it is already; the kernel looks for no other one then.
+        "as-asked": (f"{mark.is_set} {_TRANSPORT} dnat to {ip} daddr",),
+        "as-asked-here": (f"{mark.is_set} {_TRANSPORT} dnat to {ip} daddr",),
         "filter-input": (
             f"{mark.is_set} accept",
             f"{to} vmap @{names.REFUSALS}",
@@ -178,11 +187,12 @@ def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
 
 
 class _Mark:
-    """The three things that rules say about the mark."""
+    """What rules say about the mark."""
 
     def __init__(self, mark: int) -> None:
         self.number = f"0x{mark:x}"
         self.set = f"meta mark set meta mark | {self.number}"
+        self.clear = f"meta mark set meta mark & 0x{mark ^ 0xFFFFFFFF:x}"
         self.is_set = f"meta mark & {self.number} == {self.number}"
 
 

@@ -1,0 +1,478 @@
+"""Rules of mode userspace with real packets: who is brought to which listener, who is refused, dropped or left alone, and what stays open.
+
+The listeners answer by themselves (tests/support/entrance.py): what a relay does afterwards is tested elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pytest
+
+from kproxy.backends.iptables.apply import IptablesBackend
+from kproxy.backends.iptables.variant import Variant
+from kproxy.backends.userspace import kernel, routing
+from kproxy.backends.userspace.guard import UserspaceGuard
+from kproxy.backends.userspace.settings import UserspaceSettings
+from kproxy.model.desired import NodeSettings
+from kproxy.model.names import Family
+from tests.packet.entered import Ground
+from tests.support.addressing import CLUSTER_IP, EXTERNAL_IP, NODE_IP, NODE_IP_2, VIP, six, twin
+from tests.support.answering import Answering
+from tests.support.builders import Built, ep, port, slice_, svc
+from tests.support.entrance import PORTS, Entrance
+from tests.support.flows import SETTINGS, XB, H, L, P, Place, Source, X, host
+from tests.support.netns import ip, run, sysctl
+from tests.support.probing import Answered, Refused, Result, Silent
+
+_FOUR_SIX = pytest.mark.parametrize("is_six", [False, True], ids=["IPv4", "IPv6"])
+_PROTOCOLS = pytest.mark.parametrize("protocol", ["TCP", "UDP"])
+_REFUSED = Refused("icmp")
+_MARK, _TABLE = UserspaceSettings().mark, UserspaceSettings().routing_table
+_DNS = "172.30.0.10"
+_OTHER_PORTS = (10280, 10281)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[tuple[Ground, Entrance]]:
+    """One node for all tests that leave it as they found it; each brings its own objects."""
+    ground = Ground()
+    with Entrance(ground.node) as entrance:
+        yield ground, entrance
+    ground.close()
+
+
+@pytest.fixture
+def ground(shared: tuple[Ground, Entrance]) -> Ground:
+    return shared[0]
+
+
+@pytest.fixture
+def alone() -> Iterator[Ground]:
+    """A node of one's own, on which nobody listens."""
+    made = Ground()
+    yield made
+    made.close()
+
+
+def _objects(
+    *members: object, protocol: str = "TCP", is_six: bool = False, name: str = "svc1", **rest: object
+) -> tuple[Built, ...]:
+    made = svc(ports=[port(80, "p80", protocol, node=3001)], name=name, **rest)  # type: ignore[arg-type]
+    objects = (made, slice_(*members, of=name, ports=[("p80", 8080, protocol)]))  # type: ignore[arg-type]
+    return twin(objects) if is_six else objects  # type: ignore[no-any-return]
+
+
+def _entered(entry: str, to: tuple[str, int], source: Source) -> Answered:
+    where = f"[{to[0]}]:{to[1]}" if ":" in to[0] else f"{to[0]}:{to[1]}"
+    return Answered(f"{entry}/{where}", source.address)
+
+
+def _passed(to: tuple[str, int], source: Source) -> Answered:
+    return Answered(f"[{to[0]}]:{to[1]}" if ":" in to[0] else f"{to[0]}:{to[1]}", source.address)
+
+
+def _with(settings: NodeSettings = SETTINGS, **changes: object) -> NodeSettings:
+    return replace(settings, **changes)  # type: ignore[arg-type]
+
+
+@_FOUR_SIX
+@_PROTOCOLS
+def test_who_comes_in_where(ground: Ground, protocol: str, is_six: bool) -> None:
+    """Cluster IP: everybody inside. Other addresses: pods and the node inside, the world outside. The destination is as it was asked."""
+    ground.bring(*_objects(ep("10.180.0.1"), protocol=protocol, is_six=is_six, lb=[VIP], external=[EXTERNAL_IP]))
+    expected = [
+        *((CLUSTER_IP, 80, source, "inside") for source in (P, H, X)),
+        *((address, 80, source, "inside") for address in (VIP, EXTERNAL_IP) for source in (P, H)),
+        *((address, 80, X, "outside") for address in (VIP, EXTERNAL_IP)),
+        *((address, 3001, P, "inside") for address in (NODE_IP, NODE_IP_2)),
+        *((address, 3001, X, "outside") for address in (NODE_IP, NODE_IP_2, "100.64.2.1")),
+        (NODE_IP, 3001, H, "inside"),
+    ]
+    for address, number, source, entry in expected:
+        if is_six:
+            address = "fd64:2::1" if address == "100.64.2.1" else six(address)
+            source = twin(source)
+        to = (address, number)
+        assert ground.ask(source, to, protocol) == _entered(entry, to, source), (to, source)
+
+
+@_FOUR_SIX
+@_PROTOCOLS
+def test_no_endpoint_anywhere_is_refused(ground: Ground, protocol: str, is_six: bool) -> None:
+    ground.bring(*_objects(protocol=protocol, is_six=is_six, lb=[VIP]))
+    for address, number in ((CLUSTER_IP, 80), (VIP, 80), (NODE_IP, 3001), (NODE_IP_2, 3001)):
+        for source in (P, H, X):
+            to, sender = ((six(address), number), twin(source)) if is_six else ((address, number), source)
+            assert ground.ask(sender, to, protocol) == _REFUSED, (to, sender)
+
+
+@_FOUR_SIX
+@_PROTOCOLS
+def test_policy_local_without_a_local_endpoint(ground: Ground, protocol: str, is_six: bool) -> None:
+    """The world is dropped, so that load balancers go elsewhere; pods and the node are let in."""
+    ground.bring(
+        *_objects(
+            ep("10.180.0.1"), protocol=protocol, is_six=is_six, lb=[VIP], external_policy="Local", ranges=["0.0.0.0/0"]
+        )
+    )
+    for address, number in ((VIP, 80), (NODE_IP, 3001)):
+        for source in (P, H, X):
+            to, sender = ((six(address), number), twin(source)) if is_six else ((address, number), source)
+            expected: Result = Silent() if source is X else _entered("inside", to, sender)
+            assert ground.ask(sender, to, protocol, silent=source is X) == expected, (to, sender)
+
+
+def test_internal_policy_local_without_a_local_endpoint_is_silent(ground: Ground) -> None:
+    ground.bring(*_objects(ep("10.180.0.1"), internal_policy="Local"))
+    for source in (P, H):
+        assert ground.ask(source, (CLUSTER_IP, 80), silent=True) == Silent()
+
+
+@_FOUR_SIX
+@pytest.mark.parametrize("policy", ["Cluster", "Local"])
+def test_source_ranges(ground: Ground, is_six: bool, policy: str) -> None:
+    """They guard load-balancer IPs and nothing else; overlapping ones are no trouble; the address itself may use itself if the node may."""
+    ranges = ["203.0.113.0/25", "192.168.0.0/16", "192.168.0.0/24"]
+    ground.bring(
+        *_objects(
+            ep("10.180.0.1", local=True),
+            is_six=is_six,
+            lb=[VIP],
+            external=[EXTERNAL_IP],
+            ranges=ranges,
+            external_policy=policy,
+        )
+    )
+    own = host(VIP)
+    for source, address, number, entry in (
+        (X, VIP, 80, "outside"),
+        (XB, VIP, 80, ""),
+        (P, VIP, 80, ""),
+        (H, VIP, 80, "inside"),
+        (own, VIP, 80, "inside"),
+        (XB, EXTERNAL_IP, 80, "outside"),
+        (XB, NODE_IP, 3001, "outside"),
+        (XB, CLUSTER_IP, 80, "inside"),
+    ):
+        to, sender = ((six(address), number), twin(source)) if is_six else ((address, number), source)
+        if source is own:
+            ip(ground.node, f"addr add {to[0]}/{128 if is_six else 32} dev lo{' nodad' if is_six else ''}")
+        expected: Result = _entered(entry, to, sender) if entry else Silent()
+        assert ground.ask(sender, to, silent=not entry) == expected, (sender, to)
+        if source is own:
+            ip(ground.node, f"addr del {to[0]}/{128 if is_six else 32} dev lo")
+
+
+@_PROTOCOLS
+def test_node_ports_on_loopback(ground: Ground, protocol: str) -> None:
+    """All of 127.0.0.0/8 and ::1, without route_localnet; or not at all."""
+    objects = (
+        *_objects(ep("10.180.0.1"), protocol=protocol),
+        *_objects(ep("10.180.0.1"), protocol=protocol, is_six=True, name="six"),
+    )
+    places = [(L, "127.0.0.1"), (host("127.0.0.1"), "127.8.9.10"), (host("::1"), "::1")]
+    for settings, serves in ((_with(localhost_listener=True), True), (_with(localhost_node_ports=False), False)):
+        ground.bring(*objects, settings=settings)
+        for source, address in places:
+            to = (address, 3001)
+            got = ground.ask(source, to, protocol)
+            if serves:
+                assert got == _entered("inside", to, source), to
+            else:
+                assert got == Refused("icmp" if protocol == "UDP" else "reset"), to
+        assert ground.ask(X, (NODE_IP, 3001), protocol) == _entered("outside", (NODE_IP, 3001), X)
+    assert run(ground.node, "cat", "/proc/sys/net/ipv4/conf/all/route_localnet") == "0\n"
+
+
+@_FOUR_SIX
+def test_node_ports_on_chosen_addresses(ground: Ground, is_six: bool) -> None:
+    """Others are the node's own business, refusals included."""
+    network = "192.168.0.0/24"
+    settings = _with(node_port_addresses=(six(network) if is_six else network,))
+    to, other = ((six(NODE_IP), 3001), (six(NODE_IP_2), 3001)) if is_six else ((NODE_IP, 3001), (NODE_IP_2, 3001))
+    sender = twin(X) if is_six else X
+    ground.bring(*_objects(ep("10.180.0.1"), is_six=is_six), settings=settings)
+    assert ground.ask(sender, to) == _entered("outside", to, sender)
+    assert ground.ask(sender, other) == Refused("reset")
+    ground.bring(*_objects(is_six=is_six), settings=settings)
+    assert ground.ask(sender, to) == _REFUSED
+    assert ground.ask(sender, other) == Refused("reset")
+
+
+@_FOUR_SIX
+@_PROTOCOLS
+def test_what_is_no_destination_passes(ground: Ground, protocol: str, is_six: bool) -> None:
+    """Another port of a cluster IP, an address that was one, a node port of another machine, a pod itself."""
+    ground.bring(*_objects(ep("10.180.0.1"), protocol=protocol, is_six=is_six))
+    for source, address, number in (
+        (P, CLUSTER_IP, 53),
+        (P, VIP, 80),
+        (P, VIP, 3001),
+        (H, CLUSTER_IP, 53),
+        (X, P.address, 3001),
+    ):
+        to, sender = ((six(address), number), twin(source)) if is_six else ((address, number), source)
+        assert ground.ask(sender, to, protocol) == _passed(to, sender), (sender, to)
+    ground.bring()
+    to, sender = ((six(CLUSTER_IP), 80), twin(P)) if is_six else ((CLUSTER_IP, 80), P)
+    assert ground.ask(sender, to, protocol) == _passed(to, sender)
+
+
+@_PROTOCOLS
+def test_the_nodes_own_dns_is_left_alone_while_somebody_listens(ground: Ground, protocol: str) -> None:
+    """Untracked, as in mode iptables; when the last worker is gone the query goes to another node's server by the relay."""
+    objects = (
+        svc(_DNS, name="kube-dns", ports=[port(53, "dns", protocol), port(9153, "m")]),
+        slice_(ep("10.180.0.1"), of="kube-dns", ports=[("dns", 53, protocol), ("m", 9153, "TCP")]),
+    )
+    ip(ground.node, f"addr add {_DNS}/32 dev lo")
+    try:
+        ground.bring(*objects, settings=_with(dns_addresses=(_DNS,)))
+        run(ground.node, "conntrack", "-F")
+        worker = Answering([ground.node], {}, [(ground.node, _DNS, 53)])
+        for source in (P, H, X):
+            assert ground.ask(source, (_DNS, 53), protocol) == _passed((_DNS, 53), source)
+        assert _DNS not in run(ground.node, "conntrack", "-L")
+        assert ground.ask(P, (_DNS, 9153)) == _entered("inside", (_DNS, 9153), P)
+        worker.close()
+        for source in (P, H, X):
+            assert ground.ask(source, (_DNS, 53), protocol) == _entered("inside", (_DNS, 53), source)
+        ground.bring(*objects)
+        assert ground.ask(P, (_DNS, 53), protocol) == _entered("inside", (_DNS, 53), P)
+    finally:
+        ip(ground.node, f"addr del {_DNS}/32 dev lo")
+
+
+@_FOUR_SIX
+def test_open_connections_outlive_their_element(ground: Ground, is_six: bool) -> None:
+    """Also when every rule is written anew, for other ports; new connections then find what is there now."""
+    objects = _objects(ep("10.180.0.1"), is_six=is_six, lb=[VIP])
+    ground.bring(*objects)
+    places = [(P, CLUSTER_IP, 80), (H, CLUSTER_IP, 80), (X, VIP, 80), (X, NODE_IP, 3001), (H, NODE_IP, 3001)]
+    if is_six:
+        places = [(twin(s), six(a), n) for s, a, n in places]
+    with ExitStack() as stack:
+        open_ = [stack.enter_context(ground.connected(s, (a, n))) for s, a, n in places]
+        for now in ((), _objects(is_six=is_six, lb=[VIP]), objects):
+            ground.bring(*now)
+            for sock in open_:
+                sock.send(b"still")
+                assert sock.recv(16) == b"still", (sock, now)
+        with Entrance(ground.node, _OTHER_PORTS):
+            ground.ports = _OTHER_PORTS
+            ground.bring(*objects)
+            for sock in open_:
+                sock.send(b"there")
+                assert sock.recv(16) == b"there", sock
+            assert isinstance(ground.ask(places[0][0], places[0][1:]), Answered)
+        for sock in open_:
+            sock.send(b"yet")
+            assert sock.recv(16) == b"yet", sock
+        ground.ports = PORTS
+        ground.bring(*objects)
+
+
+def test_a_connection_that_nobody_knows_is_reset(ground: Ground) -> None:
+    """Its worker died while the node was away from the net, say: the client hears it at its next word instead of waiting."""
+    ground.bring(*_objects(ep("10.180.0.1")))
+    with Entrance(ground.node, _OTHER_PORTS) as entrance:
+        ground.ports = _OTHER_PORTS
+        ground.bring(*_objects(ep("10.180.0.1")))
+        with ground.connected(P, (CLUSTER_IP, 80)) as sock:
+            run(ground.node, "nft", "insert rule ip kproxy-userspace output-raw tcp sport 80 drop")
+            entrance.close()  # its resets are lost
+            ground.ports = PORTS
+            ground.applied = None
+            ground.bring(*_objects(ep("10.180.0.1")))
+            sock.send(b"anybody?")
+            with pytest.raises(ConnectionResetError):
+                sock.recv(16)
+
+
+def test_nobody_listens_is_silence_and_the_next_syn_is_served(alone: Ground) -> None:
+    """A relay that is started anew within a second costs a connection that second, and no error."""
+    alone.bring(*_objects(ep("10.180.0.1")))
+    for source in (P, H):
+        assert alone.ask(source, (CLUSTER_IP, 80), silent=True) == Silent()
+    assert alone.ask(X, (NODE_IP, 3001), silent=True) == Silent()
+    with alone.pod.entered(), socket.socket() as sock:
+        sock.bind((P.address, 0))
+        sock.setblocking(False)
+        sock.connect_ex((CLUSTER_IP, 80))
+        with Entrance(alone.node):
+            sock.settimeout(10)
+            assert sock.recv(256).startswith(b"inside/")
+
+
+def test_syn_cookies(ground: Ground) -> None:
+    """The last packet of such a handshake has no socket that rules could ask for."""
+    ground.bring(*_objects(ep("10.180.0.1")))
+    sysctl(ground.node, ipv4__tcp_syncookies=2)
+    try:
+        assert ground.ask(P, (CLUSTER_IP, 80)) == _entered("inside", (CLUSTER_IP, 80), P)
+        assert ground.ask(H, (CLUSTER_IP, 80)) == _entered("inside", (CLUSTER_IP, 80), H)
+    finally:
+        sysctl(ground.node, ipv4__tcp_syncookies=1)
+
+
+def test_somebody_elses_transparent_socket_gets_nothing_of_what_is_forwarded(ground: Ground) -> None:
+    """A wildcard socket of another transparent proxy on this node: packets to that port elsewhere are none of its business."""
+    ground.bring(*_objects(ep("10.180.0.1")))
+    with ground.node.entered(), socket.socket() as other:
+        other.setsockopt(socket.SOL_IP, 19, 1)
+        other.bind(("0.0.0.0", 3001))
+        other.listen()
+        assert ground.ask(P, (VIP, 3001)) == _passed((VIP, 3001), P)
+
+
+def test_open_flows_of_mode_iptables_go_on(alone: Ground) -> None:
+    """What rules of DNAT began stays with its endpoint when this mode takes over, from a pod and from the node itself."""
+    to = (CLUSTER_IP, 80)
+    objects = (svc(), slice_(ep(X.address), ports=[("p80", 8080, "TCP")]))
+    with alone.outside.entered():
+        listening = socket.create_server((X.address, 8080))
+    listening.settimeout(5)
+    with alone.node.entered():
+        iptables = IptablesBackend(variant=Variant.NFT)
+        asyncio.run(iptables.bring(asyncio.run(iptables.observe()), alone.desired(*objects)))
+    with listening, Entrance(alone.node):
+        flows = [_open(alone, source, to) for source in (P, H)]
+        ends = [listening.accept()[0] for _ in flows]
+        alone.bring(*objects)
+        with alone.node.entered():
+            asyncio.run(iptables.cleanup())
+        for sock, end in zip(flows, ends, strict=True):
+            sock.send(b"goes on")
+            end.settimeout(5)
+            assert end.recv(16) == b"goes on"
+        assert alone.ask(P, to) == _entered("inside", to, P)
+        for sock in (*flows, *ends):
+            sock.close()
+
+
+def _open(ground: Ground, source: Source, to: tuple[str, int]) -> socket.socket:
+    with ground.at(source).entered():
+        sock = socket.socket()
+        sock.settimeout(5)
+        sock.bind((source.address, 0))
+        sock.connect(to)
+    return sock
+
+
+@pytest.mark.parametrize("notrack", [False, True])
+def test_what_is_not_tracked(notrack: bool) -> None:
+    """With the setting nothing that pods and the world have relayed is in conntrack; this node's own connections are, for their mark."""
+    ground = Ground(UserspaceSettings(notrack=notrack))
+    with Entrance(ground.node):
+        ground.bring(*_objects(ep("10.180.0.1"), lb=[VIP]), *_objects(ep("10.180.0.1"), is_six=True, name="six"))
+        with (
+            ground.connected(P, (CLUSTER_IP, 80)) as a,
+            ground.connected(X, (VIP, 80)),
+            ground.connected(H, (CLUSTER_IP, 80)),
+            ground.connected(twin(P), (six(CLUSTER_IP), 80)) as b,
+        ):
+            for sock in (a, b):
+                sock.send(b"words")
+                assert sock.recv(16) == b"words"
+            seen = run(ground.node, "conntrack", "-L") + run(ground.node, "conntrack", "-L", "-f", "ipv6")
+    tracked = [any(f"src={s} " in line and f"dst={d} " in line for line in seen.splitlines()) for s, d in (
+        (P.address, CLUSTER_IP), (X.address, VIP), (six(P.address), six(CLUSTER_IP)), (H.address, CLUSTER_IP)
+    )]  # fmt: skip
+    assert tracked == [not notrack, not notrack, not notrack, True], seen
+    ground.close()
+
+
+# Healing, and the end
+
+
+@pytest.mark.parametrize("damage", [
+    "nft delete table ip kproxy-userspace",
+    "nft flush ruleset",
+    "nft delete element ip kproxy-userspace destinations { 172.30.0.41 . tcp . 80 }",
+    "nft add element ip kproxy-userspace relayed { 1.1.1.1 . tcp . 443 }",
+    "nft flush chain ip kproxy-userspace prerouting",
+    "nft insert rule ip kproxy-userspace relay-inside drop",
+    "nft delete element ip6 kproxy-userspace node-ports { tcp . 3001 }",
+    "ip rule del pref 100",
+    "ip -6 rule del pref 100",
+    "ip route flush table 10270",
+])  # fmt: skip
+def test_damage_is_seen_and_mended(ground: Ground, damage: str) -> None:
+    """A glance changes, counts disagree, the difference has words, and a sync from what is observed puts it right."""
+    objects = (*_objects(ep("10.180.0.1")), *_objects(ep("10.180.0.1"), is_six=True, name="six"))
+    ground.bring(*objects)
+    guard, applied = UserspaceGuard(ground.backend), ground.applied
+    assert applied is not None
+    with ground.node.entered():
+        before = guard.glance(applied)
+        assert guard.disagreeing(applied) == () and asyncio.run(guard.unchanged(applied))
+        assert guard.glance(applied) == before
+    run(ground.node, *damage.split(" ", 1 if damage.startswith("nft") else -1))
+    with ground.node.entered():
+        assert guard.glance(applied) != before
+        assert guard.disagreeing(applied) and not asyncio.run(guard.unchanged(applied))
+        ground.applied = asyncio.run(ground.backend.observe())
+        assert guard.differences(applied, ground.applied)
+    ground.bring(*objects)
+    with ground.node.entered():
+        assert guard.disagreeing(applied) == () and asyncio.run(guard.unchanged(applied))
+    for source, to in ((P, (CLUSTER_IP, 80)), (H, (CLUSTER_IP, 80)), (twin(X), (six(NODE_IP), 3001))):
+        assert ground.ask(source, to) == _entered("outside" if source.place is Place.OUTSIDE else "inside", to, source)
+
+
+def test_a_restart_writes_rules_and_no_element(ground: Ground) -> None:
+    """What another life has written is taken over as it is; what it wrote too much goes."""
+    objects = _objects(ep("10.180.0.1"))
+    ground.bring(*objects, *_objects(ep("10.180.0.1"), name="other", ip="172.30.0.42", protocol="UDP"))
+    ground.restart()
+    report = ground.bring(*objects)
+    assert (report.rules_written, report.chains_deleted) == (0, 3)
+    assert ground.ask(P, (CLUSTER_IP, 80)) == _entered("inside", (CLUSTER_IP, 80), P)
+
+
+def test_a_table_of_another_version_is_made_anew(ground: Ground) -> None:
+    """Another type of a set, another hook of a chain: one transaction, no matter what was in it."""
+    ground.bring(*_objects(ep("10.180.0.1")))
+    for old in (
+        "add set ip kproxy-userspace relayed { type ipv4_addr ; }",
+        "add set ip kproxy-userspace of-old { type ipv4_addr ; }",
+        "add chain ip kproxy-userspace output { type filter hook output priority 7 ; }",
+    ):
+        run(
+            ground.node,
+            "nft",
+            "-f",
+            "-",
+            text=f"delete table ip kproxy-userspace\nadd table ip kproxy-userspace\n{old}\n",
+        )
+        ground.applied = ground.observe()
+        assert ground.applied.ipv4.stale
+        ground.bring(*_objects(ep("10.180.0.1")))
+        assert not ground.observe().ipv4.stale
+        assert ground.ask(P, (CLUSTER_IP, 80)) == _entered("inside", (CLUSTER_IP, 80), P)
+
+
+def test_cleanup_leaves_what_is_others(alone: Ground) -> None:
+    alone.bring(*_objects(ep("10.180.0.1")))
+    run(alone.node, "nft", "add table ip somebodys")
+    ip(
+        alone.node,
+        "rule add fwmark 0x2000/0x2000 lookup 77 pref 50",
+        "rule add fwmark 0x2001/0x2001 lookup 10270 pref 51",
+    )
+    with alone.node.entered():
+        asyncio.run(alone.backend.cleanup())
+        asyncio.run(alone.backend.cleanup())
+        assert [routing.is_in_force(family, _MARK, _TABLE) for family in Family] == [False, False]
+        assert [kernel.sets(family) for family in Family] == [{}, {}]
+    tables = json.loads(run(alone.node, "nft", "-j", "list", "tables"))["nftables"]
+    assert [entry["table"]["name"] for entry in tables if "table" in entry] == ["somebodys"]
+    assert "fwmark 0x2000/0x2000 lookup 77" in run(alone.node, "ip", "rule")
+    assert "lookup 10270" in run(alone.node, "ip", "rule")
+    assert alone.ask(P, (CLUSTER_IP, 80)) == _passed((CLUSTER_IP, 80), P)
