@@ -5,9 +5,9 @@
 
 Prints one JSON object:
 `{"sent": …, "failed": …, "slowest_ms": …, "failures": [seconds after the start, …], "last": …, "reasons": {why: how often}}`.
-A connection counts as failed when it is refused, reset or not made within a second; it reads one HTTP answer. A query counts as lost when
-no answer with its ID comes within a second, or an answer that says failure; nothing is sent twice. Queries leave from 64 source ports, so
-that the kernel spreads them over all workers of an SO_REUSEPORT group.
+A connection counts as failed when it is refused, reset or not made within a second (--timeout); it reads one HTTP answer. A query counts
+as lost when no answer with its ID comes within a second, or an answer that says failure; nothing is sent twice. Queries leave from 64
+source ports, so that the kernel spreads them over all workers of an SO_REUSEPORT group.
 
 Standard library only: it runs in any namespace with the system's Python. Time and count are bounded by the arguments.
 """
@@ -68,14 +68,14 @@ async def _paced(rate: float, seconds: float, tally: Tally, one: object) -> None
             tasks.create_task(one())
 
 
-async def connections(address: str, port: int, rate: float, seconds: float) -> Tally:
+async def connections(address: str, port: int, rate: float, seconds: float, timeout_s: float = TIMEOUT_S) -> Tally:
     """New TCP connections, each with one HTTP request."""
     tally = Tally()
 
     async def one() -> None:
         sent_at = time.monotonic()
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 reader, writer = await asyncio.open_connection(address, port)
                 writer.write(b"GET /hostname HTTP/1.0\r\n\r\n")
                 failure = "" if (await reader.read(64)).startswith(b"HTTP/1.") else "no HTTP"
@@ -142,11 +142,14 @@ def main() -> None:
     parser.add_argument("target", help="port, or name to ask for")
     parser.add_argument("--rate", type=float, default=100.0)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="for a connection and its answer, seconds")
     options = parser.parse_args()
     socket.inet_pton(socket.AF_INET, options.address)
     if options.what == "connect":
         tally = asyncio.run(
-            connections(options.address, int(options.target), options.rate, min(options.seconds, 120.0))
+            connections(
+                options.address, int(options.target), options.rate, min(options.seconds, 120.0), options.timeout
+            )
         )
     else:
         tally = asyncio.run(queries(options.address, options.target, options.rate, min(options.seconds, 120.0)))
