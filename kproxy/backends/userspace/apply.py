@@ -127,8 +127,8 @@ class UserspaceBackend:
         }
         self._known_ports = self._ports() or self._known_ports
         before = self._compiled
-        self._unrelayed = tuple(problem for family in Family for problem in unrelayed(desired.of(family)))
         four, six = (self._family(desired, family) for family in (Family.IPV4, Family.IPV6))
+        self._unrelayed = (*unrelayed(four), *unrelayed(six))
         table = self._table_of(desired, before.table if before is not None else None)
         self._compiled = Ruleset(ipv4=four, ipv6=six, table=table, routed=frozenset(Family) - self.unserved)
         return self._compiled

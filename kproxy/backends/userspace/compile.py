@@ -6,25 +6,29 @@
       with source ranges (load-balancer IP) relay-guarded…, and a SOURCES element for each range
     no endpoint at all                      a refusal: ICMP port unreachable, or silence
 
-Each ServicePort compiles alone into a `Fragment`, used again for as long as its ServicePort is the same object; a change costs a few
-elements and a copy of the maps that they are in. Where two ServicePorts claim a destination the first has all of it (cluster IPs before
-others, then by name), as relay/table.py and the other data planes decide. SCTP is not relayed and has no fragment.
+Each ServicePort compiles alone into a `Fragment`, used again for as long as its ServicePort is the same object; one change among 10,000
+costs a look at who is not the same object any more, and a layer on the maps (model/layered.py). Where two ServicePorts claim a
+destination the first has all of it (cluster IPs before others, then by name), as relay/table.py and the other data planes decide. SCTP is
+not relayed and has no fragment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 
 from kproxy.backends.userspace import names
-from kproxy.backends.userspace.ruleset import Element, Elements, Entry, FamilyRuleset, Fragment, Frame, Owners
+from kproxy.backends.userspace.ruleset import Element, Elements, Entry, FamilyRuleset, Fragment, Frame, Memo
 from kproxy.backends.userspace.settings import UserspaceSettings
 from kproxy.model.desired import FamilyState, ServicePort, Verdict, VirtualIP, VirtualIPKind
+from kproxy.model.layered import Draft, Layered
 from kproxy.model.names import Protocol, ServicePortName
 from kproxy.model.objects import Problem
+from kproxy.model.ordering import alike
 
 _IN_SET = Element("", "")
-_Fragments = Mapping[ServicePortName, Fragment]
+_FEW = 200  # ServicePorts that are renewed one by one; with more it is quicker to begin anew
 _EVERYBODY = ("0.0.0.0/0", "::/0")
 
 
@@ -48,94 +52,95 @@ def compile_family(
     refused: Mapping[ServicePortName, ServicePort] | None = None,
 ) -> FamilyRuleset:
     """The ruleset of one family. refused: ServicePorts (these very objects) that the kernel would not take; left out until they change."""
-    old = previous.fragments if previous is not None else {}
-    fragments = _fragments(state, old, refused or {})
-    if previous is not None and fragments is old:
-        elements, owners, contested = previous.elements, previous.owners, previous.contested
+    refused = refused or {}
+    if previous is not None and previous.memo is not None and previous.memo.refused == refused:
+        if previous.memo.ports is state.service_ports:
+            return previous if previous.frame == frame else replace(previous, frame=frame)
+        renewed = _renewed(state, previous.elements, previous.memo)
     else:
-        renewed = _renewed(previous, fragments) if previous is not None else None
-        elements, owners, contested = renewed if renewed is not None else _gathered(fragments.values())
-    return FamilyRuleset(
-        family=state.family,
-        frame=frame,
-        elements=elements,
-        fragments=fragments,
-        owners=owners,
-        contested=contested,
-    )
+        renewed = None
+    elements, memo = renewed if renewed is not None else _gathered(state, refused, previous)
+    return FamilyRuleset(family=state.family, frame=frame, elements=elements, memo=memo)
 
 
-def unrelayed(state: FamilyState) -> Iterator[Problem]:
+def unrelayed(ruleset: FamilyRuleset) -> list[Problem]:
     """ServicePorts that this mode does not serve."""
-    for name in state.service_ports:
-        if name.protocol is Protocol.SCTP:
-            reason = f"{state.family.value}: SCTP is not relayed; its packets pass untouched"
-            yield Problem("Service", str(name), reason)
+    reason = f"{ruleset.family.value}: SCTP is not relayed; its packets pass untouched"
+    names_of = ruleset.memo.unrelayed if ruleset.memo is not None else ()
+    return [Problem("Service", str(name), reason) for name in names_of]
 
 
-def _fragments(state: FamilyState, known: _Fragments, refused: Mapping[ServicePortName, ServicePort]) -> _Fragments:
-    """Those of all ServicePorts in order, known ones where the ServicePort is the same object; `known` itself when nothing changed."""
+def _gathered(
+    state: FamilyState, refused: Mapping[ServicePortName, ServicePort], previous: FamilyRuleset | None
+) -> tuple[Elements, Memo]:
+    """All elements, with the first of those that claim a destination. previous: whose fragments may be used again."""
+    known = previous.memo.fragments if previous is not None and previous.memo is not None else {}
     fragments: dict[ServicePortName, Fragment] = {}
-    fresh = False
     for name, port in state.service_ports.items():
-        if name.protocol is Protocol.SCTP or (refused and refused.get(name) is port):
-            continue
         old = known.get(name)
-        if old is None or old.service_port is not port:
-            fresh, old = True, fragment_of(port)
-        fragments[name] = old
-    return fragments if fresh or len(fragments) != len(known) else known
-
-
-def _gathered(fragments: Iterable[Fragment]) -> tuple[Elements, Owners, frozenset[str]]:
-    """All elements, with the first of those that claim a destination."""
-    every = [(entry, fragment) for fragment in fragments for entry in fragment.entries]
+        if name.protocol is not Protocol.SCTP and refused.get(name) is not port:
+            fragments[name] = old if old is not None and old.service_port is port else fragment_of(port)
     elements: dict[str, dict[str, Element]] = {name: {} for name in names.SETS}
     owners: dict[str, ServicePortName] = {}
     contested: set[str] = set()
     for first in (True, False):
-        for entry, fragment in every:
-            if entry.first is not first:
-                continue
+        for name, fragment in fragments.items():
+            for entry in fragment.entries:
+                if entry.first is not first:
+                    continue
+                if entry.key in owners:
+                    contested.add(entry.key)
+                    continue
+                owners[entry.key] = name
+                for place, key, element in entry.elements:
+                    elements[place][key] = element
+    return {name: Layered.of(found) for name, found in elements.items()}, Memo(
+        ports=state.service_ports,
+        refused=refused,
+        fragments=Layered.of(fragments),
+        owners=Layered.of(owners),
+        contested=frozenset(contested),
+        unrelayed=frozenset(name for name in state.service_ports if name.protocol is Protocol.SCTP),
+    )
+
+
+def _renewed(state: FamilyState, before: Elements, memo: Memo) -> tuple[Elements, Memo] | None:
+    """What `_gathered` would find, from what it found before; None when somebody's claims meet somebody else's, or much has changed."""
+    was, now = list(memo.ports.values()), list(state.service_ports.values())
+    head, tail = alike(was, now)
+    gone = {port.name: port for port in was[head : len(was) - tail]}
+    new = {port.name: port for port in now[head : len(now) - tail]}
+    same = {name for name, port in new.items() if gone.get(name) is port}
+    if len(gone) + len(new) - 2 * len(same) > _FEW:
+        return None
+    fragments, owners = Draft(memo.fragments), Draft(memo.owners)
+    elements = {name: Draft(found) for name, found in before.items()}
+    for name in gone.keys() - same:
+        if name not in fragments:
+            continue
+        for entry in fragments.pop(name).entries:
+            if entry.key in memo.contested:
+                return None
+            owners.pop(entry.key)
+            for place, key, _ in entry.elements:
+                elements[place].pop(key)
+    for name in new.keys() - same:
+        if name.protocol is Protocol.SCTP:
+            continue
+        fragment = fragments[name] = fragment_of(new[name])
+        for entry in fragment.entries:
             if entry.key in owners:
-                contested.add(entry.key)
-                continue
-            owners[entry.key] = fragment.service_port.name
+                return None
+            owners[entry.key] = name
             for place, key, element in entry.elements:
                 elements[place][key] = element
-    return elements, owners, frozenset(contested)
-
-
-def _renewed(previous: FamilyRuleset, fragments: _Fragments) -> tuple[Elements, Owners, frozenset[str]] | None:
-    """What `_gathered` would find, from what it found before; None when somebody's claims meet somebody else's."""
-    old = previous.fragments
-    gone = [was for name, was in old.items() if fragments.get(name) is not was]
-    new = [now for name, now in fragments.items() if old.get(name) is not now]
-    if len(gone) + len(new) > len(fragments) // 4 + 16:
-        return None  # as much work as all of it
-    owners = dict(previous.owners)
-    touched: dict[str, dict[str, Element]] = {}
-
-    def place_of(name: str) -> dict[str, Element]:
-        if name not in touched:
-            touched[name] = dict(previous.elements.get(name, {}))
-        return touched[name]
-
-    for fragment in gone:
-        for entry in fragment.entries:
-            if entry.key in previous.contested:
-                return None
-            owners.pop(entry.key, None)
-            for place, key, _ in entry.elements:
-                place_of(place).pop(key, None)
-    for fragment in new:
-        for entry in fragment.entries:
-            if entry.key in owners:
-                return None
-            owners[entry.key] = fragment.service_port.name
-            for place, key, element in entry.elements:
-                place_of(place)[key] = element
-    return {**previous.elements, **touched}, owners, previous.contested
+    return {name: found.finish() for name, found in elements.items()}, replace(
+        memo,
+        ports=state.service_ports,
+        fragments=fragments.finish(),
+        owners=owners.finish(),
+        unrelayed=(memo.unrelayed - gone.keys()) | {name for name in new if name.protocol is Protocol.SCTP},
+    )
 
 
 # One ServicePort

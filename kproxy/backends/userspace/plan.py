@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from kproxy.backends.userspace import names
 from kproxy.backends.userspace.rules import frame_text
 from kproxy.backends.userspace.ruleset import Element, FamilyRuleset, Frame, Ruleset
+from kproxy.model.layered import touched_between
 from kproxy.model.names import Family, ServicePortName
 from kproxy.relay.targets import Table
 
 BATCH_ELEMENTS = 8000  # in one transaction: 30 ms of nft and as much of Python between two looks at the clock
 
+_NOTHING: Mapping[str, Element] = {}
 _Keys = tuple[tuple[str, str], ...]
 
 
@@ -75,11 +77,6 @@ class Plan:
         """Whether it has to be made again from what is observed."""
         return self.applied is None
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether neither the kernel nor workers have to be told anything."""
-        return self.applied == self.wanted
-
 
 def plan(applied: Ruleset | None, wanted: Ruleset, limit: int = BATCH_ELEMENTS) -> Plan:
     """The way from `applied` to `wanted`. limit: elements in one batch, unless one destination has more."""
@@ -118,24 +115,23 @@ def _of_family(applied: FamilyRuleset, wanted: FamilyRuleset, limit: int) -> Ite
 def _changes(
     applied: Mapping[str, Mapping[str, Element]], wanted: Mapping[str, Mapping[str, Element]]
 ) -> dict[str, Change]:
-    """What differs, by destination, in order of the wanted maps."""
+    """What differs, by destination."""
     removed: dict[str, list[tuple[str, str]]] = {}
     added: dict[str, list[tuple[str, str, Element]]] = {}
     for name in names.SETS:
-        old, new = applied.get(name, {}), wanted.get(name, {})
+        old, new = applied.get(name, _NOTHING), wanted.get(name, _NOTHING)
         if old is new:
             continue
-        for key, element in new.items():
-            was = old.get(key)
-            if was is element or was == element:
+        touched = touched_between(old, new)
+        for key in touched if touched is not None else {**old, **new}:
+            was, element = old.get(key), new.get(key)
+            if was == element:
                 continue
             group = _destination(name, key)
             if was is not None:
                 removed.setdefault(group, []).append((name, key))
-            added.setdefault(group, []).append((name, key, element))
-        if len(old) != len(new) or removed or added:
-            for key in old.keys() - new.keys():
-                removed.setdefault(_destination(name, key), []).append((name, key))
+            if element is not None:
+                added.setdefault(group, []).append((name, key, element))
     return {
         key: Change(key=key, removed=tuple(removed.get(key, ())), added=tuple(added.get(key, ())))
         for key in {**removed, **added}
@@ -186,7 +182,7 @@ def joined(old: Table | None, new: Table) -> Table:
     """Everything that either leads to; where both do, the new. One of the two itself, where that is all."""
     if old is None or old.targets is new.targets:
         return new
-    gone = old.targets.keys() - new.targets.keys()
-    if not gone:
-        return new
-    return Table({**{key: old.targets[key] for key in gone}, **new.targets})
+    touched = touched_between(old.targets, new.targets)
+    candidates = touched if touched is not None else old.targets
+    gone = {key: old.targets[key] for key in candidates if key in old.targets and key not in new.targets}
+    return Table({**gone, **new.targets}) if gone else new

@@ -58,20 +58,40 @@ class Fragment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Memo:
+    """What a ruleset was made of, so that the next one costs what has changed. No part of its meaning."""
+
+    ports: Mapping[ServicePortName, ServicePort]
+    refused: Mapping[ServicePortName, ServicePort]
+    fragments: Mapping[ServicePortName, Fragment]
+    owners: Owners
+    contested: frozenset[str]  # destinations that two entries claim
+    unrelayed: frozenset[ServicePortName]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyRuleset:
     """One family's table.
 
     frame: None when nobody knows which rules are in it. stale: the table is there in another shape (an older version's), so that it has
-    to be made anew. The last three are how the next compilation skips what did not change.
+    to be made anew. memo: of compiled ones, for the next compilation.
     """
 
     family: Family
     frame: Frame | None = None
     elements: Elements = field(default_factory=dict)
-    fragments: Mapping[ServicePortName, Fragment] = field(default_factory=dict, compare=False, repr=False)
+    memo: Memo | None = field(default=None, compare=False, repr=False)
     stale: bool = False
-    owners: Owners = field(default_factory=dict, compare=False, repr=False)
-    contested: frozenset[str] = field(default=frozenset(), compare=False, repr=False)  # keys that two entries claim
+
+    @property
+    def fragments(self) -> Mapping[ServicePortName, Fragment]:
+        """What each ServicePort adds; none of an observed ruleset."""
+        return self.memo.fragments if self.memo is not None else {}
+
+    @property
+    def owners(self) -> Owners:
+        """Who has each destination; nobody in an observed ruleset."""
+        return self.memo.owners if self.memo is not None else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
