@@ -21,7 +21,8 @@ Why each is as it is:
 - The way to a listener ends in `drop`: without a listener `tproxy` matches nothing, and a dropped SYN is sent again a second later. A
   refused one is not.
 - This node's own TCP connections bear a conntrack mark, so that they are still led to lo when the element is gone. In an output hook no
-  rule can ask for the socket at the far end.
+  rule can ask for the socket at the far end. So do the workers' own to an endpoint that is a process of this node: where those bear the
+  client's address, the answers would leave for the client.
 - An output hook cannot use the maps of prerouting: `tproxy` is not allowed there, and a map is checked with all that it may lead to.
 - `notrack` spares conntrack what comes from other machines and pods (setting `notrack`). What this node itself sends is always tracked.
 - What the relay takes is translated by nobody else: while rules of mode iptables (or kube-proxy's) are still there, their DNAT would lead a
@@ -167,7 +168,10 @@ def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
             *_dns(frame, "saddr", "sport", "notrack"),
         ),
         "output": (
-            "socket transparent 1 accept",  # the workers' own
+            # The workers' own. To an endpoint that is a process of this node, with a client's address: its answers are led back in.
+            f"socket transparent 1 fib daddr type local ct mark set ct mark | {mark.number}",
+            "socket transparent 1 accept",
+            f"ct direction reply ct mark & {mark.number} == {mark.number} {mark.set} accept",
             "ct status dnat accept",
             f"ct direction original ct mark & {mark.number} == {mark.number} {mark.set} accept",
             f"{to} @{names.RELAYED} {mark.set} meta l4proto tcp ct mark set ct mark | {mark.number}",
