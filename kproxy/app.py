@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import logging
 import os
 import random
@@ -40,6 +39,7 @@ from kproxy.conntrack.gauge import Gauge
 from kproxy.conntrack.reconciler import Reconciler
 from kproxy.dns.channel import Limited
 from kproxy.dns.node import upstreams_of
+from kproxy.early import flags_from
 from kproxy.errors import ExitCode, KproxyError
 from kproxy.loopback.channel import TablePublisher, Taken
 from kproxy.loopback.listeners import loopback_path
@@ -98,7 +98,7 @@ class Controller:
         self.watches = tuple(WatchStats(resource.kind) for resource in self.resources)
         period = config.iptables
         pacer = Pacer(min_period_s=period.min_sync_period_s, max_retry_s=min(period.sync_period_s, _LONGEST_RETRY_S))
-        self.loop = SyncLoop(self.rules.backend, self.settings_for, pacer, self.publish)
+        self.loop = SyncLoop(self.rules.backend, self.settings_for, pacer, self.publish, self.dns.answers)
         patience = Patience(period_s=config.healing.period_s, full_period_s=config.healing.full_period_s)
         self.healer = Healer(self.loop, self.rules.backend, self.rules.guard, patience)
         self.lock = Path(config.run_dir) / "controller.lock"
@@ -330,9 +330,11 @@ def _collect_from_now_on() -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Entry point of the controller: `argv[0]` is the flags of `kproxy run` as JSON."""
-    flags: dict[str, Any] = json.loads(argv[0])
+    """Entry point of the controller: `argv[0]` is the flags of `kproxy run` as JSON, or where they come from (early.py)."""
     gc.disable()  # until the first sync, see _collect_from_now_on
+    flags = flags_from(argv[0])
+    if flags is None:
+        return int(ExitCode.OK)
     try:
         settle("kproxy-control", parent_pid=os.getppid())
         config = load_config(flags.get("config"), flags)

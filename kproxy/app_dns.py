@@ -61,6 +61,8 @@ from kproxy.watch.requests import RequestCounts
 
 log = logging.getLogger("kproxy.dns")
 
+_FIRST_S = 0.5  # for the first answers; rules that are not there yet are waited for no longer than this because of them
+_LOOK_S = 0.005
 _TOLD_AFTER_S = 3.0  # an API server that is there has been heard by now
 
 
@@ -177,6 +179,27 @@ class DnsHalf:
             with suppress(OSError, UnicodeDecodeError), Path(path).open(encoding="utf-8") as file:
                 return read_config(file.read(NODE_OCTETS))
         return None
+
+    async def answers(self) -> None:
+        """Returns when this node answers names, and after _FIRST_S at the latest: what the first sync lets go before it.
+
+        At 10,000 Services the state is resolved for a quarter of a second, in which nothing else happens here, while the workers are quick
+        to take the zones in. And rules that are made when the address is held need not be made again because it is.
+        """
+        if self.settings is None:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_S):
+                while True:
+                    if self._answers_now():
+                        return
+                    await asyncio.sleep(_LOOK_S)
+
+    def _answers_now(self) -> bool:
+        if not self.publisher.number or not self.publisher.answering() or not self.publisher.is_delivered:
+            return False
+        loop = self._loop()
+        return not loop.status.writer or len(self.held(loop.snapshot)) == len(self.addresses)
 
     def held(self, snapshot: Snapshot) -> tuple[str, ...]:
         """The DNS addresses that this node holds and answers.

@@ -124,6 +124,12 @@ def _start(child: Child, now: float) -> None:
     _say(f"{child.name} started, pid {child.pid}")
 
 
+def _adopt(child: Child, pid: int, now: float) -> None:
+    """Takes a process that runs already for this child's first life."""
+    child.pid, child.started, child.lives = pid, now, 1
+    _say(f"{child.name} started, pid {pid}")
+
+
 def _reap(family: Family, now: float) -> None:
     while family.running or family.before:
         pid, status = os.waitpid(-1, os.WNOHANG)
@@ -294,14 +300,16 @@ def command_line(
     port: int = 53,
     lameduck_s: float = 0.0,
     relaying: Relaying | None = None,
+    begun: int = 0,
 ) -> list[str]:
     """The argument vector that runs this module over `children`, for `os.execv`.
 
     log_format: `text` or `json`. dns, port: where the children called `dns worker …` answer. lameduck_s: how much longer the first child
-    may take to end. relaying: for the children called `relay worker …`.
+    may take to end. relaying: for the children called `relay worker …`. begun: the process id of the first child, where it runs already
+    as a child of this process.
     """
     listed = json.dumps([{"name": name, "argv": argv} for name, argv in children])
-    told: dict[str, object] = {"dns": dns, "port": port, "lameduck": lameduck_s}
+    told: dict[str, object] = {"dns": dns, "port": port, "lameduck": lameduck_s, "begun": begun}
     if relaying is not None:
         told |= {"hand_over": relaying.hand_over_s, "again": relaying.again}
         told |= {"hold": relaying.hold, "before": relaying.before}
@@ -311,7 +319,7 @@ def command_line(
 def _is_ours(pid: int) -> bool:
     """Whether it is a child of this process, and alive; a dead one is buried."""
     try:
-        return os.waitpid(pid, os.WNOHANG) == (0, 0)
+        return pid > 0 and os.waitpid(pid, os.WNOHANG) == (0, 0)
     except ChildProcessError:
         return False
 
@@ -337,6 +345,8 @@ def main(argv: list[str]) -> int:
         Child(name, words, answers=name.startswith("dns worker"), relays=name.startswith("relay worker"))
         for name, words in listed
     ]
+    if _is_ours(told.get("begun", 0)):
+        _adopt(children[0], told["begun"], time.monotonic())
     family = Family(
         children,
         vigil=Vigil(tuple(told["dns"]), told["port"]) if told.get("dns") else None,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import click
 
+from kproxy import early
 from kproxy.errors import ExitCode, KproxyError
 
 _COMMANDS = {
@@ -62,6 +63,8 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and ends the process."""
+    if argv is None and sys.argv[1:2] == ["run"]:
+        early.begin(sys.argv[2:])
     run_command(cli, argv, "kproxy")
 
 

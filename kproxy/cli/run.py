@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from kproxy import __version__
+from kproxy import __version__, early
 from kproxy.config.config import Config
 from kproxy.config.flags import run_options
 from kproxy.config.follow import fingerprint
@@ -103,6 +103,14 @@ def _relaying(config: Config, held: tuple[socket.socket, ...]) -> Relaying:
     )
 
 
+def _begun(config: Config, flags: Mapping[str, object]) -> int:
+    """The controller that was begun early, if there is one: it is told what the others inherit."""
+    pid = early.hand_over(flags)
+    if pid:
+        set_oom_score(config.oom_score_adj, Path(f"/proc/{pid}/oom_score_adj"))
+    return pid
+
+
 def _of_workers(config: Config) -> str:
     """What the DNS workers are started with, as JSON. An argument's length is bounded: a long Corefile comes from the controller."""
     base = dns_settings(config, os.environ)
@@ -135,7 +143,8 @@ def start(flags: Mapping[str, object]) -> None:
             click.echo(f"kproxy: {complaint}", err=True)
         lameduck_s = LONGEST_LAMEDUCK_S if config.dns.corefile else 0.0  # the Corefile says how much of it is used
         held = (*config.dns.cluster_dns, *config.dns.local_addresses) if config.dns.enabled else ()
-        listed, sockets = children(config, {**given, "config_read": read}), tuple[socket.socket, ...]()
+        of_controller = {**given, "config_read": read}
+        listed, sockets = children(config, of_controller), tuple[socket.socket, ...]()
         if config.is_userspace:
             ports, sockets = reserve(*config.userspace.ports)
             listed += relay_workers(config, ports)
@@ -146,6 +155,7 @@ def start(flags: Mapping[str, object]) -> None:
             port=config.dns.port,
             lameduck_s=lameduck_s,
             relaying=_relaying(config, sockets),
+            begun=_begun(config, of_controller),
         )
         os.execv(argv[0], argv)
 

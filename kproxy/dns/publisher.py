@@ -137,6 +137,11 @@ class ZonePublisher:
             self._moved.clear()
             await self._moved.wait()
 
+    @property
+    def is_delivered(self) -> bool:
+        """Whether every connected worker answers from the zones that are current."""
+        return all(session.held >= self._number for session in self._sessions)
+
     def counters(self) -> dict[str, int]:
         """Sums over all workers, those that ended included, so that no counter ever falls."""
         total = Counter(self._gone)

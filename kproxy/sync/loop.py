@@ -91,7 +91,9 @@ class SyncLoop:
         settings: Callable[[Snapshot], NodeSettings],
         pacer: Pacer,
         publish_zone: Callable[[Snapshot], Awaitable[None]],
+        before_first: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """before_first: awaited once, when everything has been heard and the first sync could begin."""
         self.snapshot = Snapshot()
         self.desired = DesiredState()
         self.status = SyncStatus()
@@ -101,6 +103,7 @@ class SyncLoop:
         self._settings = settings
         self._pacer = pacer
         self._publish_zone = publish_zone
+        self._before_first = before_first
         self._pending: list[Event] = []
         self._events = asyncio.Event()
         self._rules = asyncio.Event()
@@ -184,6 +187,9 @@ class SyncLoop:
         self.status = replace(self.status, writer=True)
         with suppress(KproxyError):  # the first sync looks again, and says what is wrong
             await self._look()  # while the API is being listed: it is a child process that works
+        await self._rules.wait()
+        if self._before_first is not None:
+            await self._before_first()
         while True:
             await self._rules.wait()
             await asyncio.sleep(max(0.0, self._pacer.next_run(time.monotonic()) - time.monotonic()))
