@@ -160,7 +160,8 @@ def _endpoint_row(seen: EndpointSeen) -> tuple[str, ...]:
 def _show_rules(out: Console, page: Page, port: PortSeen) -> None:
     kernel = page.kernel.get(port.service_port.family)
     out.print()
-    counted = "; how often each matched since it was written" if kernel is not None else ""
+    counts = kernel is not None and any(found.packets is not None for found in kernel.counted.values())
+    counted = "; how often each matched since it was written" if counts else ""
     _say(out, f"rules, in the order a packet meets them{counted}" if port.rules else "no rules")
     for (name, chain), group in groupby(port.rules[:_SHOWN_RULES], key=lambda rule: (rule.table, rule.chain)):
         _say(out, f"  {name} {chain}", style="cyan")
@@ -175,7 +176,7 @@ def _show_rules(out: Console, page: Page, port: PortSeen) -> None:
 
 
 def _counted(kernel: KernelRules | None, rule: RuleSeen) -> str:
-    if kernel is None:
+    if kernel is None or not kernel.knows(rule):
         return ""
     found = kernel.of(rule)
     if found is None:
@@ -298,7 +299,7 @@ def _rule_json(kernel: KernelRules | None, rule: RuleSeen) -> dict[str, object]:
         "rule": rule.text,
         "part": rule.part.value,
         "why": rule.why,
-        "kernel": counters if kernel is not None else None,
+        "kernel": counters if kernel is not None and kernel.knows(rule) else None,
     }
 
 

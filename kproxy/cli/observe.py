@@ -22,6 +22,7 @@ from kproxy.errors import ConfigError
 from kproxy.telemetry.relaypage import PROTOCOLS, SORTS, FlowPage, FlowsHead, Wanted, flows_of_bytes
 
 _LIMIT = 1000
+_KNOWN_FOR_S = 30.0  # Services and pods, while somebody watches
 _COLUMNS = (
     "SERVICE",
     "PROTO",
@@ -106,8 +107,15 @@ def _asker(daemon: Daemon, mode: str, wanted: Wanted) -> _Ask:
     if mode == "userspace":
         query = {name: getattr(wanted, name) for name in ("service", "pod", "endpoint", "protocol", "sort", "limit")}
         return lambda: flows_of_bytes(daemon.get(f"/relay/flows?{urlencode(query)}"))
-    known = daemon.snapshot()
-    return lambda: kernel_flows(known, mode, wanted, time.time())  # noqa: TID251 - the kernel notes Unix time
+    known, asked = daemon.snapshot(), time.monotonic()
+
+    def ask() -> tuple[FlowsHead, list[FlowPage]]:
+        nonlocal known, asked
+        if time.monotonic() - asked > _KNOWN_FOR_S:
+            known, asked = daemon.snapshot(), time.monotonic()
+        return kernel_flows(known, mode, wanted, time.time())  # noqa: TID251 - the kernel notes Unix time
+
+    return ask
 
 
 # For people, and for programs
@@ -156,11 +164,15 @@ def _who(name: str, address: str) -> str:
 def line(event: str, flow: FlowPage) -> str:
     """A flow on one line: what happened to it, and what it has been so far."""
     age = f", {lasting(flow.age_seconds)}" if flow.age_seconds is not None else ""
+    state = f"{flow.state}, " if event != "ended" else ""
+    carried = (
+        f"{octets(flow.sent)} sent, {octets(flow.received)} received" if flow.sent is not None else "octets not counted"
+    )
     tries = f", {flow.retries} tried before" if flow.retries else ""
     to = _who(flow.endpoint_pod, flow.endpoint) or "nobody yet"
     return (
         f"{event:6} {flow.service} {flow.protocol}  {_who(flow.client_pod, flow.client)} -> {flow.virtual} -> {to}  "
-        f"{flow.state}, {octets(flow.sent)} sent, {octets(flow.received)} received{age}{tries}"
+        f"{state}{carried}{age}{tries}"
     )
 
 

@@ -136,7 +136,8 @@ class UserspaceView:
             except (OSError, ValueError) as error:
                 click.echo(f"kproxy: the kernel's {family.value} rules are not known: {error}", err=True)
                 continue
-            seen[family] = KernelRules(counted=counted, order={})
+            # Constant rules are not compared: nft spells them otherwise than they were written. `kproxy diff` looks at them.
+            seen[family] = KernelRules(counted=counted, order={}, asked=asked)
         return seen
 
     def _known(self, service: str) -> RelayFacts:

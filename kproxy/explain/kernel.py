@@ -5,7 +5,7 @@ In: rules as `explain` lists them, and what was read back, both in one spelling.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from kproxy.explain.rules import Part, RuleSeen
@@ -25,12 +25,17 @@ class Counted:
 class KernelRules:
     """Chains of the kernel, as far as they were asked for. counted: by table, chain and rule; order: of each chain.
 
-    spelled: a rule's text in the spelling that the kernel's are in.
+    spelled: a rule's text in the spelling that the kernel's are in. asked: the chains that were asked for, where those are not all.
     """
 
     counted: Mapping[Mark, Counted]
     order: Mapping[tuple[str, str], Sequence[str]]
     spelled: Callable[[str], str] = str
+    asked: Collection[tuple[str, str]] | None = None
+
+    def knows(self, rule: RuleSeen) -> bool:
+        """Whether anything is known of the rule's chain."""
+        return self.asked is None or (rule.table, rule.chain) in self.asked
 
     def of(self, rule: RuleSeen) -> Counted | None:
         """The rule's counters, None when it is not there."""

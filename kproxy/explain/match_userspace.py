@@ -180,7 +180,7 @@ def _is_untracked(_here: Here, state: State, _found: re.Match[str]) -> Found:
     return Found(state.untracked, "conntrack does not follow it")
 
 
-@_reads(r"ct status dnat|ct direction original ct mark & \S+ == \S+")
+@_reads(r"ct status dnat|ct direction (?:original|reply) ct mark & \S+ == \S+")
 def _known_flow(_here: Here, _state: State, _found: re.Match[str]) -> Found:
     return Found(False)  # of a connection that is there already
 
