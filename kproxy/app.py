@@ -28,7 +28,7 @@ from typing import IO, Any
 import uvloop
 
 from kproxy.app_dns import DnsHalf, demands_of
-from kproxy.app_rules import relay_pages, rules_of
+from kproxy.app_rules import relay_news, relay_pages, rules_of
 from kproxy.config.config import Config
 from kproxy.config.follow import ConfigChangedError, wait_for_change
 from kproxy.config.load import load_config
@@ -44,7 +44,7 @@ from kproxy.errors import ExitCode, KproxyError
 from kproxy.loopback.channel import TablePublisher, Taken
 from kproxy.loopback.listeners import loopback_path
 from kproxy.loopback.table import listeners
-from kproxy.model.desired import NodeSettings
+from kproxy.model.desired import DesiredState, NodeSettings
 from kproxy.model.resolve import resolve
 from kproxy.model.snapshot import Snapshot
 from kproxy.node.affinity import affinity_notes
@@ -55,6 +55,7 @@ from kproxy.sync.drift import Patience
 from kproxy.sync.healing import Healer
 from kproxy.sync.loop import RULES_NEED, SyncLoop, SyncOutcome
 from kproxy.sync.pacer import Pacer
+from kproxy.sync.succession import Succession
 from kproxy.sync.writer import acquire, somebody_waits
 from kproxy.telemetry import metrics_flows
 from kproxy.telemetry.events import Note
@@ -104,9 +105,12 @@ class Controller:
         self.lock = Path(config.run_dir) / "controller.lock"
         # The right to write; given back by the end of the process, after everything is handed over.
         self.right: IO[str] | None = None
+        self.succession = Succession(self.rules.left(self._written))
+        self.loop.observers.append(self.succession.observe)
         self.flows = Reconciler(remembered=Path(config.run_dir) / "flows.json")
         self.ended = Ended(config.conntrack.ended_tcp_flows)
         self.loop.observers.append(self.ended.observe)
+        self.loop.observers.append(self.rules.written)
         self.gauge = Gauge(self._table_full)
         self.loopback: TablePublisher | None = None
         if config.listens_on_loopback:
@@ -218,9 +222,14 @@ class Controller:
         self.config_change = await wait_for_change(path, read, asyncio.sleep, lambda: self._refuses(flags))
         stop.set()
 
+    def _written(self) -> tuple[DesiredState, frozenset[str]]:
+        """What flows are judged by: the state that was written last, and the node's addresses."""
+        return self.loop.desired, self.loop.snapshot.local_addresses
+
     async def write_rules(self) -> None:
         """Waits for the right to write, then writes for ever."""
         self.right = await acquire(self.lock)
+        await self.rules.ready()
         await self.loop.keep_rules()
 
     def _client(self) -> ClientSettings:
@@ -286,12 +295,15 @@ class Controller:
         yield self.write_rules()
         if self.config.healing.enabled:
             yield self.healer.keep()
-        yield self.flows.keep(self.loop.written, lambda: (self.loop.desired, self.loop.snapshot.local_addresses))
+        yield self.succession.keep()
+        if not self.config.is_userspace:  # whose flows no rule translates; the relay's workers end what has to end
+            yield self.flows.keep(self.loop.written, self._written)
+            yield self.ended.keep(self._written)
         yield self.gauge.keep()
         yield from self.rules.tasks()
+        yield from relay_news(self.rules, self.config.node_name, self._record)
         if self.loopback is not None:
             yield self.loopback.keep()
-        yield self.ended.keep(lambda: (self.loop.desired, self.loop.snapshot.local_addresses))
         yield watch_addresses(self.loop.emit)
         yield from self._reflectors(api)
         yield from self.dns.tasks(api)
@@ -308,7 +320,7 @@ async def _run(config: Config, flags: Mapping[str, Any]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         running.add_signal_handler(number, stop.set)
     controller = Controller(config)
-    for note in (*config.warnings, *controller.rules.plane.notes, *affinity_notes()):
+    for note in (*config.warnings, *controller.rules.plane.notes, *(() if config.is_userspace else affinity_notes())):
         log.info("Note", extra=fields(note=note))
     for note in controller.kernel_notes:
         log.warning("A parameter of the kernel is not this container's to set", extra=fields(note=note))

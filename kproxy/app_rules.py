@@ -8,11 +8,14 @@ In: the configuration. Out: `RulesHalf`: what the sync loop writes with, what he
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Coroutine, Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from kproxy.app_left import Written, left_for_iptables, left_for_userspace
 from kproxy.backends.base import Backend
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.guard import IptablesGuard
@@ -24,7 +27,6 @@ from kproxy.backends.userspace.apply import UserspaceBackend
 from kproxy.backends.userspace.guard import UserspaceGuard
 from kproxy.backends.userspace.settings import UserspaceSettings
 from kproxy.config.config import Config
-from kproxy.errors import UnsupportedError
 from kproxy.model.objects import RelayOptions
 from kproxy.model.snapshot import Snapshot
 from kproxy.process import family_name
@@ -32,11 +34,19 @@ from kproxy.relay.paths import relay_path, remembered_path
 from kproxy.relay.publisher import RelayPublisher
 from kproxy.relay.table import table_of
 from kproxy.sync.healing import Guard
+from kproxy.sync.loop import SyncOutcome
+from kproxy.sync.succession import Left
+from kproxy.telemetry.events import Note
 from kproxy.telemetry.inspect_relay import RelayPages
+from kproxy.telemetry.logs import fields
 from kproxy.telemetry.plane import Plane
 from kproxy.telemetry.plane_iptables import IptablesPlane
 from kproxy.telemetry.plane_userspace import UserspacePlane
+from kproxy.telemetry.relay_news import RelayNews
 
+log = logging.getLogger("kproxy.app")
+
+_WORKERS_S, _LONG_S = 10.0, 3600.0  # a worker listens half a second after its start
 _BE_LIBERAL = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
 
 
@@ -59,6 +69,15 @@ class RulesHalf(Protocol):
     def publisher(self) -> RelayPublisher | None:
         """Who tells relay workers, where there are some."""
 
+    def left(self, written: Written) -> Sequence[Left]:
+        """What other modes may have left, in the order in which it goes."""
+
+    async def ready(self) -> None:
+        """Returns when rules can be written."""
+
+    def written(self, outcome: SyncOutcome) -> None:
+        """After each sync."""
+
     def tasks(self) -> Iterator[Coroutine[Any, Any, None]]:
         """What has to run besides the sync loop."""
 
@@ -76,6 +95,17 @@ class IptablesHalf:
         self.guard = IptablesGuard(self.backend)
         self.plane = IptablesPlane(self.backend, tally, services=config.iptables.service_counters)
         self.publisher = None
+        self._config = config
+
+    def left(self, written: Written) -> Sequence[Left]:
+        """Mode userspace's rules; kube-proxy's in its nftables mode."""
+        return left_for_iptables(self._config, written)
+
+    async def ready(self) -> None:
+        """At once."""
+
+    def written(self, outcome: SyncOutcome) -> None:
+        """Nobody needs to know."""
 
     def tasks(self) -> Iterator[Coroutine[Any, Any, None]]:
         """None: the kernel does the rest."""
@@ -103,11 +133,32 @@ class UserspaceHalf:
         self.backend = UserspaceBackend(
             settings,
             publish=self.publisher.publish,
-            ports=lambda: self.publisher.ports,
+            ports=self._listeners,
             table_of=lambda desired, before: table_of(desired, options, before),
         )
         self.guard = UserspaceGuard(self.backend)
         self.plane = UserspacePlane(self.backend, self.publisher, chosen)
+        self._named: tuple[int, int] | None = None  # the listeners of the ruleset that was compiled last
+
+    def _listeners(self) -> tuple[int, int] | None:
+        self._named = self.publisher.ports
+        return self._named
+
+    async def ready(self) -> None:
+        """When a worker of this family listens: until then the rules that are there lead to somebody, and ours would lead nowhere."""
+        if not await self.publisher.workers(_WORKERS_S):
+            log.warning("No relay worker is there; rules stay as they are", extra=fields(waited_s=_WORKERS_S))
+            while not await self.publisher.workers(_LONG_S):
+                pass
+
+    def written(self, outcome: SyncOutcome) -> None:
+        """Workers of before may end once nothing leads to them any more."""
+        if outcome.error is None and self._named is not None:
+            self.publisher.led(self._named)
+
+    def left(self, written: Written) -> Sequence[Left]:
+        """Everything of mode iptables, and kube-proxy's."""
+        return left_for_userspace(written)
 
     def tasks(self) -> Iterator[Coroutine[Any, Any, None]]:
         """The channel to the workers."""
@@ -119,16 +170,33 @@ def rules_of(config: Config, renew: Callable[[], None]) -> RulesHalf:
 
     Raises UnsupportedError when this machine cannot do it.
     """
-    if config.is_userspace:
-        raise UnsupportedError("mode userspace is read and checked, and does not run yet")
     return UserspaceHalf(config, renew) if config.is_userspace else IptablesHalf(config)
+
+
+def relay_news(half: RulesHalf, node: str, record: Callable[[Note], None]) -> Iterator[Coroutine[Any, Any, None]]:
+    """What tells of endpoints that are left out and of want of room; nothing where rules do the work."""
+    if (publisher := half.publisher) is not None:
+        yield RelayNews(
+            node,
+            ejected=publisher.ejected,
+            shed=lambda: publisher.whole().get("shed", 0),
+            table=lambda: publisher.table,
+            record=record,
+            now=time.monotonic,
+        ).keep()
 
 
 def relay_pages(half: RulesHalf, snapshot: Callable[[], Snapshot]) -> RelayPages | None:
     """What the state socket tells of open connections; None where rules do the work."""
     if (publisher := half.publisher) is None:
         return None
-    return RelayPages(flows=publisher.flows, open=lambda: publisher.open, snapshot=snapshot)
+    return RelayPages(
+        flows=publisher.flows,
+        open=lambda: publisher.open,
+        snapshot=snapshot,
+        counters=publisher.counters,
+        ejected=publisher.ejected,
+    )
 
 
 def _kernel_is_liberal() -> bool:

@@ -13,6 +13,7 @@ from kproxy.lab.network import has_ipv6
 
 NODE_FILES = Path("/run/kproxy-node")  # as the node's processes see it
 CONFIG = NODE_FILES / "config.yaml"
+HAND_OVER_S = 5  # for connections of relay workers that are replaced: who looks on does not want to wait for longer
 DNS_WORKERS = RELAY_WORKERS = (
     2  # per node: enough to show that one may die, few enough for a laptop that plays three nodes
 )
@@ -27,7 +28,7 @@ def kproxy_config(node: LabNode, mode: str, variant: str) -> str:
         "clientConnection": {"kubeconfig": str(NODE_FILES / "kubeconfig")},
         "mode": mode,
         "iptables": {"variant": variant},
-        "userspace": {"workers": RELAY_WORKERS},
+        "userspace": {"workers": RELAY_WORKERS, "handOverSeconds": HAND_OVER_S},
         "clusterCIDR": f"{addressing.POD_CIDR},{addressing.POD_CIDR6}" if has_ipv6() else addressing.POD_CIDR,
         "detectLocalMode": "ClusterCIDR",
         # The exercises publish Services on the nodes' own addresses, which nobody may claim unless told so.

@@ -2,6 +2,7 @@
 
     probe udp HOST PORT TEXT [TIMES]     sends TEXT in a datagram, TIMES times from fresh ports; prints each reply
     probe await URL TEXT UNTIL           fetches URL until it says TEXT ("": until it is refused); prints the moment (monotonic clock)
+    probe steady URL                     fetches URL fifty times a second until SIGTERM; prints how many answers and failures
     probe host|nslookup|curl …           the words of those programs for the few options that the check uses
 
 Standard library and dnslib only; it runs inside a pod's or node's namespaces, with their resolv.conf.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import signal
 import socket
 import sys
 import time
@@ -54,6 +56,22 @@ def wait(url: str, wanted: str, until: float) -> int:
         time.sleep(0.01)
     print(f"never; at last: {last}")
     return 1
+
+
+def steady(url: str) -> int:
+    """Each over a connection of its own; a failure is one that nobody answers within five seconds, or that ends otherwise."""
+    parts, failures, answers = urlsplit(url), [], 0
+    ended: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
+    while not ended:
+        try:
+            _fetch(parts.hostname or "", parts.port or 80, parts.path or "/", 5.0)
+            answers += 1
+        except OSError as error:
+            failures.append(f"{error!r} after {answers} answers")
+        time.sleep(0.02)
+    print(f"{answers} answers, {len(failures)} failures{': ' if failures else ''}{'; '.join(failures[:3])}")
+    return 1 if failures else 0
 
 
 def _fetch(host: str, port: int, path: str, timeout_s: float, headers: tuple[str, ...] = ()) -> str:
@@ -177,6 +195,8 @@ def main() -> int:
             return udp(words[0], int(words[1]), words[2], int(words[3]) if len(words) > 3 else 1)
         case "await":
             return wait(words[0], words[1], float(words[2]))
+        case "steady":
+            return steady(words[0])
         case "curl":
             return curl(words)
         case "host" | "nslookup":

@@ -39,7 +39,7 @@ class UserspacePlane:
     @property
     def notes(self) -> tuple[str, ...]:
         """What leads packets to the relay, and where its workers listen."""
-        return (*self._backend.notes, _listeners(self._publisher.ports))
+        return self._backend.notes
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -92,12 +92,6 @@ class UserspacePlane:
     def long_metrics(self) -> Iterator[Metric]:
         """Counters of Service ports, and of endpoints where they are wanted."""
         return self._series.of(self._publisher.counters())
-
-
-def _listeners(ports: tuple[int, int] | None) -> str:
-    if ports is None:
-        return "no relay worker listens yet"
-    return f"relay workers listen on ports {ports[0]} (from pods and this node) and {ports[1]} (from elsewhere) of loopback"
 
 
 def _sum(rows: Mapping[str, list[int]], column: int) -> int:

@@ -25,12 +25,12 @@ def differences(lines: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def every_line(lab: LabUnderTest, *options: str) -> None:
-    """Everything passes but the half of S18 that needs the userspace mode."""
+    """Everything passes; S18 changes a node to the other mode and back under load."""
     code, lines, said = checked(lab, *options)
     assert list(lines) == ALL
-    assert [(name, did) for name, did, _ in differences(lines)] == [("S18", "the userspace mode")], differences(lines)
-    assert [name for name, line in lines.items() if not line["passed"]] == ["S18"]
-    assert code == 1
+    assert differences(lines) == []
+    assert [name for name, line in lines.items() if not line["passed"]] == []
+    assert code == 0
     assert "20/20" in said
 
 

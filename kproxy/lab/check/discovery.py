@@ -10,7 +10,7 @@ from typing import Any
 from kproxy.lab.addressing import CLIENT, DNS_SERVICE_IP, nodes
 from kproxy.lab.check.report import Line
 from kproxy.lab.check.rig import Rig, Said, address_of, name_of
-from kproxy.lab.check.services import one_of, reaches_all
+from kproxy.lab.check.services import one_of
 
 Raw = dict[str, Any]
 _ADDRESS = re.compile(r"has address (\S+)")
@@ -258,49 +258,6 @@ async def s17(rig: Rig, line: Line) -> None:
         "nothing: the node's resolver knows no cluster",
         said.out,
         said.code == 2,
-    )
-
-
-async def s18(rig: Rig, line: Line) -> None:
-    """Both proxy modes."""
-    await rig.apply("s18-proxy-modes.yaml")
-    pods = await rig.ready_pods("app=my-modes", 2)
-    await rig.endpoints("my-modes", {address_of(pod) for pod in pods})
-    address = await rig.cluster_ip("my-modes")
-    for node in rig.nodes:
-        await reaches_all(rig, line, node, f"http://{address}", pods, f"{node}: curl http://{address}")
-        said = await rig.run(node, "curl", "-s", "-S", "-m", "5", "http://127.0.0.1:10249/proxyMode")
-        line.step(
-            f"{node}: curl http://127.0.0.1:10249/proxyMode", "iptables", said.out, said.out.strip() == "iptables"
-        )
-        await _rules(rig, line, node, address, pods)
-    line.step(
-        "the userspace mode",
-        "the same Service, carried by kproxy itself",
-        "it does not exist yet, so this half is not passed",
-        False,
-    )
-
-
-async def _rules(rig: Rig, line: Line, node: str, address: str, pods: list[Raw]) -> None:
-    """The kernel's own listing shows the Service and its endpoints, in whichever of the two iptables the node uses."""
-    found, used = "", set()
-    for variant in ("nft", "legacy"):
-        said = await rig.run(node, f"iptables-{variant}-save", "-t", "nat")
-        rules = [rule for rule in said.out.splitlines() if "default/my-modes:http" in rule]
-        found += "\n".join(rules) + "\n"
-        used |= {variant} if rules else set()
-    # In KUBE-SERVICES itself or, with more than 32 entries there, in a branch of its.
-    jumps = re.findall(rf"-A KUBE-(?:SERVICES|SVC-\S+) -d {re.escape(address)}/32 .*-j (KUBE-SVC-\w+)", found)
-    targets = set(re.findall(r"--to-destination (\S+):80", found))
-    right = used == {rig.variant} if rig.variant != "auto" else len(used) == 1
-    passed = right and len(jumps) == 1 and targets == {address_of(pod) for pod in pods}
-    seen = f"iptables-{'+'.join(sorted(used))}: {', '.join(jumps) or 'no jump'}, DNAT to {', '.join(sorted(targets)) or 'nothing'}"
-    line.step(
-        f"{node}: iptables-save -t nat | grep my-modes",
-        f"in iptables-{rig.variant} alone: KUBE-SVC-…, DNAT to both pods",
-        seen,
-        passed,
     )
 
 

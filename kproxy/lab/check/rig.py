@@ -13,7 +13,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +42,13 @@ class Said:
     def words(self) -> list[str]:
         """The output's words."""
         return self.out.split()
+
+
+@dataclass(slots=True)
+class Running:
+    """A command that goes on in the background."""
+
+    said: Said = field(default_factory=lambda: Said(code=124, out="no answer"))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,6 +88,33 @@ class Rig:
                 await process.wait()
                 return Said(code=124, out=f"no answer within {limit_s:g} s")
         return Said(code=process.returncode or 0, out=out.decode(errors="replace"))
+
+    @asynccontextmanager
+    async def running(self, place: str, *command: str) -> AsyncIterator[Running]:
+        """Runs a command at a place until the block ends; what it says after SIGTERM is then in `said`."""
+        where = places.find(place, "default")
+        environment = places.environment(places.load(where), {**os.environ, "PATH": _TOOL_PATH})
+        environment.setdefault("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+
+        def enter() -> None:  # after fork, before exec
+            places.enter(where)
+
+        process = await asyncio.create_subprocess_exec(
+            *command, env=environment, preexec_fn=enter, cwd="/", start_new_session=True,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        running = Running()
+        try:
+            yield running
+        finally:
+            try:
+                process.terminate()
+                async with asyncio.timeout(_COMMAND_LIMIT_S):
+                    out, _ = await process.communicate()
+                running.said = Said(code=process.returncode or 0, out=out.decode(errors="replace"))
+            except (TimeoutError, ProcessLookupError):
+                process.kill()
+                await process.wait()
 
     def _available(self, command: tuple[str, ...]) -> tuple[str, ...]:
         if command[0] in _PROBED and shutil.which(command[0], path=_TOOL_PATH) is None:
