@@ -177,8 +177,7 @@ def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
             f"{to} @{names.RELAYED} {mark.set} meta l4proto tcp ct mark set ct mark | {mark.number}",
         ),
         # A translation to what it is already; the kernel looks for no other one then.
-        "as-asked": (f"{mark.is_set} {_TRANSPORT} dnat to {ip} daddr",),
-        "as-asked-here": (f"{mark.is_set} {_TRANSPORT} dnat to {ip} daddr",),
+        **dict.fromkeys(("as-asked", "as-asked-here"), (f"{mark.is_set} {_TRANSPORT} dnat to {ip} daddr",)),
         "filter-input": (
             f"{mark.is_set} accept",
             f"{to} vmap @{names.REFUSALS}",
