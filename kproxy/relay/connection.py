@@ -66,8 +66,12 @@ class Connection:
     def start(self) -> None:
         """Lets octets flow. (To read the client at once, without epoll's word, was slower by 5 %: often it has not spoken yet.)"""
         client, server, poller = self.client, self.server, self.relay.poller
-        poller.put(server.fd, READING, server.ready)
-        poller.put(client.fd, READING, client.ready)
+        try:
+            poller.put(server.fd, READING, server.ready)
+            poller.put(client.fd, READING, client.ready)
+        except OSError:  # fs.epoll.max_user_watches, or no memory
+            self.relay.counts.shed += 1
+            self.abort()
 
     def wait_for_room(self, side: Side) -> None:
         """Epoll tells from now on as well when `side` can be written to again."""

@@ -39,7 +39,7 @@ class Poller:
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._buried: list[Closeable] = []
-        self._again: list[Callable[[], None]] = []
+        self._again: dict[Callable[[], None], None] = {}
         self._turning = False
         loop.add_reader(self._epoll.fileno(), self._turn)
 
@@ -77,20 +77,26 @@ class Poller:
             sock.close()
 
     def again(self, work: Callable[[], None]) -> None:
-        """Calls `work` in the next turn: for who is edge-triggered and has left something over."""
+        """Calls `work` in the next turn, once: for who is edge-triggered and has left something over."""
         if not self._again:
-            self.loop.call_soon(self._turn)
-        self._again.append(work)
+            self.loop.call_soon(self._catch_up)
+        self._again[work] = None
+
+    def tell(self, what: str) -> None:
+        """Counts the exception that is being handled, and tells of it unless too many were told already."""
+        self.failures += 1
+        if self.failures <= _LOGGED:
+            log.exception(what)
 
     def close(self) -> None:
         """Ends. Sockets stay open."""
         self.loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
         self._handlers.clear()
+        self._again.clear()
 
     def _turn(self) -> None:
         handlers = self._handlers
-        again, self._again = self._again, []
         self._turning = True
         for fd, events in self._epoll.poll(0, TURN):
             handler = handlers.get(fd)
@@ -99,26 +105,24 @@ class Poller:
             try:
                 handler(events)
             except Exception:
-                self._failed(fd)
-        if again:
-            self._catch_up(again)
+                self.tell("a handler failed; its descriptor is not watched any more")
+                self.drop(fd)
+        self._end_turn()
+
+    def _catch_up(self) -> None:
+        """What was left over, once in a turn of the loop whatever epoll says meanwhile."""
+        again, self._again = self._again, {}
+        self._turning = True
+        for work in again:
+            try:
+                work()
+            except Exception:
+                self.tell("work that was left over failed")
+        self._end_turn()
+
+    def _end_turn(self) -> None:
         self._turning = False
         if self._buried:
             buried, self._buried = self._buried, []
             for sock in buried:
                 sock.close()
-
-    def _catch_up(self, again: list[Callable[[], None]]) -> None:
-        for work in again:
-            try:
-                work()
-            except Exception:
-                self.failures += 1
-                if self.failures <= _LOGGED:
-                    log.exception("a handler failed")
-
-    def _failed(self, fd: int) -> None:
-        self.failures += 1
-        if self.failures <= _LOGGED:
-            log.exception("a handler failed; its descriptor is not watched any more")
-        self.drop(fd)

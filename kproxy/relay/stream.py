@@ -65,17 +65,23 @@ class Side:
         other = self.other
         if other is None:
             return
-        if events & _MORE:
-            self.eager = True
-        if self.pending and events & EPOLLOUT:
-            self.flush()
-            if self.other is None:
-                return
-        if other.pending or self.ended:
-            if events & EPOLLERR:
-                self.connection.abort()
-        elif self.read() and self.eager:
-            self.again()
+        try:
+            if events & _MORE:
+                self.eager = True
+            if self.pending and events & EPOLLOUT:
+                self.flush()
+                if self.other is None:
+                    return
+            if other.pending or self.ended:
+                if events & EPOLLERR:
+                    self.connection.abort()
+            elif self.read() and self.eager:
+                self.again()
+        except (
+            Exception
+        ):  # a fault of ours, which the poller tells of: it costs this connection, and none of it is left over
+            self.connection.abort()
+            raise
 
     def again(self) -> None:
         """Reads on: up to `_READS` times if an edge would not tell of what is left, else once."""

@@ -67,7 +67,12 @@ class Listener:
                 return  # or the client is gone already, which Linux tells here
             sock = Socket(self.domain, socket.SOCK_STREAM, 0, fd)
             sock.setblocking(False)
-            accepted(self, sock, peer)
+            try:
+                accepted(self, sock, peer)
+            except Exception:  # a fault of ours: it costs this client, not the listener
+                self.relay.poller.tell("a connection could not be begun")
+                abort(sock)
+                self.relay.poller.bury(fd, sock)
 
 
 class TcpRelay:
@@ -122,10 +127,15 @@ class TcpRelay:
             sock.close()
             return
         now = self.now()
-        self.open += 1
         self._number += 1
         connecting = Connecting(self, target, listener.entry, sock, peer[:2], asked[:2], self._number, now)
-        connecting.advance(now)
+        self.open += 1
+        try:
+            connecting.advance(now)
+        except Exception:
+            if not connecting.done:
+                connecting.cancel()
+            raise
         if not connecting.done:
             self._connecting[connecting] = None
             self._wait(connecting, now)
