@@ -13,7 +13,7 @@ here: trust in a length (frames are bounded), or a worker that holds the control
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 import msgspec
@@ -26,7 +26,10 @@ from kproxy.relay.totals import Row
 
 MAX_FRAME = 16 << 20
 MOST_FLOWS = 20_000  # of one worker, in one answer: 5 MB
-_PART = 200  # Targets, keys that are gone, or rows in one frame
+_PART = 200  # keys that are gone, or rows, in one frame
+_WEIGHT = (
+    5_000  # endpoints and keys of the Targets in one frame, about 100 KB: what a worker decodes between two turns, 2 ms
+)
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -144,12 +147,25 @@ def updates(before: Table | None, now: Table) -> Iterator[bytes]:
             if id(target) in stale:
                 keys.setdefault(id(target), []).append(key)
                 found[id(target)] = target
-        changed = ((target, tuple(keys[identity])) for identity, target in found.items())
-        while part := tuple(islice(changed, _PART)):
-            yield frame(Update(changed=part))
+        yield from _told((target, tuple(keys[identity])) for identity, target in found.items())
     removed = iter(known.keys() - now.targets.keys())
     while gone := tuple(islice(removed, _PART)):
         yield frame(Update(removed=gone))
+
+
+def _told(changed: Iterable[tuple[Target, tuple[Key, ...]]]) -> Iterator[bytes]:
+    """Targets in frames of bounded size; one that is larger by itself (a hundred thousand endpoints are 5 MB) has its own."""
+    part: list[tuple[Target, tuple[Key, ...]]] = []
+    weight = 0
+    for target, keys in changed:
+        own = 1 + len(target.endpoints) + len(target.local) + len(target.keeps) + len(keys)
+        if part and weight + own > _WEIGHT:
+            yield frame(Update(changed=tuple(part)))
+            part, weight = [], 0
+        part.append((target, keys))
+        weight += own
+    if part:
+        yield frame(Update(changed=tuple(part)))
 
 
 def stays_frames(entries: list[Remembered]) -> Iterator[bytes]:

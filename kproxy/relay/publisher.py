@@ -61,6 +61,7 @@ class _Session:
         self.sent: Table | None = None
         self.sent_number = 0
         self.held = 0
+        self.lags = False
         self.wake = asyncio.Event()
         self.stays: dict[tuple[Group, str], Remembered] = {}
         self.words: list[AskFlows | Lead] = []
@@ -127,13 +128,23 @@ class RelayPublisher:
         self._path.chmod(0o600)
 
     async def publish(self, table: Table) -> None:
-        """Makes `table` current; returns when every connected worker relays by it, or after a second."""
+        """Makes `table` current; returns when every connected worker relays by it, or after a second.
+
+        A worker that let that second pass is not waited for again until it has caught up.
+        """
         if self._table is None or table is not self._table:
             self._table = table
             self._number += 1
             for session in self._sessions:
                 session.wake.set()
-        await self._until(lambda: all(s.held >= self._number for s in self._sessions if s.hello), _PUBLISH_S)
+        if not await self._until(lambda: not self._behind(), _PUBLISH_S):
+            for session in self._behind():
+                session.lags = True
+                pid = session.hello.pid if session.hello is not None else 0
+                log.warning("A relay worker is behind", extra=fields(pid=pid, waited_s=_PUBLISH_S))
+
+    def _behind(self) -> list[_Session]:
+        return [s for s in self._sessions if s.hello is not None and s.held < self._number and not s.lags]
 
     def led(self, ports: tuple[int, int]) -> None:
         """Rules lead to `ports` now: workers of before, which have others, end once nothing is open with them."""
@@ -293,6 +304,7 @@ class RelayPublisher:
                 self._met(session, message)
             case Held(number=number):
                 session.held = number
+                session.lags = session.lags and number < self._number
                 self._progressed()
             case Counted(rows=rows, worker=worker):
                 if session.hello is not None:

@@ -188,9 +188,15 @@ class Worker:
                 self._forget()
 
     def _forget(self) -> None:
-        targets = {id(target): target for target in self._table.targets.values()}.values()
-        ends = {(target.name, end) for target in targets for end in (*target.endpoints, *target.keeps)}
-        self._counts.forget({target.name for target in targets}, ends)
+        """Rows of what is gone; costs what had traffic, not what there is."""
+        seen = self._counts.services
+        names: set[str] = set()
+        ends: set[tuple[str, End]] = set()
+        for target in {id(target): target for target in self._table.targets.values()}.values():
+            if target.name in seen:
+                names.add(target.name)
+                ends.update((target.name, end) for end in (*target.endpoints, *target.keeps))
+        self._counts.forget(names, ends)
         rows: set[tuple[str, End | None]] = {(name, None) for name in self._counts.services}
         rows |= self._counts.endpoints.keys()
         for of in self._told.keys() - rows:
