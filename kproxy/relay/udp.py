@@ -1,9 +1,10 @@
 """The UDP relay of one worker: a session for each client socket and address of a Service that it writes to.
 
-The first datagram of a client comes to a listener, with the destination that it had. It makes a session: a socket with that very address,
-connected to the client, which the kernel finds from then on (rules and sockets look for connected ones first), and a socket connected to an
-endpoint. What reached the listener in between finds its session here. In: listeners, a Table, a Chooser. Out: datagrams, counters, and
-what is open for people.
+The first datagram of a client comes to a listener, with the destination that it had. It makes a session, with a socket connected to an
+endpoint; what comes back is sent by the speaker of that address (udp_speakers). A session that lasts gets a socket of its own, with the
+address that was asked and connected to the client, which the kernel finds from then on (rules and sockets look for connected ones first):
+half the work for each datagram, and it stays with this worker whichever others come and go. In: listeners, a Table, a Chooser. Out:
+datagrams, counters, and what is open for people.
 
 Sessions are bounded as conntrack's are: by time (30 s, 120 s once both sides have spoken for two seconds: nf_conntrack_proto_udp.c) and
 in number, where the one that was idle for longest goes. An endpoint that reports an error (ICMP) or goes away leaves its sessions without
@@ -26,20 +27,19 @@ from kproxy.relay.counts import BEGAN, FAILED, GAVE_UP, LOST, OPEN, RETRIES, Cou
 from kproxy.relay.limits import Limits
 from kproxy.relay.poller import Poller
 from kproxy.relay.targets import End, Flow, Key, Table, Target
-from kproxy.relay.udp_raw import Answerer
 from kproxy.relay.udp_session import BUFFER, SMALL, WHOLE, Session
 from kproxy.relay.udp_sockets import (
     CONTROL_OCTETS,
     Address,
     clear_errors,
     original_destination,
-    to_client,
     to_endpoint,
 )
+from kproxy.relay.udp_speakers import Speakers
 
 UNANSWERED_S, STREAM_S = 30.0, 120.0
 _STREAM_AFTER_S = _DRAINING_S = 2.0
-_YOUNG_S = 1.0  # a datagram that found a socket before it was connected is in its queue long before
+_LASTING = 16  # datagrams of a client that ask for a socket of its own; so does speaking for two seconds
 _BURST = 64  # datagrams of a listener in a row; others have their turn then
 _TRIES = 8  # endpoints that may report errors for one datagram
 _LARGE_HELD = 128  # datagrams of SMALL octets and more that are held to be sent again: 8 MiB
@@ -73,8 +73,9 @@ class UdpRelay:
         self._sessions: dict[tuple[Address, Address], Session] = {}  # by client and asked, the oldest in front
         self._of: dict[Key, dict[Session, None]] = {}
         self._large: OrderedDict[Session, None] = OrderedDict()  # those that may hold a large datagram
-        self._answerers: dict[str, Answerer] = {}  # by family, made at need
+        self._speakers = Speakers(poller, self.strayed, BUFFER)
         self._number = 0
+        self._swept = self.now
         self._unstreamed_s = UNANSWERED_S
 
     @property
@@ -139,13 +140,17 @@ class UdpRelay:
 
     def sweep(self, now: float) -> None:
         """To be called about once a second: ends what nobody uses any more, and counts what went through the rest."""
-        self.now = now
+        before, self.now, self._swept = self._swept, now, now
         for session in [*self._sessions.values()]:
-            session.tell()
+            if session.used >= before:
+                session.tell()
             stream = session.answered and session.used - session.began >= _STREAM_AFTER_S
             if now - session.used > (STREAM_S if stream else self._unstreamed_s):
                 self._finish(session)
-            elif session.young and now - session.began > _YOUNG_S:
+            elif session.client_sock is None:
+                if session.used - session.began >= _STREAM_AFTER_S:
+                    self._house(session)
+            elif session.young:
                 session.settle()
 
     def drain(self) -> None:
@@ -157,9 +162,7 @@ class UdpRelay:
         self.close_listeners()
         for session in [*self._sessions.values()]:
             self._finish(session)
-        for answerer in self._answerers.values():
-            answerer.close()
-        self._answerers.clear()
+        self._speakers.close()
 
     # --- from listeners, and from sockets that were not connected yet ---------------------------------------------------------------
 
@@ -178,7 +181,7 @@ class UdpRelay:
     def arrived(
         self, entry: str, family: str, asked: Address, client: Address, view: memoryview, last: bool = False
     ) -> None:
-        """A datagram that found no socket of its own session: of a new client, or of one whose session was being made.
+        """A datagram of a new client, or of a session without a socket of its own.
 
         last: it came before and waited for a descriptor.
         """
@@ -199,30 +202,34 @@ class UdpRelay:
                     self._counts.service(target.name)[LOST] += 1
                 return
         session.forward(view, len(view))
+        if session.sent_datagrams == _LASTING:
+            self._house(session)
+
+    def strayed(self, asked: Address, client: Address, view: memoryview) -> None:
+        """A datagram found a socket that was bound and not yet connected to whom it is for: rules did not look at who sends it."""
+        session = self._sessions.get((client, asked))
+        if session is not None:
+            session.forward(view, len(view))
+        else:
+            self._counts.lost += 1
 
     def _begin(self, key: Key, target: Target, client: Address, asked: Address) -> Session:
         if len(self._sessions) >= self._limits.sessions:
             self._evict()
-        session = Session(self, key, target, client, asked)
-        self._speak(session)
+        session = Session(self, key, target, client, asked, self._speakers.take(key.family, asked))
         self._number += 1
         session.number, session.began, session.used = self._number, self.now, self.now
         self._sessions[client, asked] = session
         self._of.setdefault(key, {})[session] = None
         return session
 
-    def _speak(self, session: Session) -> None:
-        """Gives a session the address that was asked. Raises OSError."""
-        client, asked, family = session.client, session.asked, session.key.family
+    def _house(self, session: Session) -> None:
+        """Gives a session that lasts a socket of its own, if there is one to be had."""
         try:
-            sock = to_client(asked, client)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            if family not in self._answerers:
-                self._answerers[family] = Answerer(family)
-            session.answer_by(self._answerers[family].towards(client, asked))
-        else:
+            sock = session.speaker.own_socket(session.client)
+        except OSError:  # tried again while it lasts
+            return
+        if sock is not None:
             session.speak(sock)
             self._poller.add(sock.fileno(), select.EPOLLIN, session.from_client)
 
@@ -355,6 +362,7 @@ class UdpRelay:
         if not same:
             del self._of[session.key]
         self._large.pop(session, None)
+        self._speakers.leave(session.speaker, session.client_sock is not None)
         if session.client_sock is not None:
             self._poller.bury(session.client_sock.fileno(), session.client_sock)
 

@@ -18,6 +18,7 @@ from kproxy.relay.udp_sockets import Address
 
 if TYPE_CHECKING:
     from kproxy.relay.udp import UdpRelay
+    from kproxy.relay.udp_speakers import Speaker
 
 LARGEST = 65536  # more than a datagram can have
 SMALL = 2048  # datagrams below this are copied without asking how much is held already
@@ -32,12 +33,14 @@ class Session:
     __slots__ = (
         "answered", "asked", "began", "client", "client_recv", "client_send", "client_sock", "end", "end_recv", "end_send", "end_sock",
         "ended", "held", "key", "number", "received", "received_datagrams", "relay", "retries", "rows", "sent", "sent_datagrams",
-        "target", "told", "tried", "used", "young",
+        "speaker", "target", "told", "tried", "used", "young",
     )  # fmt: skip
 
-    def __init__(self, relay: UdpRelay, key: Key, target: Target, client: Address, asked: Address) -> None:
+    def __init__(
+        self, relay: UdpRelay, key: Key, target: Target, client: Address, asked: Address, speaker: Speaker
+    ) -> None:
         self.relay, self.key, self.target = relay, key, target
-        self.client, self.asked = client, asked
+        self.client, self.asked, self.speaker = client, asked, speaker
         self.number, self.began, self.used = 0, 0.0, 0.0
         self.sent = self.received = self.sent_datagrams = self.received_datagrams = self.retries = 0
         self.told = [0, 0, 0, 0]  # what of the first four is in `rows`
@@ -45,21 +48,18 @@ class Session:
         self.held: bytes | None = None  # the last datagram of the client, while it is unanswered
         self.tried: list[End] = []  # endpoints that reported an error since one answered
         self.answered = self.ended = False
-        self.young = True
-        self.client_sock: socket.socket | None = None
-        self.client_send: Callable[[memoryview], int]
+        self.young = False
+        self.client_sock: socket.socket | None = None  # of its own; without one, datagrams come by the listener
+        self.client_send: Callable[[memoryview], int] = speaker.send(client)
         self.client_recv: Callable[[bytearray], int]
         self.end: End | None = None
         self.end_sock: socket.socket
         self.end_send: Callable[[memoryview | bytes], object] = self._choose
 
     def speak(self, sock: socket.socket) -> None:
-        """The client's side. While the session is young every sender is looked at: some datagrams came before the socket was connected."""
+        """The client has its own socket. While it is young every sender is looked at: some datagrams came before it was connected."""
         self.client_sock, self.client_recv, self.client_send = sock, self._receive_from_anybody, sock.send
-
-    def answer_by(self, send: Callable[[memoryview], int]) -> None:
-        """The client's side without a socket of its own: its datagrams go on coming to the listener."""
-        self.client_sock, self.client_send, self.young = None, send, False
+        self.young = True
 
     def use(self, end: End, sock: socket.socket, *rows: Row) -> None:
         """`end` is the endpoint from now on, by this socket; what passes is added to `rows`."""
@@ -86,7 +86,7 @@ class Session:
             raise BlockingIOError
         size, peer = self.client_sock.recvfrom_into(buffer)
         if peer != self.client:
-            self.relay.arrived(self.key.entry, self.key.family, self.asked, peer, WHOLE[:size])
+            self.relay.strayed(self.asked, peer, WHOLE[:size])
             raise BlockingIOError
         return size
 

@@ -8,9 +8,11 @@ import select
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from kproxy.relay import udp_speakers
 from kproxy.relay.counts import BEGAN, LOST, OPEN, RECEIVED, RECEIVED_DATAGRAMS, SENT, SENT_DATAGRAMS
 from kproxy.relay.udp_sockets import Address
 from tests.packet.udp_ground import (
@@ -28,6 +30,7 @@ from tests.packet.udp_ground import (
     scene,
     until,
 )
+from tests.support.netns import run
 
 
 @pytest.fixture(params=[FOUR, SIX], ids=lambda family: family.name)
@@ -78,8 +81,9 @@ def test_the_largest_datagrams_pass(ground: Ground) -> None:
         words = random.Random(7).randbytes(ground.family.largest)
         with relaying(ground, ground.target(0)), Pod(ground, 0) as pod, ground.client() as client:
             pod.number = b""
-            for size in (1, 2047, 2048, ground.family.largest):
-                assert await asked(client, words[:size]) == words[:size]
+            for _ in range(5):  # by the listener, then by a socket of its own
+                for size in (1, 2047, 2048, ground.family.largest):
+                    assert await asked(client, words[:size]) == words[:size]
 
     scene(play)
 
@@ -94,7 +98,7 @@ def test_a_port_that_somebody_else_holds_on_every_address(ground: Ground) -> Non
         with stranger, relaying(ground, ground.target(0)) as worker, Pod(ground, 0) as pod, ground.client() as client:
             stranger.bind(("", PORT))
             pod.number = b""
-            for size in (0, 1, 1400, 2048, ground.family.largest):
+            for size in (0, 1, 1400, 2048, ground.family.largest, *range(20)):
                 assert await asked(client, words[:size]) == words[:size]
             with ground.client(ground.family.clients[1]) as another:
                 assert await asked(another, b"mine") == b"mine"
@@ -149,27 +153,74 @@ def test_every_client_gets_its_own_answers(ground: Ground) -> None:
     scene(play)
 
 
-def test_datagrams_of_others_before_a_socket_is_connected(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between bind and connect a new socket gets what anybody sends to that address: it goes to the sender's own session."""
+def _descriptors() -> int:
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
+def _own_sockets(ground: Ground) -> int:
+    """Sockets of the node with the Service's port that are connected to a client."""
+    text = run(ground.node, "cat", "/proc/net/udp" + ("6" if ground.family is SIX else ""))
+    ends = [line.split()[1:3] for line in text.splitlines()[1:]]
+    return sum(local.endswith(f":{PORT:04X}") and remote[-5:] not in (":0000", ":0009") for local, remote in ends)
+
+
+def test_what_lasts_gets_a_socket_of_its_own(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After two seconds, or sixteen datagrams; so many of an address at the most. The others are served all the same."""
 
     async def play() -> None:
+        monkeypatch.setattr(udp_speakers, "_OWN", 2)
+        before = _descriptors()
         with relaying(ground, ground.target(0)) as worker, Pod(ground, 0), contextlib.ExitStack() as rest:
+            once, busy, slow, late = (rest.enter_context(ground.client()) for _ in range(4))
+            assert await asked(once) == await asked(slow) == b"0 ?"
+            for number in range(20):
+                assert await asked(busy, b"%d" % number) == b"0 %d" % number
+            assert _own_sockets(ground) == 1
+            worker.sweep(3)
+            for client in (busy, slow):
+                assert await asked(client) == b"0 ?"
+            worker.sweep()
+            assert _own_sockets(ground) == 2 and worker.relay.open == 3
+            for number in range(20):
+                assert await asked(late, b"%d" % number) == b"0 %d" % number
+            for client in (once, busy, slow):
+                assert await asked(client) == b"0 ?"
+            assert _own_sockets(ground) == 2 and worker.row(BEGAN) == 4
+            worker.sweep(130)
+            assert worker.relay.open == _own_sockets(ground) == 0
+        assert _descriptors() == before
+
+    scene(play)
+
+
+def test_datagrams_of_others_before_a_socket_is_connected(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between bind and connect a new socket gets what anybody sends to that address, and rules do not look at who does.
+
+    It goes to the sender's own session, which rules let in before, or nowhere.
+    """
+
+    async def play() -> None:
+        with relaying(ground, ground.target(0)) as worker, Pod(ground, 0) as pod, contextlib.ExitStack() as rest:
             first, second = (rest.enter_context(ground.client(address)) for address in ground.family.clients)
+            stranger = rest.enter_context(ground.client())
 
             class Slow(socket.socket):
                 def connect(self, address: Address) -> None:  # type: ignore[override]
-                    if self.getsockname()[1] == PORT:
+                    if self.getsockname()[1] == PORT and address == first.getsockname():
                         monkeypatch.undo()
-                        second.send(b"between")
-                        second.send(b"and again")
-                        assert select.select([self], [], [], 10)[0], "it is in this socket's queue"
+                        for sender, words in ((stranger, b"let me in"), (second, b"between"), (second, b"and again")):
+                            sender.send(words)
+                            assert select.select([self], [], [], 10)[0], "it is in this socket's queue"
                     super().connect(address)
 
+            assert await asked(second) == b"0 ?"
             monkeypatch.setattr(socket, "socket", Slow)
-            assert await asked(first) == b"0 ?"
+            for number in range(20):
+                assert await asked(first, b"%d" % number) == b"0 %d" % number
             assert {await heard(second), await heard(second)} == {b"0 between", b"0 and again"}
-            assert worker.relay.open == 2
-            assert {flow.sent for flow in worker.relay.flows(10)} == {1, 16}
+            assert worker.relay.open == 2 and worker.counts.lost == 1
+            assert b"let me in" not in {data for data, _ in pod.heard}
+            assert await asked(first) == b"0 ?"
 
     scene(play)
 

@@ -80,6 +80,11 @@ class Ground:
         ends = tuple((self.family.pods[pod], ENDS) for pod in pods)
         return Target(name=NAME, family=self.family.name, protocol="UDP", endpoints=ends, **rest)  # type: ignore[arg-type]
 
+    @property
+    def second(self) -> str:
+        """Another address of Services."""
+        return "10.96.0.11" if self.family is FOUR else "fd00:10:96::b"
+
     def key(self, address: str = "") -> Key:
         return Key(INSIDE, self.family.name, "UDP", address or self.family.asked, PORT)
 
