@@ -38,7 +38,7 @@ class Counts:
     shed: int = 0  # refused because there was no room: connections, or descriptors
     unknown: int = 0  # went to a destination that the table does not have; reset
     hedged: int = 0  # times that an endpoint was tried beside another that was silent
-    lost: int = 0  # UDP datagrams of nobody's session that came to a socket in the moment of its making
+    strayed: int = 0  # UDP datagrams of nobody's session that came to a socket in the moment of its making
     evicted: int = 0  # UDP sessions that ended to make room for another
 
     def service(self, name: str) -> Row:

@@ -21,6 +21,7 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Protocol
 
 from kproxy.relay.counts import BEGAN, FAILED, GAVE_UP, LOST, OPEN, RETRIES, Counts
@@ -109,28 +110,30 @@ class UdpRelay:
 
     def flows(self, limit: int) -> list[Flow]:
         """What is open, the oldest first, at most `limit`."""
-        found: list[Flow] = []
-        for session in self._sessions.values():
-            if len(found) >= limit:
-                break
-            found.append(
-                Flow(
-                    worker=os.getpid(),
-                    number=session.number,
-                    protocol="UDP",
-                    client=_text(session.client),
-                    virtual=_text(session.asked),
-                    service=session.target.name,
-                    endpoint=_text(session.end) if session.end is not None else "",
-                    source=_text(session.end_sock.getsockname()) if session.end is not None else "",
-                    began=self._wall + session.began,
-                    sent=session.sent,
-                    received=session.received,
-                    retries=session.retries,
-                    state="open" if session.end is not None else "connecting",
-                )
-            )
-        return found
+        return [*self.each_flow(limit)]
+
+    def each_flow(self, limit: int) -> Iterator[Flow]:
+        """As `flows`, one after the other; between two of them sessions may come and go."""
+        for session in [*islice(self._sessions.values(), max(0, limit))]:
+            if self._sessions.get((session.client, session.asked)) is session:
+                yield self._flow(session)
+
+    def _flow(self, session: Session) -> Flow:
+        return Flow(
+            worker=os.getpid(),
+            number=session.number,
+            protocol="UDP",
+            client=_text(session.client),
+            virtual=_text(session.asked),
+            service=session.target.name,
+            endpoint=_text(session.end) if session.end is not None else "",
+            source=_text(session.end_sock.getsockname()) if session.end is not None else "",
+            began=self._wall + session.began,
+            sent=session.sent,
+            received=session.received,
+            retries=session.retries,
+            state="open" if session.end is not None else "connecting",
+        )
 
     def close_listeners(self) -> None:
         """Takes no more clients; sessions go on."""
@@ -211,7 +214,7 @@ class UdpRelay:
         if session is not None:
             session.forward(view, len(view))
         else:
-            self._counts.lost += 1
+            self._counts.strayed += 1
 
     def _begin(self, key: Key, target: Target, client: Address, asked: Address) -> Session:
         if len(self._sessions) >= self._limits.sessions:
@@ -242,7 +245,6 @@ class UdpRelay:
 
     def _make_room(self, then: Callable[[], None]) -> None:
         """There is no descriptor left: the oldest sessions give up theirs, which are free when this turn of the poller is over."""
-        self._counts.shed += 1
         self._evict()
         self._poller.again(then)
 

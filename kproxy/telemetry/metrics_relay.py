@@ -62,6 +62,7 @@ _WORKERS = {
     "ejections": ("ejections", "times that a worker left out an endpoint after repeated failure"),
     "handler_failures": ("handler_failures", "faults of the relay's own code, each of which ended one connection"),
     "evicted": ("udp_evicted_sessions", "UDP sessions that ended to make room for another"),
+    "strayed": ("udp_stray_datagrams", "UDP datagrams of no session that came to a socket in the moment of its making"),
 }
 
 
