@@ -69,6 +69,11 @@ class Connecting:
         self.tries = 0
         self.done = False
 
+    @property
+    def open(self) -> bool:
+        """Whether it still waits for an endpoint."""
+        return not self.done
+
     def advance(self, now: float) -> None:
         """Tries endpoints until one has accepted or does not answer at once. None is left: waits for those that are on their way.
 

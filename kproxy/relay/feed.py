@@ -42,7 +42,7 @@ class Obeys(Protocol):
     def everything(self) -> Iterator[bytes]:
         """Frames that tell a controller that is new what the worker knows."""
 
-    def flows(self, limit: int) -> tuple[list[Flow], int]:
+    async def flows(self, limit: int) -> tuple[list[Flow], int]:
         """What is open, at most `limit`, and how much is open."""
 
 
@@ -123,7 +123,7 @@ class Feed:
                 worker.led(ports)
             case AskFlows(question=question, limit=limit):
                 began = time.monotonic()
-                flows, total = worker.flows(limit)
+                flows, total = await worker.flows(limit)
                 log.debug("Flows", extra=fields(count=len(flows), seconds=time.monotonic() - began))
                 for frame in channel.flows_frames(question, flows, total):
                     self.say(frame)
