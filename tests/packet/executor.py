@@ -28,6 +28,7 @@ class Executor:
     """One variant's rules on one bed."""
 
     mode = IPT  # of the flows that are tried
+    silence_s = SILENCE_S
 
     def __init__(self, bed: Bed, variant: Variant, settings: IptablesSettings | None = None) -> None:
         self.bed = bed
@@ -70,6 +71,12 @@ class Executor:
         ]
 
     def _flow(self, flow: Flow, landed: defaultdict[str, set[str]]) -> list[str]:
+        results = self._results(flow)
+        if flow.sticky:
+            landed[flow.sticky] |= {result.by for result in results if isinstance(result, Answered)}
+        return self._judge(flow, results)
+
+    def _results(self, flow: Flow) -> list[Result]:
         expect = flow.expect
         silent = expect.outcome is Outcome.DROP
         count = max(flow.connections, 40 if len(expect.endpoints) > 1 and not flow.sticky else 3)
@@ -79,12 +86,12 @@ class Executor:
         if flow.input_drop:
             self._input_policy(flow, "DROP")
         with self.bed.at(flow.source):
-            results = probe(flow.protocol, flow.source.address, flow.to, count, SILENCE_S if silent else PATIENCE_S)
+            results = probe(
+                flow.protocol, flow.source.address, flow.to, count, self.silence_s if silent else PATIENCE_S
+            )
         if flow.input_drop:
             self._input_policy(flow, "ACCEPT")
-        if flow.sticky:
-            landed[flow.sticky] |= {result.by for result in results if isinstance(result, Answered)}
-        return self._judge(flow, results)
+        return results
 
     def _input_policy(self, flow: Flow, policy: str) -> None:
         tool = "ip6tables" if ":" in flow.to[0] else "iptables"

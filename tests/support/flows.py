@@ -109,6 +109,7 @@ def either(*endpoints: str) -> Expect:
 
 IPT, NFT = "ipt", "nft"
 ALL_MODES = frozenset({IPT, NFT})
+USERSPACE = "userspace"  # tries the flows of IPT; what it does otherwise: tests/packet/userspace_differences.py
 
 
 @dataclass(frozen=True)

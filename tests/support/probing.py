@@ -11,8 +11,9 @@ import selectors
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from kproxy.model.names import Protocol
 from tests.support.answering import SCTP
@@ -143,12 +144,22 @@ def probe(protocol: Protocol, source: str, to: tuple[str, int], count: int, time
     results: list[Result] = []
     while len(results) < count:
         many = min(_AT_ONCE, count - len(results))
-        results += _round(lambda: _Probe(protocol, source, to), many, timeout_s)
+        results += _round([partial(_Probe, protocol, source, to)] * many, timeout_s)
     return results
 
 
-def _round(make: Callable[[], _Probe], count: int, timeout_s: float) -> list[Result]:
-    probes = [make() for _ in range(count)]
+def probe_each(protocol: Protocol, sources: Iterable[str], to: tuple[str, int], timeout_s: float) -> list[Result]:
+    """One fresh connection from each of `sources`, in their order."""
+    left = [*sources]
+    results: list[Result] = []
+    while left:
+        batch, left = left[:_AT_ONCE], left[_AT_ONCE:]
+        results += _round([partial(_Probe, protocol, source, to) for source in batch], timeout_s)
+    return results
+
+
+def _round(makers: Iterable[Callable[[], _Probe]], timeout_s: float) -> list[Result]:
+    probes = [make() for make in makers]
     with selectors.DefaultSelector() as selector:
         waiting = 0
         for item in probes:

@@ -33,7 +33,7 @@ from tests.support.netns import Namespace
 T = TypeVar("T")
 
 PORTS = (10270, 10271)
-_LIMIT_S = 60.0
+_LIMIT_S = 30.0
 
 
 class Relaying:
@@ -185,7 +185,14 @@ class Relaying:
         )
 
     def _start(self, number: int) -> subprocess.Popen[str]:
-        command = [*self.prefix, sys.executable, "-m", "kproxy.relay.worker", "--channel", str(self.folder / "relay.sock")]
+        command = [
+            *self.prefix,
+            sys.executable,
+            "-m",
+            "kproxy.relay.worker",
+            "--channel",
+            str(self.folder / "relay.sock"),
+        ]
         command += ["--ports", ",".join(map(str, PORTS)), "--name", f"kproxy-relay-{number}"]
         with self.node.entered():
             return subprocess.Popen([*command, "--parent", str(os.getpid())], stderr=subprocess.PIPE, text=True)
