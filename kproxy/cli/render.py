@@ -1,8 +1,8 @@
-"""`kproxy render`: the iptables rules that a node would get for the objects in files, or that the kproxy of this node wants.
+"""`kproxy render`: the rules that a node would get for the objects in files, or that the kproxy of this node wants.
 
 In: manifests and a node, or nothing. Out: input for `iptables-restore --noflush` (and `ip6tables-restore`) with the jumps as inserts,
-or JSON with every rule taken apart. On files it needs neither cluster nor root: files → snapshot → resolve → compile → text, all of it
-pure.
+or JSON with every rule taken apart; in mode userspace input for `nft -f`, or JSON with the elements. On files it needs neither cluster
+nor root: files → snapshot → resolve → compile → text, all of it pure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from kproxy.backends.iptables.compile import compile_ruleset
 from kproxy.backends.iptables.matches import Match, Target
 from kproxy.backends.iptables.rules import Rule
 from kproxy.backends.iptables.ruleset import FamilyRuleset, Ruleset, render
-from kproxy.cli.options import files_argument, node_options, output_option, read_node, report
+from kproxy.backends.userspace.compile import compile_family, frame_of
+from kproxy.backends.userspace.plan import render as render_table
+from kproxy.backends.userspace.settings import UserspaceSettings
+from kproxy.cli.options import NodeView, files_argument, node_options, output_option, read_node, report
 from kproxy.model.desired import DesiredState
 from kproxy.model.names import Family
 from kproxy.model.resolve import resolve_with_problems
@@ -37,7 +40,7 @@ _TOOLS = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 @output_option
 @node_options
 def command(files: Sequence[str], family: str, output: str, **flags: object) -> None:
-    """The iptables rules for manifests, without cluster or root; without a FILE, those of the kproxy that runs here.
+    """The rules for manifests, without cluster or root; without a FILE, those of the kproxy that runs here.
 
     \b
     Examples:
@@ -48,15 +51,41 @@ def command(files: Sequence[str], family: str, output: str, **flags: object) -> 
     """
     node = read_node(files, flags)
     resolved = resolve_with_problems(node.snapshot, node.settings)
-    ruleset = compile_ruleset(resolved.desired, node.iptables)
     families = _families(family, resolved.desired)
     report(node, resolved.problems)
+    if node.mode == "userspace":
+        _userspace(node, resolved.desired, families, as_json=output == "json")
+        return
+    ruleset = compile_ruleset(resolved.desired, node.iptables)
     if output == "json":
         click.echo(json.dumps(as_json(node.settings.name, ruleset, families), indent=2))
         return
     for each in families:
         click.echo(f"# {_TOOLS[each]}-restore --noflush: node {node.settings.name}, {each.value}")
         click.echo(render(ruleset.of(each)), nl=False)
+
+
+def _userspace(node: NodeView, desired: DesiredState, families: Sequence[Family], *, as_json: bool) -> None:
+    """The tables that lead to the relay, with the listeners' ports as they are before workers have told theirs."""
+    chosen = node.userspace
+    settings = UserspaceSettings(mark_bit=chosen.mark_bit, routing_table=chosen.routing_table, notrack=chosen.notrack)
+    rulesets = {}
+    for family in families:
+        state = desired.of(family)
+        rulesets[family] = compile_family(state, frame_of(state, settings, settings.ports))
+    if as_json:
+        found = {
+            family.value: {
+                name: [{"key": key, **element._asdict()} for key, element in sorted(elements.items())]
+                for name, elements in ruleset.elements.items()
+            }
+            for family, ruleset in rulesets.items()
+        }
+        click.echo(json.dumps({"node": node.settings.name, "families": found}, indent=2))
+        return
+    for family, ruleset in rulesets.items():
+        click.echo(f"# nft -f: node {node.settings.name}, {family.value}")
+        click.echo(render_table(ruleset), nl=False)
 
 
 def _families(wanted: str, desired: DesiredState) -> tuple[Family, ...]:

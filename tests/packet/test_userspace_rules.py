@@ -18,7 +18,9 @@ from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.variant import Variant
 from kproxy.backends.userspace import kernel, routing
 from kproxy.backends.userspace.guard import UserspaceGuard
+from kproxy.backends.userspace.ruleset import Element
 from kproxy.backends.userspace.settings import UserspaceSettings
+from kproxy.errors import ApplyError
 from kproxy.model.desired import NodeSettings
 from kproxy.model.names import Family
 from tests.packet.entered import Ground
@@ -434,6 +436,38 @@ def test_a_restart_writes_rules_and_no_element(ground: Ground) -> None:
     report = ground.bring(*objects)
     assert (report.rules_written, report.chains_deleted) == (0, 3)
     assert ground.ask(P, (CLUSTER_IP, 80)) == _entered("inside", (CLUSTER_IP, 80), P)
+
+
+def test_what_the_kernel_refuses_costs_one_service(ground: Ground) -> None:
+    """It is found by halves, named, and left out until it changes; a removal or a busy kernel is tried again instead."""
+    many = [
+        made for n in range(9) for made in (svc(f"172.30.1.{n}", name=f"s{n}"), slice_(ep("10.180.0.1"), of=f"s{n}"))
+    ]
+    ground.bring()
+    assert ground.applied is not None
+    backend, desired = ground.backend, ground.desired(*many)
+    wanted = backend.compile(desired)
+    spoilt = {
+        key: (e if "s5:" not in e.comment else e._replace(verdict="goto bad("))
+        for key, e in wanted.ipv4.elements["destinations"].items()
+    }
+    four = replace(wanted.ipv4, elements={**wanted.ipv4.elements, "destinations": spoilt})
+    with ground.node.entered():
+        report = asyncio.run(backend.apply(backend.plan(ground.applied, replace(wanted, ipv4=four))))
+    assert [problem.name for problem in report.problems] == ["ns1/s5:p80"]
+    assert report.problems == backend.refused
+    assert len(ground.observe().ipv4.elements["destinations"]) == 8
+    assert len(backend.compile(desired).ipv4.elements["destinations"]) == 8
+    for n, source in ((0, P), (8, H)):
+        to = (f"172.30.1.{n}", 80)
+        assert ground.ask(source, to) == _entered("inside", to, source)
+    changed = ground.desired(*many, svc("172.30.1.5", name="s5", ports=[port(81, "p80")]))
+    assert len(backend.compile(changed).ipv4.elements["destinations"]) == 9 and not backend.refused
+    ground.applied = ground.observe()
+    with ground.node.entered(), pytest.raises(ApplyError) as failed:
+        gone = replace(ground.applied.ipv4, elements={"destinations": {"9.9.9.9 . tcp . 9": Element("drop", "")}})
+        asyncio.run(backend.apply(backend.plan(replace(ground.applied, ipv4=gone), ground.applied)))
+    assert failed.value.retryable
 
 
 def test_a_table_of_another_version_is_made_anew(ground: Ground) -> None:

@@ -8,9 +8,10 @@ elements compare as they are. Bytes that make no sense raise ValueError; the ker
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, summarize_address_range
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec
 
 from kproxy.backends.userspace.names import TABLE
 from kproxy.backends.userspace.rules import Hook, SetKind
@@ -41,6 +42,22 @@ _PROTOCOLS = {6: "tcp", 17: "udp"}
 _VERDICT_TYPE = 0xFFFFFF00
 _DROP_CODE, _JUMP_CODE, _GOTO_CODE = 0, -3, -4
 _COMMENT = 0  # NFTNL_UDATA_SET_ELEM_COMMENT, whose data begins with its length in an octet
+
+
+_P = ParamSpec("_P")
+
+
+def _sensible(read: Callable[_P, bool]) -> Callable[_P, bool]:
+    """What is missing or too short is a ValueError."""
+
+    @wraps(read)
+    def reading(*args: _P.args, **kwargs: _P.kwargs) -> bool:
+        try:
+            return read(*args, **kwargs)
+        except (LookupError, struct.error) as error:
+            raise ValueError(f"nf_tables: a message without sense: {error!r}") from error
+
+    return reading
 
 
 class InterruptedDumpError(ValueError):
@@ -101,6 +118,7 @@ def read_generation(datagram: bytes) -> int:
     raise ValueError("no generation in the answer")
 
 
+@_sensible
 def read_chains(datagram: bytes, chains: dict[str, Hook | None]) -> bool:
     """Adds our chains of one datagram of a dump; whether the dump is at its end. hook: by its number in the kernel."""
     for kind, body in _messages(datagram):
@@ -121,6 +139,7 @@ def read_chains(datagram: bytes, chains: dict[str, Hook | None]) -> bool:
 _HOOK_NAMES = dict(enumerate(("prerouting", "input", "forward", "output", "postrouting")))
 
 
+@_sensible
 def read_sets(datagram: bytes, kinds: dict[str, SetKind]) -> bool:
     """Adds the sets of our table in one datagram of a dump, anonymous ones left out; whether the dump is at its end."""
     for kind, body in _messages(datagram):
@@ -156,6 +175,7 @@ def _key_types(number: int) -> tuple[str, ...]:
     return tuple(reversed(parts))
 
 
+@_sensible
 def read_rules(datagram: bytes, rules: list[Rules]) -> bool:
     """Adds the rules of our table in one datagram of a dump, in their order; whether the dump is at its end."""
     for kind, body in _messages(datagram):
@@ -167,6 +187,7 @@ def read_rules(datagram: bytes, rules: list[Rules]) -> bool:
     return False
 
 
+@_sensible
 def read_elements(datagram: bytes, kind: SetKind, elements: dict[str, Element]) -> bool:
     """Adds the elements of a set of this kind in one datagram of a dump; whether the dump is at its end."""
     for message, body in _messages(datagram):

@@ -167,6 +167,16 @@ def _element(key: str, element: Element) -> str:
     return f"{key}{comment} : {element.verdict}" if element.verdict else f"{key}{comment}"
 
 
+def render(ruleset: FamilyRuleset) -> str:
+    """The whole table as input of `nft -f`, an element a line, in order."""
+    place = f"{names.NFT_FAMILY[ruleset.family]} {names.TABLE}"
+    lines = [frame_text(ruleset.frame)] if ruleset.frame is not None else []
+    for name in names.SETS:
+        found = ruleset.elements.get(name, _NOTHING)
+        lines += [f"add element {place} {name} {{ {_element(key, found[key])} }}\n" for key in sorted(found)]
+    return "".join(lines)
+
+
 def halves(changes: tuple[Change, ...]) -> tuple[tuple[Change, ...], ...]:
     """To find what the kernel refuses; () when only one destination is left."""
     middle = len(changes) // 2
