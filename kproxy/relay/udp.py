@@ -13,6 +13,7 @@ one: another gets the last datagram that was not answered, or whichever comes ne
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import heapq
 import os
@@ -228,6 +229,8 @@ class UdpRelay:
 
     def _house(self, session: Session) -> None:
         """Gives a session that lasts a socket of its own, if there is one to be had."""
+        if session.ended:  # of those that were idle for longest, to make room for itself
+            return
         try:
             sock = session.speaker.own_socket(session.client)
         except OSError:  # tried again while it lasts
@@ -364,14 +367,21 @@ class UdpRelay:
         if not same:
             del self._of[session.key]
         self._large.pop(session, None)
-        self._speakers.leave(session.speaker, session.client_sock is not None)
-        if session.client_sock is not None:
-            self._poller.bury(session.client_sock.fileno(), session.client_sock)
+        own = session.client_sock
+        self._speakers.leave(session.speaker, own is not None)
+        if own is not None:
+            self._poller.bury(own.fileno(), own)
+        session.forget()
 
     def _lost(self, session: Session, error: OSError) -> None:
-        self._counts.service(session.target.name)[LOST] += 1
+        """A datagram was not taken, and nobody is to blame; one that was too large for the way is cut now that its size is known."""
         if error.errno == errno.EMSGSIZE and session.end is not None:
             clear_errors(session.end_sock)
+            if session.held is not None:
+                with contextlib.suppress(OSError):
+                    session.end_send(session.held)
+                    return
+        self._counts.service(session.target.name)[LOST] += 1
 
     def _count(self, session: Session, end: End, column: int, by: int = 1) -> None:
         self._counts.service(session.target.name)[column] += by

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from select import EPOLLERR
 from typing import TYPE_CHECKING
 
 from kproxy.relay.counts import RECEIVED, RECEIVED_DATAGRAMS, SENT, SENT_DATAGRAMS, Row
 from kproxy.relay.targets import End, Key, Target
-from kproxy.relay.udp_sockets import Address
+from kproxy.relay.udp_sockets import Address, clear_errors
 
 if TYPE_CHECKING:
     from kproxy.relay.udp import UdpRelay
@@ -25,6 +26,10 @@ SMALL = 2048  # datagrams below this are copied without asking how much is held 
 BUFFER = bytearray(LARGEST)  # of the whole process: what is read is sent on, or copied, before the next read
 WHOLE = memoryview(BUFFER)
 VIEWS = tuple(WHOLE[:size] for size in range(SMALL))  # cutting a view costs more than finding it
+
+
+def _nobody(_: object) -> int:
+    return 0
 
 
 class Session:
@@ -69,6 +74,10 @@ class Session:
     def unuse(self) -> None:
         """No endpoint: the client's next datagram finds one."""
         self.end, self.end_send, self.answered, self.rows = None, self._choose, False, ()
+
+    def forget(self) -> None:
+        """It is over: what refers to itself goes, so that memory is free without the garbage collector, which comes rarely."""
+        self.end_send = self.client_recv = _nobody
 
     def _choose(self, view: memoryview | bytes) -> None:
         if self.held is None:  # a large one, of very many
@@ -119,12 +128,14 @@ class Session:
         except OSError as error:
             self.relay.not_sent(self, error)
 
-    def from_endpoint(self, _: int) -> None:
+    def from_endpoint(self, events: int) -> None:
         """A datagram of the endpoint is there, or an error of one that was sent to it."""
         receive = self.end_recv
         try:
             size = receive(BUFFER)
         except BlockingIOError:
+            if events & EPOLLERR:  # details of an error that was told; epoll goes on about them until they are read
+                clear_errors(self.end_sock)
             return
         except OSError as error:
             self.relay.not_sent(self, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import select
 import socket
@@ -14,6 +15,8 @@ import pytest
 
 from kproxy.relay import udp_speakers
 from kproxy.relay.counts import BEGAN, LOST, OPEN, RECEIVED, RECEIVED_DATAGRAMS, SENT, SENT_DATAGRAMS
+from kproxy.relay.targets import Table
+from kproxy.relay.udp_session import Session
 from kproxy.relay.udp_sockets import Address
 from tests.packet.udp_ground import (
     ENDS,
@@ -221,6 +224,24 @@ def test_datagrams_of_others_before_a_socket_is_connected(ground: Ground, monkey
             assert worker.relay.open == 2 and worker.counts.strayed == 1
             assert b"let me in" not in {data for data, _ in pod.heard}
             assert await asked(first) == b"0 ?"
+
+    scene(play)
+
+
+def test_sessions_that_are_over_leave_nothing(ground: Ground) -> None:
+    """Not even to the garbage collector, which a worker has come rarely."""
+
+    async def play() -> None:
+        with relaying(ground, ground.target(0)) as worker, Pod(ground, 0), contextlib.ExitStack() as rest:
+            clients = [rest.enter_context(ground.client()) for _ in range(5)]
+            for _ in range(20):
+                for client in clients:
+                    await asked(client)
+            gc.disable()
+            rest.callback(gc.enable)
+            assert sum(isinstance(one, Session) for one in gc.get_objects()) == 5
+            worker.relay.use(Table())
+            assert not any(isinstance(one, Session) for one in gc.get_objects())
 
     scene(play)
 

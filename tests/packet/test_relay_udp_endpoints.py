@@ -27,7 +27,7 @@ from tests.packet.udp_ground import (
     scene,
     until,
 )
-from tests.support.netns import run, sysctl
+from tests.support.netns import Namespace, ip, link, run, sysctl
 
 
 @pytest.fixture(params=[FOUR, SIX], ids=lambda family: family.name)
@@ -88,6 +88,32 @@ def test_an_unreachable_host_is_an_error_too(ground: Ground) -> None:
             for _ in range(4):
                 assert await asked(rest.enter_context(ground.client())) == b"0 ?"
             assert worker.row(FAILED) >= 1
+
+    scene(play)
+
+
+def test_a_way_that_is_narrower_than_it_seemed(ground: Ground) -> None:
+    """Its router says what fits (ICMP: fragmentation needed, packet too big); the datagram is sent again in parts, and none is lost."""
+
+    async def play() -> None:
+        with Namespace.new() as far:
+            six = ground.family is SIX
+            there = "fd00:98::9" if six else "10.98.0.9"
+            for space in (ground.pods, far):
+                sysctl(space, ipv4__ip_forward=1, ipv6__conf__all__forwarding=1, ipv6__conf__default__accept_dad=0)
+            link(ground.pods, "narrow", far, ["10.98.0.1/24", "fd00:98::1/112"], ["10.98.0.9/24", "fd00:98::9/112"])
+            ip(ground.pods, "link set narrow mtu 1280")
+            ip(far, "link set eth0 mtu 1280", "route add default via 10.98.0.1", "route add default via fd00:98::1")
+            run(ground.node, "ip", "-6" if six else "-4", "route", "add", there, "via", ground.family.pods[0])
+            target = replace(ground.target(0), endpoints=((there, ENDS),))
+            with (
+                relaying(ground, target) as worker,
+                Pod(ground, 0, space=far, address=there),
+                ground.client() as client,
+            ):
+                for words in (b"x" * 1400, b"y" * 1300, b"z" * 9000):
+                    assert await asked(client, words) == b"0 " + words
+                assert worker.row(FAILED) == worker.row(LOST) == 0
 
     scene(play)
 

@@ -161,12 +161,12 @@ def relaying(ground: Ground, target: Target, **rest: int) -> Iterator[Relay]:
 class Pod:
     """A UDP endpoint that answers with its number and what it was asked, and remembers who asked."""
 
-    def __init__(self, ground: Ground, number: int, answers: bool = True) -> None:
-        with ground.pods.entered():
+    def __init__(self, ground: Ground, number: int, space: Namespace | None = None, address: str = "") -> None:
+        with (space or ground.pods).entered():
             self.sock = socket.socket(ground.family.kind, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        self.sock.bind((ground.family.pods[number], ENDS))
-        self.number, self.answers = b"%d " % number, answers
+        self.sock.bind((address or ground.family.pods[number], ENDS))
+        self.number, self.answers = b"%d " % number, True
         self.heard: list[tuple[bytes, Address]] = []
         asyncio.get_running_loop().add_reader(self.sock, self._answer)
 
