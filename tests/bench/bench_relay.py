@@ -82,7 +82,7 @@ def measure(given: argparse.Namespace, stage: Ground, figures: Figures) -> None:
 
 def udp(given: argparse.Namespace, figures: Figures) -> None:
     """The rows of UDP, on a ground of their own."""
-    for found in udp_rows(given.seconds):
+    for found in udp_rows(given.seconds, first=given.first):
         way = Way.KPROXY if found.cpu_s is not None else Way.DIRECT
         figures.add(way, {"udp.rate": found.rate})
         if found.by_core is not None:

@@ -6,7 +6,7 @@ Two cores are enough: the worker has one, both ends share the other (tests/bench
 the table also says what one core of the worker would do: exchanges by second of its CPU time. CPU time is the process's (/proc/PID/stat);
 what the kernel does for a datagram belongs to who sends it.
 
-    python -m tests.bench.relay.udp [SECONDS]     below `unshare --net`, as root
+    python -m tests.bench.relay.udp [SECONDS] [--first]     below `unshare --net`, as root
 """
 
 from __future__ import annotations
@@ -79,9 +79,13 @@ def _spaces() -> Iterator[tuple[Namespace, Namespace, Namespace]]:
         yield node, client, pods
 
 
+def _placed(core: int, first: bool) -> list[str]:
+    return ["taskset", "-c", str(core), *(("chrt", "-r", "1") if first else ())]
+
+
 @contextmanager
-def _worker(node: Namespace, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    words = ["taskset", "-c", str(_WORKER_CORE), sys.executable, "-m", "kproxy.relay.worker"]
+def _worker(node: Namespace, folder: Path, first: bool) -> Iterator[subprocess.Popen[bytes]]:
+    words = [*_placed(_WORKER_CORE, first), sys.executable, "-m", "kproxy.relay.worker"]
     words += ["--channel", str(folder / "relay.sock"), "--ports", ",".join(map(str, _PORTS)), "--hand-over", "0.1"]
     with node.entered():
         process = subprocess.Popen([*words, "--verbosity", "0"])
@@ -97,19 +101,7 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) * _TICK_S
 
 
-def _asking(program: Path, space: Namespace, to: str, sessions: int, seconds: float, octets: int) -> dict[str, float]:
-    words = [
-        "taskset",
-        "-c",
-        str(_LOAD_CORE),
-        str(program),
-        "ask",
-        to,
-        str(_PORT),
-        str(sessions),
-        str(seconds),
-        str(octets),
-    ]
+def _asking(words: list[str], space: Namespace, seconds: float) -> dict[str, float]:
     with space.entered():
         done = subprocess.run(words, capture_output=True, check=True, timeout=seconds + 30)
     found: dict[str, float] = json.loads(done.stdout)
@@ -132,27 +124,31 @@ def _row(way: str, sessions: int, octets: int, told: dict[str, float], cpu_s: fl
     )
 
 
-async def _measured(folder: Path, program: Path, seconds: float, cases: list[tuple[int, int]]) -> list[Measured]:
+async def _measured(
+    folder: Path, program: Path, seconds: float, cases: list[tuple[int, int]], first: bool
+) -> list[Measured]:
     found: list[Measured] = []
+    load = [*_placed(_LOAD_CORE, first), str(program)]
     with _spaces() as (node, client, pods):
         with pods.entered():
             echo = subprocess.Popen(
-                ["taskset", "-c", str(_LOAD_CORE), str(program), "echo", _POD, str(_PORT)],
+                [*load, "echo", _POD, str(_PORT)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
         assert echo.stdin is not None and echo.stdout is not None and echo.stdout.readline()
         publisher = RelayPublisher(folder / "relay.sock")
         keeping = asyncio.ensure_future(publisher.keep())
-        with _worker(node, folder) as worker:
+        with _worker(node, folder, first) as worker:
             assert await publisher.workers(10)
             target = Target(name="bench/udp:udp", family="IPv4", protocol="UDP", endpoints=((_POD, _PORT),))
             await publisher.publish(Table({Key(INSIDE, "IPv4", "UDP", _ASKED, _PORT): target}))
             for sessions, octets in cases:
                 for way, to in (("direct", _POD), ("kproxy", _ASKED)):
-                    before, load = _cpu_s(worker.pid), _cpu_s(echo.pid)
-                    one = await asyncio.to_thread(_asking, program, client, to, sessions, seconds, octets)
-                    one["cpu_s"] += _cpu_s(echo.pid) - load
+                    before, echoed = _cpu_s(worker.pid), _cpu_s(echo.pid)
+                    words = [*load, "ask", to, *map(str, (_PORT, sessions, seconds, octets))]
+                    one = await asyncio.to_thread(_asking, words, client, seconds)
+                    one["cpu_s"] += _cpu_s(echo.pid) - echoed
                     cpu = _cpu_s(worker.pid) - before if way == "kproxy" else None
                     found.append(_row(way, sessions, octets, one, cpu))
         keeping.cancel()
@@ -163,23 +159,29 @@ async def _measured(folder: Path, program: Path, seconds: float, cases: list[tup
     return found
 
 
-def udp_rows(seconds: float = 10.0, cases: tuple[tuple[int, int], ...] = ((64, 64),)) -> list[Measured]:
-    """Measures each case (sessions, octets) directly and through the relay. Needs root below `unshare --net`, two cores and `cc`."""
+def udp_rows(
+    seconds: float = 10.0, cases: tuple[tuple[int, int], ...] = ((64, 64),), *, first: bool = False
+) -> list[Measured]:
+    """Measures each case (sessions, octets) directly and through the relay. Needs root below `unshare --net`, two cores and `cc`.
+
+    first: before everything else on the machine (SCHED_RR), if it is busy.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         program = folder / "udp"
         subprocess.run(["cc", "-O2", "-o", str(program), str(_SOURCE)], check=True)
-        return asyncio.run(_measured(folder, program, seconds, [*cases]))
+        return asyncio.run(_measured(folder, program, seconds, [*cases], first))
 
 
 def main() -> None:
     """Prints the table."""
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
+    arguments = [word for word in sys.argv[1:] if word != "--first"]
+    seconds = float(arguments[0]) if arguments else 10.0
     print(
         "| way | sessions | octets | exchanges/s | by second of the worker's CPU | ends' CPU µs | p50 µs | p99 µs | lost | wrong |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for one in udp_rows(seconds, ((64, 64), (1, 64), (64, 1400))):
+    for one in udp_rows(seconds, ((64, 64), (1, 64), (64, 1400)), first="--first" in sys.argv):
         core = f"{one.by_core:,.0f}" if one.by_core else "-"
         cells = [one.way, one.sessions, one.octets, f"{one.rate:,.0f}", core, f"{one.ends_us:.1f}"]
         cells += [f"{one.p50_us:.0f}", f"{one.p99_us:.0f}", one.lost, one.wrong]
