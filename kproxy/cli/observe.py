@@ -6,6 +6,7 @@ the flows that begin and end are told as they do. What must not happen here: a c
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -124,12 +125,17 @@ def _asker(daemon: Daemon, mode: str, wanted: Wanted) -> _Ask:
 def _tell(head: FlowsHead, found: list[FlowPage], output: str) -> None:
     if output == "json":
         for flow in found:
-            click.echo(msgspec.json.encode(flow))
+            click.echo(_json(msgspec.to_builtins(flow)))
     elif found:
         console().print(table(_COLUMNS, map(_row, found)))
     click.echo(f"kproxy: {_summary(head)}", err=True)
     if head.mode != "userspace" and found and not counts_octets():
         click.echo("kproxy: the kernel counts no octets of flows: sysctl net.netfilter.nf_conntrack_acct=1", err=True)
+
+
+def _json(flow: Mapping[str, object]) -> str:
+    """One line of ASCII: what a terminal would obey is escaped, C1 and directions of writing included."""
+    return json.dumps(flow, separators=(",", ":"))
 
 
 def _summary(head: FlowsHead) -> str:
@@ -186,7 +192,7 @@ def _watch(ask: _Ask, every: float, count: int | None, output: str) -> None:
         news += [("ended", flow) for key, flow in before.items() if key not in now]
         for event, flow in news:
             if output == "json":
-                click.echo(msgspec.json.encode({"event": event, **msgspec.to_builtins(flow)}))
+                click.echo(_json({"event": event, **msgspec.to_builtins(flow)}))
             else:
                 click.echo(plain(line(event, flow)))
             told += 1

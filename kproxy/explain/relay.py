@@ -195,7 +195,7 @@ def _differs(target: Target) -> Iterator[str]:
         yield "clients are accepted before an endpoint is: where the kernel would pass on a refusal, they see a connection that is reset"
         yield "an endpoint that does not answer costs a client nothing but time: the kernel sends it there until readiness changes"
     else:
-        yield "flows live in the relay and not in conntrack: its tools do not show them, its table cannot be full of them"
+        yield "which endpoint a session has is known to the relay and not to conntrack, whose tools show the client's side alone"
     if target.affinity_s:
         yield "affinity agrees between nodes and remembers 100,000 clients; the kernel's rules remember 100 for each endpoint"
     yield "while no relay worker runs, new connections wait for one (a SYN is sent again after 1 s); kernel rules need nobody"
