@@ -24,6 +24,7 @@ class Row:
     least: float | None = None
     most: float | None = None
     below: float | None = None  # an absolute goal, in `unit`
+    above: float | None = None  # likewise
 
     def goal(self) -> str:
         """In words."""
@@ -31,6 +32,8 @@ class Row:
             return f">= {self.least:g} x HAProxy"
         if self.most is not None:
             return f"<= {self.most:g} x HAProxy"
+        if self.above is not None:
+            return f">= {self.above:,g} {self.unit}".strip()
         return "" if self.below is None else f"< {self.below:g} {self.unit}".strip()
 
     def met(self, median: Median) -> bool | None:
@@ -38,6 +41,8 @@ class Row:
         ours, theirs = median(Way.KPROXY), median(Way.HAPROXY)
         if ours is None:
             return None
+        if self.above is not None:
+            return ours * self.scale >= self.above
         if self.below is not None:
             return ours * self.scale < self.below
         if theirs is None or (self.least is None and self.most is None):
@@ -63,8 +68,8 @@ ROWS = (
     Row("dead.slowest", "… slowest", "ms", 1e3),
     Row("dead.waited", "… requests that waited for it", ""),
     Row("dead.late", "… of those in the second half (ejected; probes)", "", below=10),
-    Row("udp.rate", "UDP question and answer, 64 sessions", "/s"),
-    Row("udp.core", "… for a second of the worker's CPU", "/s", below=None),
+    Row("udp.rate", "UDP question and answer, 64 sessions", "/s", above=60_000),
+    Row("udp.core", "… for a second of the worker's CPU", "/s"),
 )  # fmt: skip
 
 
