@@ -48,6 +48,7 @@ MOST_WORKERS = 512  # connections to the socket; a node has one worker for each 
 _LOOK_S, _TURNS = 1.0, 5  # affinity: the file is looked at each second and written in every fifth
 _PUBLISH_S = 1.0
 _ANSWER_S = 1.0
+_SILENT_S = 10.0
 _PATIENCE_S = 10.0
 _WAITING_STAYS = 50_000  # for one worker that does not read; what is above is not told to it
 
@@ -62,6 +63,8 @@ class _Session:
         self.sent_number = 0
         self.held = 0
         self.lags = False
+        self.heard = 0.0  # monotonic seconds
+        self.silent = False  # for long, and that was told
         self.wake = asyncio.Event()
         self.stays: dict[tuple[Group, str], Remembered] = {}
         self.words: list[AskFlows | Lead] = []
@@ -216,6 +219,7 @@ class RelayPublisher:
             while True:
                 for _ in range(_TURNS):
                     await asyncio.sleep(_LOOK_S)
+                    self._tell_silent()
                     if news := self._stays.load(self._now()):
                         for session in self._sessions:
                             session.tell_stays(news)
@@ -223,6 +227,13 @@ class RelayPublisher:
                 self._totals.prune(self._table)
         finally:
             await self.close()
+
+    def _tell_silent(self) -> None:
+        """A worker counts aloud every two seconds; one that does not hangs, or is starved, and its connections with it."""
+        for session in self._sessions:
+            if session.hello is not None and not session.silent and self._now() - session.heard > _SILENT_S:
+                session.silent = True
+                log.warning("A relay worker says nothing", extra=fields(pid=session.hello.pid, silent_s=_SILENT_S))
 
     async def close(self) -> None:
         """Stops listening, writes affinity down, hangs up."""
@@ -296,7 +307,9 @@ class RelayPublisher:
 
     async def _listen(self, session: _Session, reader: asyncio.StreamReader) -> None:
         while True:
-            self._hear(session, await receive_from_worker(reader))
+            message = await receive_from_worker(reader)
+            session.heard, session.silent = self._now(), False
+            self._hear(session, message)
 
     def _hear(self, session: _Session, message: FromWorker) -> None:
         match message:
