@@ -14,7 +14,6 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from kproxy.backends.iptables.apply import IptablesBackend
@@ -36,7 +35,6 @@ from kproxy.sync.succession import Left
 
 Written = Callable[[], tuple[DesiredState, frozenset[str]]]  # what was written last, and the node's addresses
 
-_LEGACY_TABLES = (Path("/proc/net/ip_tables_names"), Path("/proc/net/ip6_tables_names"))
 _HEARD_S = 1.5  # a worker without a controller tries again at least once a second
 _MARGIN_S = 1.0  # after the time that workers have to end
 
@@ -50,8 +48,6 @@ class IptablesLeft:
         """Removes them. Raises KproxyError."""
         found = []
         for variant in Variant:
-            if variant is Variant.LEGACY and not await asyncio.to_thread(_has_legacy_tables):
-                continue  # looking would make them, and every packet would pass them from then on
             try:
                 backend = IptablesBackend(variant=variant)
                 plan = cleanup_plan(await backend.observe())
@@ -62,13 +58,6 @@ class IptablesLeft:
                 chains = sum(batch.chains_deleted for batch in plan.batches)
                 found.append(f"{chains} chains of iptables-{variant.value} and the jumps to them")
         return ", ".join(found)
-
-
-def _has_legacy_tables() -> bool:
-    try:
-        return any(name.read_text(encoding="ascii").strip() for name in _LEGACY_TABLES if name.exists())
-    except OSError:
-        return True
 
 
 class NftablesLeft:

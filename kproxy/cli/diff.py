@@ -1,7 +1,7 @@
 """`kproxy diff`: the rules that the kproxy of this node wants, against those that the kernel holds now.
 
-In: the daemon's wanted rules, and a save by the same tools. Out: what is missing, extra or in another order, chain by chain; exit code 1 on
-drift, 0 when there is none, 3 when no daemon runs here. Looks only: the daemon mends by itself.
+In: the daemon's wanted rules, and a save by the same tools (mode userspace: diff_userspace.py). Out: what is missing, extra or in another
+order, chain by chain; exit code 1 on drift, 0 when there is none, 3 when no daemon runs here. Looks only: the daemon mends by itself.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import click
 
@@ -17,6 +17,7 @@ from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.difference import ChainDifference, differences
 from kproxy.backends.iptables.ruleset import FamilyRuleset, Ruleset, parse
 from kproxy.backends.iptables.variant import Variant
+from kproxy.cli import diff_userspace
 from kproxy.cli.daemon import Daemon, find, run_dir_option
 from kproxy.cli.options import output_option
 from kproxy.cli.terminal import plain
@@ -43,6 +44,9 @@ def command(run_dir: str, output: str) -> None:
     daemon, page = find(run_dir)
     if not page.writer:
         raise KproxyError("this kproxy stands by and wants nothing of the kernel; another one writes the rules")
+    if page.mode == "userspace":
+        _userspace(daemon, page.node, output)
+        return
     # The kernel is looked at first: what is written in between is then no difference on the next look.
     wanted, observed = asyncio.run(_both(daemon, Variant(page.variant)))
     found = differences(observed, wanted)
@@ -51,6 +55,35 @@ def command(run_dir: str, output: str) -> None:
     else:
         click.echo("\n".join(map(plain, _lines(page.node, found))))
     sys.exit(ExitCode.FINDINGS if found else ExitCode.OK)
+
+
+def _userspace(daemon: Daemon, node: str, output: str) -> None:
+    found = diff_userspace.differences({family: daemon.wanted(family.value) for family in Family})
+    if output == "json":
+        told = [
+            {"family": one.family.value, "what": one.what, "missing": list(one.missing), "extra": list(one.extra)}
+            for one in found
+        ]
+        click.echo(json.dumps({"node": node, "drift": bool(found), "sets": told}, indent=2))
+    else:
+        click.echo("\n".join(map(plain, _userspace_lines(node, found))))
+    sys.exit(ExitCode.FINDINGS if found else ExitCode.OK)
+
+
+def _userspace_lines(node: str, found: Sequence[diff_userspace.Difference]) -> Iterator[str]:
+    if not found:
+        yield f"{node}: the kernel holds what kproxy wants"
+    for one in found:
+        yield str(one)
+        yield from _signed((("-", one.missing), ("+", one.extra)))
+
+
+def _signed(parts: Iterable[tuple[str, Sequence[str]]]) -> Iterator[str]:
+    for sign, texts in parts:
+        for text in texts[:_SHOWN_RULES]:
+            yield f"  {sign} {text}"
+        if len(texts) > _SHOWN_RULES:
+            yield f"  {sign} … and {len(texts) - _SHOWN_RULES} more (-o json shows all)"
 
 
 async def _both(daemon: Daemon, variant: Variant) -> tuple[Ruleset, Ruleset]:
@@ -72,11 +105,9 @@ def _lines(node: str, found: Sequence[ChainDifference]) -> Iterator[str]:
         return
     for each in found:
         yield str(each)
-        for sign, rules in (("-", each.missing), ("+", each.extra)):
-            for rule in rules[:_SHOWN_RULES]:
-                yield f"  {sign} {rule.text}"
-            if len(rules) > _SHOWN_RULES:
-                yield f"  {sign} … and {len(rules) - _SHOWN_RULES} more (-o json shows all)"
+        yield from _signed(
+            (sign, [rule.text for rule in rules]) for sign, rules in (("-", each.missing), ("+", each.extra))
+        )
 
 
 def _as_json(node: str, found: Sequence[ChainDifference]) -> dict[str, object]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from kproxy.backends.userspace.apply import UserspaceBackend
-from kproxy.backends.userspace.ruleset import Element, FamilyRuleset
+from kproxy.backends.userspace.ruleset import FamilyRuleset
 from kproxy.config.config import UserspaceConfig
 from kproxy.model.names import Family
 from kproxy.relay import counts
@@ -58,9 +58,12 @@ class UserspacePlane:
         return HeaderRules(mode=self.mode, userspace=self._config)
 
     def wanted(self, family: Family) -> Iterator[bytes] | None:
-        """A line of JSON for each element; None before the first compilation."""
-        wanted = self._backend.wanted
-        return _lines(wanted.of(family)) if wanted is not None else None
+        """A line of JSON about the constant rules and the policy route, then one for each element; None before the first compilation."""
+        wanted, settings = self._backend.wanted, self._backend.settings
+        if wanted is None:
+            return None
+        head = {"digest": self._backend.digest(family), "mark": settings.mark, "table": settings.routing_table}
+        return _lines(head, wanted.of(family))
 
     def relay(self) -> RelayPage:
         """What the workers told last."""
@@ -98,14 +101,9 @@ def _sum(rows: Mapping[str, list[int]], column: int) -> int:
     return sum(row[column] for row in rows.values())
 
 
-def _lines(ruleset: FamilyRuleset) -> Iterator[bytes]:
-    lines = (
-        element_line(name, key, element) for name, found in ruleset.elements.items() for key, element in found.items()
-    )
+def _lines(head: Mapping[str, object], ruleset: FamilyRuleset) -> Iterator[bytes]:
+    yield (json.dumps(head) + "\n").encode()
+    sets = ruleset.elements.items()
+    lines = (json.dumps([name, key, *element]) + "\n" for name, found in sets for key, element in found.items())
     while piece := list(islice(lines, _CHUNK_LINES)):
         yield "".join(piece).encode()
-
-
-def element_line(name: str, key: str, element: Element) -> str:
-    """An element as the state socket tells it."""
-    return json.dumps([name, key, element.verdict, element.comment]) + "\n"

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kproxy.backends.iptables.ruleset import Ruleset
+from kproxy.model.names import Family
 from kproxy.telemetry.inspect import StatePages, serve_state
 from kproxy.telemetry.inspect_dns import DnsPages
-from kproxy.telemetry.plane_iptables import rendered
 from kproxy.telemetry.inspect_relay import RelayPages
+from kproxy.telemetry.plane_iptables import rendered
 from kproxy.telemetry.statepage import StatusPage, socket_path
 
 
@@ -26,8 +27,7 @@ def serving(
     snapshot: Callable[[], Iterable[bytes]] = tuple,
 ) -> Iterator[None]:
     """Serves one status page after the other, the last one for ever."""
-    started, stop = threading.Event(), threading.Event()
-    path, left = socket_path(directory, "1-1"), list(pages)
+    left = list(pages)
     made = StatePages(
         status=lambda: left.pop(0) if len(left) > 1 else left[0],
         snapshot=snapshot,
@@ -35,6 +35,23 @@ def serving(
         dns=dns,
         relay=relay,
     )
+    with _served(directory, made):
+        yield
+
+
+@contextmanager
+def serving_rules(
+    directory: Path, page: StatusPage, wanted: Callable[[Family], Iterable[bytes] | None]
+) -> Iterator[None]:
+    """Serves a page, and rules as a data plane tells them."""
+    with _served(directory, StatePages(status=lambda: page, snapshot=tuple, wanted=wanted)):
+        yield
+
+
+@contextmanager
+def _served(directory: Path, made: StatePages) -> Iterator[None]:
+    started, stop = threading.Event(), threading.Event()
+    path = socket_path(directory, "1-1")
 
     async def run() -> None:
         task = asyncio.ensure_future(serve_state(made, path))
