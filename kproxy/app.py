@@ -27,6 +27,7 @@ from typing import IO, Any
 
 import uvloop
 
+from kproxy import lean  # noqa: F401 - before the other imports, which it makes cost less
 from kproxy.app_dns import DnsHalf, demands_of
 from kproxy.app_rules import relay_news, relay_pages, rules_of
 from kproxy.config.config import Config

@@ -4,6 +4,8 @@ IptablesLeft    chains and jumps in both variants, kube-proxy's as well
 NftablesLeft    the tables of kube-proxy's nftables mode
 FlowsLeft       UDP flows that were made by what is gone now: nothing would ever lead their packets to the new mode
 RelayLeft       mode userspace's rules, in two steps (backends/userspace/leaving.py)
+
+What a removal needs is imported by it: in mode iptables nothing else needs the other data plane, and the first sync would wait for it.
 """
 
 from __future__ import annotations
@@ -19,8 +21,6 @@ from typing import ClassVar
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.plan import cleanup_plan
 from kproxy.backends.iptables.variant import Variant
-from kproxy.backends.userspace import leaving
-from kproxy.backends.userspace.apply import UserspaceBackend
 from kproxy.backends.userspace.settings import UserspaceSettings
 from kproxy.config.config import Config
 from kproxy.conntrack.apply import reconcile
@@ -30,7 +30,6 @@ from kproxy.model.desired import DesiredState
 from kproxy.model.names import Family
 from kproxy.process import family_name
 from kproxy.relay.paths import relay_path
-from kproxy.relay.publisher import RelayPublisher
 from kproxy.sync.succession import Left
 
 Written = Callable[[], tuple[DesiredState, frozenset[str]]]  # what was written last, and the node's addresses
@@ -67,6 +66,8 @@ class NftablesLeft:
 
     async def remove(self) -> str:
         """Removes them. Raises ApplyError, OSError."""
+        from kproxy.backends.userspace import leaving
+
         try:
             found = await leaving.remove_kube_proxy_tables()
         except ValueError as error:
@@ -107,6 +108,9 @@ class RelayLeft:
 
     async def remove(self) -> str:
         """Removes them when the workers' time is over. Raises KproxyError, OSError."""
+        from kproxy.backends.userspace import leaving
+        from kproxy.backends.userspace.apply import UserspaceBackend
+
         try:
             there = await asyncio.to_thread(leaving.left_behind)
             if not there:
@@ -121,6 +125,8 @@ class RelayLeft:
 
     async def _let_go(self) -> None:
         """Workers that live on are told to end, and have their time; those of another supervisor are told by that one."""
+        from kproxy.relay.publisher import RelayPublisher
+
         publisher = RelayPublisher(self.channel)
         hearing = asyncio.ensure_future(publisher.keep())
         try:

@@ -1,21 +1,19 @@
 """The data plane half of the controller: one of two, chosen by `mode`; app.py knows only what both have.
 
     IptablesHalf     rules do the work
-    UserspaceHalf    rules lead to the relay workers, which do the work
+    UserspaceHalf    rules lead to the relay workers, which do the work (app_rules_userspace.py)
 
 In: the configuration. Out: `RulesHalf`: what the sync loop writes with, what healing looks with, what pages show, and tasks of its own.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from kproxy.app_left import Written, left_for_iptables, left_for_userspace
+from kproxy.app_left import Written, left_for_iptables
 from kproxy.backends.base import Backend
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.guard import IptablesGuard
@@ -23,30 +21,19 @@ from kproxy.backends.iptables.settings import IptablesSettings
 from kproxy.backends.iptables.tally import Tally
 from kproxy.backends.iptables.tool_runs import run_tool
 from kproxy.backends.iptables.variant import Variant
-from kproxy.backends.userspace.apply import UserspaceBackend
-from kproxy.backends.userspace.guard import UserspaceGuard
-from kproxy.backends.userspace.settings import UserspaceSettings
 from kproxy.config.config import Config
-from kproxy.model.objects import RelayOptions
 from kproxy.model.snapshot import Snapshot
-from kproxy.process import family_name
-from kproxy.relay.paths import relay_path, remembered_path
-from kproxy.relay.publisher import RelayPublisher
-from kproxy.relay.table import table_of
 from kproxy.sync.healing import Guard
 from kproxy.sync.loop import SyncOutcome
 from kproxy.sync.succession import Left
 from kproxy.telemetry.events import Note
 from kproxy.telemetry.inspect_relay import RelayPages
-from kproxy.telemetry.logs import fields
 from kproxy.telemetry.plane import Plane
 from kproxy.telemetry.plane_iptables import IptablesPlane
-from kproxy.telemetry.plane_userspace import UserspacePlane
-from kproxy.telemetry.relay_news import RelayNews
 
-log = logging.getLogger("kproxy.app")
+if TYPE_CHECKING:
+    from kproxy.relay.publisher import RelayPublisher
 
-_WORKERS_S, _LONG_S = 10.0, 3600.0  # a worker listens half a second after its start
 _BE_LIBERAL = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
 
 
@@ -112,70 +99,24 @@ class IptablesHalf:
         return iter(())
 
 
-class UserspaceHalf:
-    """Rules lead to the relay workers. renew: asks for a sync. Raises UnsupportedError on a machine that cannot do it."""
-
-    def __init__(self, config: Config, renew: Callable[[], None]) -> None:
-        chosen = config.userspace
-        settings = UserspaceSettings(
-            mark_bit=chosen.mark_bit, routing_table=chosen.routing_table, notrack=chosen.notrack
-        )
-        options = RelayOptions(
-            balancing=chosen.balancing,
-            preserve_source=chosen.preserve_source_address,
-            drain_s=chosen.drain_s,
-        )
-        self.publisher = RelayPublisher(
-            relay_path(config.run_dir, family_name(os.getppid())),
-            remembered=remembered_path(config.run_dir),
-            on_ports=renew,
-        )
-        self.backend = UserspaceBackend(
-            settings,
-            publish=self.publisher.publish,
-            ports=self._listeners,
-            table_of=lambda desired, before: table_of(desired, options, before),
-        )
-        self.guard = UserspaceGuard(self.backend)
-        self.plane = UserspacePlane(self.backend, self.publisher, chosen)
-        self._named: tuple[int, int] | None = None  # the listeners of the ruleset that was compiled last
-
-    def _listeners(self) -> tuple[int, int] | None:
-        self._named = self.publisher.ports
-        return self._named
-
-    async def ready(self) -> None:
-        """When a worker of this family listens: until then the rules that are there lead to somebody, and ours would lead nowhere."""
-        if not await self.publisher.workers(_WORKERS_S):
-            log.warning("No relay worker is there; rules stay as they are", extra=fields(waited_s=_WORKERS_S))
-            while not await self.publisher.workers(_LONG_S):
-                pass
-
-    def written(self, outcome: SyncOutcome) -> None:
-        """Workers of before may end once nothing leads to them any more."""
-        if outcome.error is None and self._named is not None:
-            self.publisher.led(self._named)
-
-    def left(self, written: Written) -> Sequence[Left]:
-        """Everything of mode iptables, and kube-proxy's."""
-        return left_for_userspace(written)
-
-    def tasks(self) -> Iterator[Coroutine[Any, Any, None]]:
-        """The channel to the workers."""
-        yield self.publisher.keep()
-
-
 def rules_of(config: Config, renew: Callable[[], None]) -> RulesHalf:
     """The half that `mode` asks for; renew: called when rules have to be written for a reason that is not the API's.
 
     Raises UnsupportedError when this machine cannot do it.
     """
-    return UserspaceHalf(config, renew) if config.is_userspace else IptablesHalf(config)
+    if not config.is_userspace:
+        return IptablesHalf(config)
+    # Of two data planes one is used: what the other one is made of takes a tenth of the time to the first sync to import.
+    from kproxy.app_rules_userspace import UserspaceHalf
+
+    return UserspaceHalf(config, renew)
 
 
 def relay_news(half: RulesHalf, node: str, record: Callable[[Note], None]) -> Iterator[Coroutine[Any, Any, None]]:
     """What tells of endpoints that are left out and of want of room; nothing where rules do the work."""
     if (publisher := half.publisher) is not None:
+        from kproxy.telemetry.relay_news import RelayNews
+
         yield RelayNews(
             node,
             ejected=publisher.ejected,

@@ -5,6 +5,7 @@ Sub-commands are imported only when asked for: `kproxy version` must not pay for
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from collections.abc import Sequence
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and ends the process."""
     if argv is None and sys.argv[1:2] == ["run"]:
         early.begin(sys.argv[2:])
+        gc.disable()  # until this process is another program, a moment later
     run_command(cli, argv, "kproxy")
 
 

@@ -311,6 +311,8 @@ def _session_facts(credentials: Credentials) -> tuple[object, ...]:
 
 def _session(credentials: Credentials) -> aiohttp.ClientSession:
     tls: ssl.SSLContext | bool = credentials.tls if credentials.tls is not None else True
+    if credentials.tls is None and (credentials.proxy or "").startswith("https:"):
+        tls = ssl.create_default_context()  # of the proxy; aiohttp's own knows no certificates (lean.py)
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=tls, limit=0, keepalive_timeout=30, socket_factory=_kept_alive),
         cookie_jar=aiohttp.DummyCookieJar(),

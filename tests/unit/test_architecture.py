@@ -120,6 +120,7 @@ THIRD_PARTY = {
     "dnslib": ("kproxy.dns.wire", "kproxy.lab.*"),
     "re2": ("kproxy.dns.patterns",),
     "aiohttp": (
+        "kproxy.lean",
         "kproxy.watch.client*",
         "kproxy.watch.reflector",
         "kproxy.telemetry.http",
