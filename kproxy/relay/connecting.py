@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kproxy.relay.tcp import TcpRelay
 
 BESIDE = 4  # attempts at the same time for one client; the oldest makes room when there is another endpoint to try
+_SECOND_SYN_S = 1.5  # the kernel sends a SYN again after a second (RFC 6298, 2.1), and somebody has to have time to answer
 _PENDING = (errno.EINPROGRESS, errno.EALREADY)
 _CONNECTED = (0, errno.EISCONN)
 _FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -131,6 +132,8 @@ class Connecting:
             self._give_up()
             return
         self.relay.poller.put(self.fd, 0, self._client_ready)
+        if self.target.affinity_s and self.attempts and now - self.attempts[-1].since < _SECOND_SYN_S:
+            return  # whoever belongs to an endpoint does not leave it for one lost packet, nor for a busy moment
         tried = self.tries
         self.advance(now)
         self.relay.counts.hedged += self.tries > tried
