@@ -263,9 +263,15 @@ def test_idle_sessions_end_as_conntracks_do(ground: Ground) -> None:
             await asked(stream)
             worker.sweep(24)
             assert worker.relay.open == 3
+            pod.answers = False
+            silent.send(b"?")
+            await until(lambda: len(pod.heard) == 5)
+            pod.answers = True
             worker.sweep(6)  # 33 seconds after the first datagrams
+            assert worker.relay.open == 2
+            worker.sweep(25)  # 31 after the second one of whom nobody answers
             assert worker.relay.open == 1
-            worker.sweep(80)
+            worker.sweep(55)
             assert worker.relay.open == 1
             worker.sweep(20)
             assert worker.relay.open == 0

@@ -1,6 +1,6 @@
 """UDP requests and replies through one worker of the relay, and the same without it: exchanges a second, and what a core is good for.
 
-client ─── veth ─── node (rules, one worker on its own core) ─── veth ─── endpoint
+client ─── veth ─── node (mode userspace's rules, one worker on its own core) ─── veth ─── endpoint
 
 Two cores are enough: the worker has one, both ends share the other (tests/bench/relay/udp.c). Then the ends are what limits the rate, so
 the table also says what one core of the worker would do: exchanges by second of its CPU time. CPU time is the process's (/proc/PID/stat);
@@ -11,7 +11,6 @@ what the kernel does for a datagram belongs to who sends it.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
@@ -22,14 +21,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kproxy.relay.publisher import RelayPublisher
-from kproxy.relay.targets import INSIDE, Key, Table, Target
-from tests.support.capturing import capture
+from kproxy.model.resolve import resolve
+from tests.support.builders import ep, port, slice_, svc
+from tests.support.flows import SETTINGS, step
 from tests.support.netns import Namespace, ip, link, sysctl
+from tests.support.relaying import Relaying
 
 _SOURCE = Path(__file__).with_name("udp.c")
 _ASKED, _POD, _PORT = "10.96.0.10", "10.180.0.1", 8053
-_PORTS = (10270, 10271)
 _WORKER_CORE, _LOAD_CORE = 0, 1
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -75,7 +74,6 @@ def _spaces() -> Iterator[tuple[Namespace, Namespace, Namespace]]:
         ip(node, "route add default via 192.168.0.9")
         link(node, "pods", pods, ["10.180.0.254/24"], [f"{_POD}/24"])
         ip(pods, "route add default via 10.180.0.254")
-        capture(node, _PORTS[0], [_ASKED])
         yield node, client, pods
 
 
@@ -84,16 +82,17 @@ def _placed(core: int, first: bool) -> list[str]:
 
 
 @contextmanager
-def _worker(node: Namespace, folder: Path, first: bool) -> Iterator[subprocess.Popen[bytes]]:
-    words = [*_placed(_WORKER_CORE, first), sys.executable, "-m", "kproxy.relay.worker"]
-    words += ["--channel", str(folder / "relay.sock"), "--ports", ",".join(map(str, _PORTS)), "--hand-over", "0.1"]
-    with node.entered():
-        process = subprocess.Popen([*words, "--verbosity", "0"])
+def _echoing(words: list[str], pods: Namespace) -> Iterator[int]:
+    """The endpoint; its process id."""
+    with pods.entered():
+        echo = subprocess.Popen([*words, "echo", _POD, str(_PORT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert echo.stdin is not None and echo.stdout is not None and echo.stdout.readline()
     try:
-        yield process
+        yield echo.pid
     finally:
-        process.terminate()
-        process.wait(10)
+        echo.stdin.close()
+        echo.wait(10)
+        echo.stdout.close()
 
 
 def _cpu_s(pid: int) -> float:
@@ -124,38 +123,27 @@ def _row(way: str, sessions: int, octets: int, told: dict[str, float], cpu_s: fl
     )
 
 
-async def _measured(
-    folder: Path, program: Path, seconds: float, cases: list[tuple[int, int]], first: bool
+def _measured(
+    folder: Path, program: Path, seconds: float, cases: tuple[tuple[int, int], ...], first: bool
 ) -> list[Measured]:
     found: list[Measured] = []
     load = [*_placed(_LOAD_CORE, first), str(program)]
-    with _spaces() as (node, client, pods):
-        with pods.entered():
-            echo = subprocess.Popen(
-                [*load, "echo", _POD, str(_PORT)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-        assert echo.stdin is not None and echo.stdout is not None and echo.stdout.readline()
-        publisher = RelayPublisher(folder / "relay.sock")
-        keeping = asyncio.ensure_future(publisher.keep())
-        with _worker(node, folder, first) as worker:
-            assert await publisher.workers(10)
-            target = Target(name="bench/udp:udp", family="IPv4", protocol="UDP", endpoints=((_POD, _PORT),))
-            await publisher.publish(Table({Key(INSIDE, "IPv4", "UDP", _ASKED, _PORT): target}))
-            for sessions, octets in cases:
-                for way, to in (("direct", _POD), ("kproxy", _ASKED)):
-                    before, echoed = _cpu_s(worker.pid), _cpu_s(echo.pid)
-                    words = [*load, "ask", to, *map(str, (_PORT, sessions, seconds, octets))]
-                    one = await asyncio.to_thread(_asking, words, client, seconds)
-                    one["cpu_s"] += _cpu_s(echo.pid) - echoed
-                    cpu = _cpu_s(worker.pid) - before if way == "kproxy" else None
-                    found.append(_row(way, sessions, octets, one, cpu))
-        keeping.cancel()
-        await asyncio.gather(keeping, return_exceptions=True)
-        echo.stdin.close()
-        echo.wait(10)
-        echo.stdout.close()
+    objects = (svc(_ASKED, ports=[port(_PORT, "udp", "UDP")]), slice_(ep(_POD), ports=[("udp", _PORT, "UDP")]))
+    with (
+        _spaces() as (node, client, pods),
+        _echoing(load, pods) as echo,
+        Relaying(node, folder, workers=1, prefix=_placed(_WORKER_CORE, first)) as relaying,
+    ):
+        relaying.bring(resolve(step(objects).snapshot(), SETTINGS))
+        worker = relaying.workers[0].pid
+        for sessions, octets in cases:
+            for way, to in (("direct", _POD), ("kproxy", _ASKED)):
+                before, echoed = _cpu_s(worker), _cpu_s(echo)
+                words = [*load, "ask", to, *map(str, (_PORT, sessions, seconds, octets))]
+                one = _asking(words, client, seconds)
+                one["cpu_s"] += _cpu_s(echo) - echoed
+                cpu = _cpu_s(worker) - before if way == "kproxy" else None
+                found.append(_row(way, sessions, octets, one, cpu))
     return found
 
 
@@ -170,7 +158,7 @@ def udp_rows(
         folder = Path(scratch)
         program = folder / "udp"
         subprocess.run(["cc", "-O2", "-o", str(program), str(_SOURCE)], check=True)
-        return asyncio.run(_measured(folder, program, seconds, [*cases], first))
+        return _measured(folder, program, seconds, cases, first)
 
 
 def main() -> None:
