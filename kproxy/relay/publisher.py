@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from kproxy.relay import chooser
-from kproxy.relay.affinity import Group, Remembered
+from kproxy.relay.affinity import MOST, Group, Remembered
 from kproxy.relay.channel import (
     MOST_FLOWS,
     AskFlows,
@@ -50,7 +50,6 @@ _PUBLISH_S = 1.0
 _ANSWER_S = 1.0
 _SILENT_S = 10.0
 _PATIENCE_S = 10.0
-_WAITING_STAYS = 50_000  # for one worker that does not read; what is above is not told to it
 
 
 class _Session:
@@ -74,7 +73,7 @@ class _Session:
     def tell_stays(self, entries: Iterable[Remembered]) -> None:
         """At this worker's own pace; the newest word about a client counts."""
         for entry in entries:
-            if len(self.stays) < _WAITING_STAYS:
+            if len(self.stays) < MOST:  # for one that does not read
                 self.stays[entry[:3], entry.client] = entry
         self.wake.set()
 
@@ -304,6 +303,9 @@ class RelayPublisher:
         session.writer.write(part)
         async with asyncio.timeout(_PATIENCE_S):
             await session.writer.drain()
+        await asyncio.sleep(
+            0
+        )  # a frame takes milliseconds to make, and drain does not let others in while there is room
 
     async def _listen(self, session: _Session, reader: asyncio.StreamReader) -> None:
         while True:

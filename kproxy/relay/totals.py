@@ -47,6 +47,7 @@ class Totals:
         self._by_life: dict[Life, _Told] = {}
         self._here: set[Life] = set()
         self._base = _Told()
+        self._pruned: Table | None = None
 
     def take(self, life: Life, rows: Iterable[Row], worker: Mapping[str, int]) -> None:
         """What a worker counted since it started; rows that are not among them stay as they were told before."""
@@ -70,8 +71,9 @@ class Totals:
 
     def prune(self, table: Table | None) -> None:
         """Forgets what belongs to Services and endpoints that are no more, once nothing is open there."""
-        if table is None:
+        if table is None or table is self._pruned:
             return
+        self._pruned = table
         targets = {id(target): target for target in table.targets.values()}.values()
         wanted: set[tuple[str, End | None]] = {(target.name, None) for target in targets}
         for target in targets:

@@ -40,7 +40,7 @@ def ground() -> Iterator[Node]:
 
 
 def _scene(play: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(play(), 55))
+    asyncio.run(asyncio.wait_for(play(), 110))
 
 
 async def _open(ground: Node, count: int) -> list[Client]:
@@ -78,6 +78,23 @@ def test_fault_09_a_worker_that_is_killed_loses_its_own_connections_and_no_other
                 with closing(await _open(ground, 40)) as more:
                     assert len({flow.worker for flow in await publisher.flows(200)}) == 2
                     assert all(await _work(more))
+
+    _scene(scene)
+
+
+def test_a_worker_has_two_capabilities_and_all_the_descriptors_it_may_have(ground: Node, tmp_path: Path) -> None:
+    """And serves with those: CAP_NET_BIND_SERVICE (10) and CAP_NET_RAW (13)."""
+
+    async def scene() -> None:
+        async with ground.pod(0), ground.relays(tmp_path / "s", FIRST, table(0), workers=1) as family:
+            with closing(await _open(ground, 1)) as clients:
+                assert all(await _work(clients))
+            process = Path(f"/proc/{family.workers[0].pid}")
+            lines = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines())
+            assert {int(lines[name], 16) for name in ("CapEff", "CapPrm")} == {1 << 10 | 1 << 13}
+            assert (lines["NoNewPrivs"], int(lines["CapInh"], 16), lines["Name"]) == ("1", 0, "kproxy-relay")
+            (files,) = (line.split() for line in (process / "limits").read_text().splitlines() if "open files" in line)
+            assert int(files[3]) >= min(262_144, int(files[4]))
 
     _scene(scene)
 
