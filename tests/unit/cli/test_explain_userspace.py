@@ -146,6 +146,28 @@ def test_the_way_from_a_sender(tmp_path: Path) -> None:
     assert "relay: the only endpoint" in traced and "reaches 10.244.0.1:8080, source becomes this node's" in traced
 
 
+def test_why_a_packet_took_no_other_way(tmp_path: Path) -> None:
+    objects = [
+        service(type="NodePort", ports=[{"name": "http", "port": 80, "nodePort": 30080}]),
+        endpoints("10.244.0.1"),
+    ]
+    text = run(tmp_path, objects, "192.168.200.21:30080", "--from", "outside", by=trace).output
+    assert "passed over: source 203.0.113.99 is not in 10.244.0.0/16" in text
+    assert "passed over: source 203.0.113.99 is no address of this node" in text
+    assert "listener outside: shop/web:http" in text
+
+
+def test_an_address_that_another_service_holds_has_no_element_of_this_one(tmp_path: Path) -> None:
+    first = service(externalIPs=["198.51.100.7"])
+    other = service(externalIPs=["198.51.100.7"], clusterIP="10.96.0.8")
+    other["metadata"]["name"] = "zed"
+    mine = told(tmp_path, [first, other, endpoints("10.244.0.1")])
+    assert any(r["rule"].startswith("198.51.100.7") for r in mine["rules"])
+    result = run(tmp_path, [first, other, endpoints("10.244.0.1")], "zed", "-o", "json")
+    rules = json.loads(result.stdout)["ports"][0]["rules"]
+    assert not any(r["rule"].startswith("198.51.100.7") for r in rules)
+
+
 def test_hostile_names_write_nothing_to_a_terminal(tmp_path: Path) -> None:
     objects = [service({"kproxy.io/balancing": "\x1b[31m\x9b2J\u202e"}), endpoints("10.244.0.1", pod="\x1b[2J\u202e")]
     result = run(tmp_path, objects, "web", "--from", "outside")

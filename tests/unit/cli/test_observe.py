@@ -47,6 +47,9 @@ SNAPSHOT = Snapshot(
         NamespacedName("default", "client"): Pod(
             name=NamespacedName("default", "client"), ips=("10.244.0.9", "fd00::9")
         ),
+        NamespacedName("default", "other"): Pod(
+            name=NamespacedName("default", "other"), ips=("192.0.2.3",), host_network=True
+        ),
         NamespacedName("default", "host"): Pod(
             name=NamespacedName("default", "host"), ips=("192.0.2.2",), host_network=True
         ),
@@ -117,6 +120,11 @@ def test_flows_with_the_names_of_both_ends(tmp_path: Path) -> None:
     assert {name: found[2][name] for name in ("source", "sent", "received", "retries", "state", "worker", "virtual")} == {
         "source": "192.0.2.1:55555", "sent": 0, "received": 5, "retries": 2, "state": "open", "worker": 77, "virtual": "10.96.0.7:80",
     }  # fmt: skip
+
+
+def test_an_address_that_a_pod_shares_with_its_node_names_no_pod(tmp_path: Path) -> None:
+    result = run(tmp_path, "-o", "json", relay=pages(lambda: (flow(5, "192.0.2.3:5555"),)))
+    assert json.loads(result.stdout)["clientPod"] == ""
 
 
 @pytest.mark.parametrize("words", [(), ("-o", "json"), ("--watch", "-n", "4"), ("--watch", "-n", "4", "-o", "json")])

@@ -131,6 +131,17 @@ def test_every_rule_is_understood(
     assert all(parts(rule) for rules in chains(frame).values() for rule in rules)
 
 
+def test_a_chain_that_was_jumped_to_goes_back_and_one_that_was_gone_to_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row = next(row for row in _ROWS if row.steps[0].flows[0].expect.outcome is Outcome.REACH)
+    for verb, fate in (("jump", Fate.DROPPED), ("goto", Fate.UNTOUCHED)):
+        made = {"prerouting": (f"{verb} refuse", "drop"), "refuse": ("return",), "strays": ()}
+        monkeypatch.setattr("kproxy.explain.trace_userspace.chains", lambda frame, made=made: {**chains(frame), **made})
+        found = _trace(row, row.steps[0], row.steps[0].flows[0], UserspaceConfig())
+        assert [branch.fate for branch in found.branches] == [fate]
+
+
 def test_a_rule_that_is_not_known_is_no_guess(monkeypatch: pytest.MonkeyPatch) -> None:
     row = _ROWS[0]
     made = {"prerouting": ("meta nonsense 5 drop",)}
