@@ -55,10 +55,13 @@ def test_answers_come_from_the_address_that_was_asked(ground: Ground) -> None:
             columns = (SENT, RECEIVED, SENT_DATAGRAMS, RECEIVED_DATAGRAMS, OPEN)
             endpoint = worker.counts.endpoint(NAME, (ground.family.pods[0], ENDS))
             assert [worker.row(c) for c in columns] == [endpoint[c] for c in columns] == [8, 14, 3, 3, 1]
+            assert worker.chooser.open_to((ground.family.pods[0], ENDS), "UDP") == 1
             (flow,) = worker.relay.flows(10)
             assert (flow.service, flow.sent, flow.received, flow.state) == (NAME, 8, 14, "open")
             assert ground.family.clients[0] in flow.client and flow.virtual.endswith(":53")
             assert ground.family.pods[0] in flow.endpoint and ground.family.node in flow.source
+            worker.sweep(31)
+            assert worker.chooser.open_to((ground.family.pods[0], ENDS), "UDP") == 0
             assert abs(flow.began - time.time()) < 60
 
     scene(play)
@@ -189,6 +192,12 @@ def test_what_lasts_gets_a_socket_of_its_own(ground: Ground, monkeypatch: pytest
             for client in (once, busy, slow):
                 assert await asked(client) == b"0 ?"
             assert _own_sockets(ground) == 2 and worker.row(BEGAN) == 4
+            worker.sweep(3)
+            assert await asked(late) == b"0 ?"
+            worker.sweep(100)
+            assert await asked(late) == b"0 ?"
+            worker.sweep(30)  # the others are over: there is room
+            assert worker.relay.open == _own_sockets(ground) == 1
             worker.sweep(130)
             assert worker.relay.open == _own_sockets(ground) == 0
         assert _descriptors() == before
@@ -239,7 +248,7 @@ def test_sessions_that_are_over_leave_nothing(ground: Ground) -> None:
                     await asked(client)
             gc.disable()
             rest.callback(gc.enable)
-            assert sum(isinstance(one, Session) for one in gc.get_objects()) == 5
+            assert [one.held for one in gc.get_objects() if isinstance(one, Session)] == [None] * 5
             worker.relay.use(Table())
             assert not any(isinstance(one, Session) for one in gc.get_objects())
 
