@@ -66,15 +66,20 @@ _WORKERS = {
 }
 
 
-def relay(sums: Sums, ejected: Collection[tuple[str, int]], workers: Iterable[tuple[int, bool]]) -> Iterator[Metric]:
-    """The relay as a whole. ejected: endpoints left out at the moment; workers: process id, and whether it drains."""
+def relay(
+    whole: Mapping[str, int], ejected: Collection[tuple[str, int]], workers: Iterable[tuple[int, bool]]
+) -> Iterator[Metric]:
+    """The relay as a whole. whole: what the workers count beside Services; ejected: endpoints left out at the moment.
+
+    workers: process id, and whether it drains.
+    """
     states = [draining for _, draining in workers]
     processes = GaugeMetricFamily("kproxy_relay_workers", "relay workers that are connected", labels=["state"])
     processes.add_metric(["serving"], states.count(False))
     processes.add_metric(["draining"], states.count(True))
     yield processes
     for word, (name, text) in _WORKERS.items():
-        yield CounterMetricFamily(f"kproxy_relay_{name}", text, value=sums.worker.get(word, 0))
+        yield CounterMetricFamily(f"kproxy_relay_{name}", text, value=whole.get(word, 0))
     text = "endpoints that some worker leaves out at the moment, because connecting to them failed repeatedly"
     yield GaugeMetricFamily("kproxy_relay_ejected_endpoints", text, value=len(ejected))
 

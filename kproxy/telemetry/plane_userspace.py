@@ -90,7 +90,7 @@ class UserspacePlane:
 
     def metrics(self, counting: Counting) -> Iterator[Metric]:
         """The relay as a whole."""
-        return metrics_relay.relay(self._publisher.counters(), self._publisher.ejected(), self._publisher.pids())
+        return metrics_relay.relay(self._publisher.whole(), self._publisher.ejected(), self._publisher.pids())
 
     def long_metrics(self) -> Iterator[Metric]:
         """Counters of Service ports, and of endpoints where they are wanted."""

@@ -21,8 +21,8 @@ def value(text: str, series: str) -> float:
 
 
 def test_the_relay_as_a_whole() -> None:
-    sums = Sums(worker={"accepted": 9, "shed": 2, "evicted": 3, "unknown": 1, "hedged": 4, "ejections": 5, "odd": 6})
-    text = text_of(relay(sums, {("10.0.0.1", 80): 3.0}, [(7, False), (8, False), (5, True)])).decode()
+    whole = {"accepted": 9, "shed": 2, "evicted": 3, "unknown": 1, "hedged": 4, "ejections": 5, "odd": 6}
+    text = text_of(relay(whole, {("10.0.0.1", 80): 3.0}, [(7, False), (8, False), (5, True)])).decode()
     assert {
         name: value(text, name)
         for name in (
