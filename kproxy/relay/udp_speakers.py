@@ -6,8 +6,9 @@ for each, so that 6,000 questions of as many ports made the next one cost 200 µ
 every datagram walks it). So questions come by the listener and are answered by the speaker of their address, and only what lasts gets its
 own socket: so many of an address at the most.
 
-The speaker is connected to nobody (an address for documentation), so that no datagram finds it, and sends to whom it is told to. In: the
-address that was asked. Out: functions that send. Raises OSError. What must not happen here: a session, a choice.
+The speaker is connected to nobody, so that no datagram finds it, and sends to whom it is told to. Nobody is at loopback: that can be
+reached from every address, 127.0.0.1 included, on every node. In: the address that was asked. Out: functions that send. Raises OSError.
+What must not happen here: a session, a choice.
 """
 
 from __future__ import annotations
@@ -21,10 +22,8 @@ from kproxy.relay.poller import Poller
 from kproxy.relay.udp_raw import Answerer
 from kproxy.relay.udp_sockets import Address, to_client
 
-_NOBODY: dict[str, Address] = {
-    "IPv4": ("192.0.2.1", 9),
-    "IPv6": ("2001:db8::1", 9, 0, 0),
-}  # RFC 5737, RFC 3849; discard
+# The port of discard, which nobody sends from.
+_NOBODY: dict[str, Address] = {"IPv4": ("127.0.0.1", 9), "IPv6": ("::1", 9, 0, 0)}
 _OWN = 512  # sessions of an address with a socket of their own: 14 µs of walking
 
 

@@ -80,6 +80,32 @@ def test_this_nodes_own_processes_are_served(ground: Ground) -> None:
     scene(play)
 
 
+def test_node_ports_on_loopback(ground: Ground) -> None:
+    """From there no other address can be reached (EINVAL), and a relay's own sockets must not try."""
+
+    async def play() -> None:
+        here = "::1" if ground.family is SIX else "127.0.0.1"
+        with relaying(ground, ground.target(0)) as worker, Pod(ground, 0):
+            worker.relay.use(Table({ground.key(here): ground.target(0)}))
+            client = socket.socket(ground.family.kind, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            with client:
+                client.connect((here, PORT))
+                for number in range(20):
+                    assert await asked(client, b"%d" % number) == b"0 %d" % number
+
+    scene(play)
+
+
+def test_a_node_without_a_default_route(ground: Ground) -> None:
+    async def play() -> None:
+        run(ground.node, "ip", "-6" if ground.family is SIX else "-4", "route", "del", "default")
+        with relaying(ground, ground.target(0)), Pod(ground, 0), ground.client() as client:
+            for number in range(20):
+                assert await asked(client, b"%d" % number) == b"0 %d" % number
+
+    scene(play)
+
+
 def test_the_largest_datagrams_pass(ground: Ground) -> None:
     """65,535 octets with their headers, both ways, and not one octet is another."""
 

@@ -116,7 +116,8 @@ def grounded(family: Family, captured: bool = True) -> Iterator[Ground]:
         sysctl(pods, ipv4__icmp_ratelimit=0, ipv6__icmp__ratelimit=0)
         sysctl(node, ipv4__icmp_ratelimit=0, ipv6__icmp__ratelimit=0)
         if captured:
-            capture(node, _RELAY, [FOUR.asked, SIX.asked, "10.96.0.11", "fd00:10:96::b"])
+            addresses = [FOUR.asked, SIX.asked, "10.96.0.11", "fd00:10:96::b", "127.0.0.1", "::1"]
+            capture(node, _RELAY, addresses, asked=PORT)
         yield Ground(node, clients, pods, family)
 
 

@@ -13,8 +13,11 @@ from tests.support.netns import Namespace, ip, run
 MARK, TABLE = 0x2000, 8192
 
 
-def capture(node: Namespace, port: int, addresses: Iterable[str], priority: str = "raw") -> None:
-    """Writes rules and routes into `node`, for both families and for TCP and UDP."""
+def capture(
+    node: Namespace, port: int, addresses: Iterable[str], priority: str = "raw", asked: int | None = None
+) -> None:
+    """Writes rules and routes into `node`, for both families and for TCP and UDP. asked: this port alone; None: all ports."""
+    of_port = f"th dport {asked}" if asked is not None else ""
     wanted = [*addresses]
     rules = ""
     for family, kind, loopback in (("ip", "ipv4_addr", "127.0.0.1"), ("ip6", "ipv6_addr", "[::1]")):
@@ -29,11 +32,11 @@ def capture(node: Namespace, port: int, addresses: Iterable[str], priority: str 
           chain prerouting {{
             type filter hook prerouting priority {priority}; policy accept;
             socket transparent 1 socket wildcard 0 notrack meta mark set mark or {MARK:#x} accept
-            {family} daddr @asked goto relay
+            {family} daddr @asked {of_port} goto relay
           }}
           chain output {{
             type route hook output priority {priority}; policy accept;
-            {family} daddr @asked meta mark set mark or {MARK:#x}
+            {family} daddr @asked {of_port} meta mark set mark or {MARK:#x}
           }}
         }}
         """
