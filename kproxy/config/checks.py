@@ -53,8 +53,15 @@ def _userspace(config: Config) -> Iterator[tuple[str, str]]:
             "userspace.hedge_after_s",
             f"must be less than userspace.connectTimeout ({relay.connect_timeout_s:g}s): no time is left for another endpoint",
         )
-    if config.is_userspace and relay.mark_bit == config.iptables.masquerade_bit:
-        yield "userspace.mark_bit", f"must not be iptables.masqueradeBit ({config.iptables.masquerade_bit})"
+    bits = (
+        relay.mark_bit,
+        relay.mark_bit - 1 if relay.mark_bit else 1,
+    )  # the second as in backends/userspace/settings.py, own_mark
+    if config.is_userspace and config.iptables.masquerade_bit in bits:
+        yield (
+            "userspace.mark_bit",
+            f"neither it nor the bit below may be iptables.masqueradeBit ({config.iptables.masquerade_bit})",
+        )
 
 
 def _periods(config: Config) -> Iterator[tuple[str, str]]:

@@ -63,7 +63,9 @@ class UserspaceConfig:
     hedge_after_s: float = 0.2  # without an answer for so long another endpoint is tried beside the first
     max_connections: int = 0  # of one worker, above which new ones are refused; 0: what its file descriptors allow
     notrack: bool = False  # true: what is relayed leaves no trace in conntrack; firewalls that go by its states drop it
-    mark_bit: int = 13  # 0-31; neither kube-proxy's 14, nor the kubelet's 15, nor Cilium's 8-11, nor Calico's 16-31
+    mark_bit: int = (
+        13  # 0-31, and the bit below; neither kube-proxy's 14, the kubelet's 15, Cilium's 8-11 nor Calico's 16-31
+    )
     routing_table: int = 10270  # leads marked packets to the relay; far from what people and network plug-ins number
     ports: tuple[int, int] = (10270, 10299)  # first and last; each instance on the node takes two of them
     endpoint_counters: bool = False  # true: metrics of each endpoint besides those of each Service port

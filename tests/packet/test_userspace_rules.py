@@ -323,6 +323,18 @@ def test_syn_cookies(ground: Ground) -> None:
         sysctl(ground.node, ipv4__tcp_syncookies=1)
 
 
+@pytest.mark.parametrize("valid_mark", [0, 1])
+def test_reverse_path_filters(ground: Ground, valid_mark: int) -> None:
+    """Also where the kernel asks for the way back under a packet's mark, as nodes with WireGuard have it."""
+    ground.bring(*_objects(ep("10.180.0.1"), lb=[VIP]))
+    for strict in (1, 0):
+        sysctl(ground.node, ipv4__conf__all__src_valid_mark=valid_mark, ipv4__conf__all__rp_filter=strict)
+        for source, address in ((P, CLUSTER_IP), (X, VIP), (H, CLUSTER_IP)):
+            entry = "outside" if source is X else "inside"
+            assert ground.ask(source, (address, 80)) == _entered(entry, (address, 80), source)
+    sysctl(ground.node, ipv4__conf__all__src_valid_mark=0)
+
+
 def test_somebody_elses_transparent_socket_gets_nothing_of_what_is_forwarded(ground: Ground) -> None:
     """A wildcard socket of another transparent proxy on this node: packets to that port elsewhere are none of its business."""
     ground.bring(*_objects(ep("10.180.0.1")))
@@ -401,6 +413,8 @@ def test_what_is_not_tracked(notrack: bool) -> None:
     "nft flush chain ip kproxy-userspace prerouting",
     "nft insert rule ip kproxy-userspace relay-inside drop",
     "nft delete element ip6 kproxy-userspace node-ports { tcp . 3001 }",
+    "ip rule del pref 98",
+    "ip rule del pref 99",
     "ip rule del pref 100",
     "ip -6 rule del pref 100",
     "ip route flush table 10270",

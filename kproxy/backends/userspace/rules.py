@@ -8,11 +8,11 @@ A packet's way in (sets and maps in names.py):
                            or protocol . port in NODE_PORTS and the address this node's ─▶ way ─▶ TPROXY to a listener, mark, in
     prerouting  mangle -150 TCP without a socket that is no first packet and no flow of DNAT rules (a mode before this one): SYN cookies,
                            and strays, which the listener answers with a reset
-    output      mangle -150 this node's own packets to RELAYED get the mark, hence another route: through lo, to prerouting
+    output      mangle -150 this node's own packets to RELAYED get a mark of their own, hence another route: through lo, to prerouting
     prerouting, output  nat -110  what bears the mark keeps its destination
     input, forward, output  filter 0: REFUSALS, REFUSED_NODE_PORTS
 
-    marked packets: `ip rule fwmark MARK lookup TABLE`, `local default dev lo table TABLE` (routing.py)
+    marked packets: routing.py
 
 Why each is as it is:
 - `socket` is asked twice for what is relayed and once for all else: `socket transparent 1` also finds wildcard sockets of other
@@ -37,6 +37,7 @@ from dataclasses import dataclass
 
 from kproxy.backends.userspace import names
 from kproxy.backends.userspace.ruleset import Frame
+from kproxy.backends.userspace.settings import own_mark
 from kproxy.model.desired import LocalDetector
 from kproxy.model.names import Family
 
@@ -129,7 +130,7 @@ def frame_text(frame: Frame) -> str:
 
 def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
     """Chain → rules, every chain of CHAINS."""
-    ip, mark = names.NFT_FAMILY[frame.family], _Mark(frame.mark)
+    ip, mark, own = names.NFT_FAMILY[frame.family], _Mark(frame.mark), _Mark(own_mark(frame.mark))
     to = f"{ip} daddr . meta l4proto . th dport"
     found = {
         names.INSIDE: tuple(_listener(frame, frame.ports[0])),
@@ -147,8 +148,7 @@ def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
         _KNOWN: (f"socket wildcard 1 goto {_NEW_ARRIVALS}", *_untracked(frame), f"{mark.set} accept"),
         _NEW_ARRIVALS: (
             *_dns(frame, "daddr", "dport", f"jump {_OWN_DNS}"),
-            # What this node's own packets bear from their output hook would pass for "taken in" below.
-            f"tcp flags & (fin | syn | rst | ack) != syn {mark.clear} accept",
+            "tcp flags & (fin | syn | rst | ack) != syn accept",
             f"{to} vmap @{names.DESTINATIONS}",
             f"meta l4proto . th dport vmap @{names.NODE_PORTS}",
         ),
@@ -173,8 +173,8 @@ def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
             "socket transparent 1 accept",
             f"ct direction reply ct mark & {mark.number} == {mark.number} {mark.set} accept",
             "ct status dnat accept",
-            f"ct direction original ct mark & {mark.number} == {mark.number} {mark.set} accept",
-            f"{to} @{names.RELAYED} {mark.set} meta l4proto tcp ct mark set ct mark | {mark.number}",
+            f"ct direction original ct mark & {mark.number} == {mark.number} {own.set} accept",
+            f"{to} @{names.RELAYED} {own.set} meta l4proto tcp ct mark set ct mark | {mark.number}",
         ),
         # A translation to what it is already; the kernel looks for no other one then.
         **dict.fromkeys(("as-asked", "as-asked-here"), (f"{mark.is_set} {_TRANSPORT} dnat to {ip} daddr",)),
@@ -184,7 +184,7 @@ def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
             f"meta l4proto . th dport vmap @{names.REFUSED_NODE_PORTS}",
         ),
         "filter-forward": (f"{mark.is_set} drop", f"{to} vmap @{names.REFUSALS}"),
-        "filter-output": (f"{mark.is_set} accept", f"{to} vmap @{names.REFUSALS}"),
+        "filter-output": (f"{own.is_set} accept", f"{to} vmap @{names.REFUSALS}"),
     }
     return {name: found[name] for name in CHAINS}
 
@@ -195,7 +195,6 @@ class _Mark:
     def __init__(self, mark: int) -> None:
         self.number = f"0x{mark:x}"
         self.set = f"meta mark set meta mark | {self.number}"
-        self.clear = f"meta mark set meta mark & 0x{mark ^ 0xFFFFFFFF:x}"
         self.is_set = f"meta mark & {self.number} == {self.number}"
 
 

@@ -10,7 +10,7 @@ from kproxy.backends.userspace import names
 from kproxy.backends.userspace.compile import compile_family, frame_of, unrelayed
 from kproxy.backends.userspace.rules import CHAINS, chains, frame_text, set_kinds
 from kproxy.backends.userspace.ruleset import Element, FamilyRuleset, Frame
-from kproxy.backends.userspace.settings import UserspaceSettings
+from kproxy.backends.userspace.settings import UserspaceSettings, own_mark
 from kproxy.model.desired import DesiredState, LocalDetector, NodePortAddresses, NodeSettings
 from kproxy.model.names import Family
 from kproxy.model.resolve import resolve
@@ -192,7 +192,7 @@ def test_mark_and_ports_are_settings() -> None:
     )
     assert "tproxy to [::1]:8" in chains(replace(_FRAME, family=Family.IPV6, ports=(7, 8)))[names.OUTSIDE][0]
     text = frame_text(replace(_FRAME, mark=0x80))
-    assert "0x2000" not in text and "& 0xffffff7f accept" in text
+    assert "0x2000" not in text and "0x40" in text and (own_mark(0x80), own_mark(1)) == (0x40, 2)
 
 
 @pytest.mark.parametrize(
