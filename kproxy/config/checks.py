@@ -60,7 +60,7 @@ def _userspace(config: Config) -> Iterator[tuple[str, str]]:
     if config.is_userspace and config.iptables.masquerade_bit in bits:
         yield (
             "userspace.mark_bit",
-            f"neither it nor the bit below may be iptables.masqueradeBit ({config.iptables.masquerade_bit})",
+            f"must not be iptables.masqueradeBit ({config.iptables.masquerade_bit}), nor the one above it",
         )
 
 
