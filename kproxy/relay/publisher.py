@@ -185,9 +185,9 @@ class RelayPublisher:
         """How many connections and sessions are open, as the workers said last."""
         return sum(session.open for session in self._sessions)
 
-    def counters(self) -> Sums:
+    def counters(self, *, endpoints: bool = True) -> Sums:
         """Counters of all workers that ever were, added up; the column OPEN is of the workers that are there."""
-        return self._totals.sums()
+        return self._totals.sums(endpoints=endpoints)
 
     def whole(self) -> dict[str, int]:
         """The counters of workers as a whole alone: cheap at any number of Services."""

@@ -68,7 +68,7 @@ class UserspacePlane:
     def relay(self) -> RelayPage:
         """What the workers told last."""
         publisher = self._publisher
-        sums, processes = publisher.counters(), publisher.pids()
+        sums, processes = publisher.counters(endpoints=False), publisher.pids()
         return RelayPage(
             workers=sum(not draining for _, draining in processes),
             draining=sum(draining for _, draining in processes),
@@ -94,7 +94,7 @@ class UserspacePlane:
 
     def long_metrics(self) -> Iterator[Metric]:
         """Counters of Service ports, and of endpoints where they are wanted."""
-        return self._series.of(self._publisher.counters())
+        return self._series.of(self._publisher.counters(endpoints=self._config.endpoint_counters))
 
 
 def _sum(rows: Mapping[str, list[int]], column: int) -> int:

@@ -332,3 +332,17 @@ def test_counters_of_what_is_gone_are_forgotten() -> None:
     assert len(totals.sums().services) == 3
     totals.prune(Table({_key("a"): _target("web", ends=0)}))
     assert set(totals.sums().services) == {"web", "busy"} and not totals.sums().endpoints
+
+
+def test_sums_without_endpoints_are_the_same_sums() -> None:
+    totals = Totals()
+    row = [1] * len(COLUMNS)
+    for life in ((7, 1), (8, 1)):
+        totals.take(life, [("a/b", None, row), ("a/b", ("10.0.0.1", 80), row)], {"accepted": 2})
+    totals.gone((8, 1))
+    whole, short = totals.sums(), totals.sums(endpoints=False)
+    assert (short.services, short.worker) == (whole.services, whole.worker) and short.worker == totals.worker() == {
+        "accepted": 4
+    }
+    assert whole.endpoints[("a/b", ("10.0.0.1", 80))] == whole.services["a/b"] and not short.endpoints
+    assert whole.services["a/b"] == [1 if column == OPEN else 2 for column in range(len(COLUMNS))]
