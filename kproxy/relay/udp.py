@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import heapq
-import os
 import select
 import socket
 import time
@@ -111,30 +110,7 @@ class UdpRelay:
 
     def flows(self, limit: int) -> list[Flow]:
         """What is open, the oldest first, at most `limit`."""
-        return [*self.each_flow(limit)]
-
-    def each_flow(self, limit: int) -> Iterator[Flow]:
-        """As `flows`, one after the other; between two of them sessions may come and go."""
-        for session in [*islice(self._sessions.values(), max(0, limit))]:
-            if self._sessions.get((session.client, session.asked)) is session:
-                yield self._flow(session)
-
-    def _flow(self, session: Session) -> Flow:
-        return Flow(
-            worker=os.getpid(),
-            number=session.number,
-            protocol="UDP",
-            client=_text(session.client),
-            virtual=_text(session.asked),
-            service=session.target.name,
-            endpoint=_text(session.end) if session.end is not None else "",
-            source=_text(session.end_sock.getsockname()) if session.end is not None else "",
-            began=self._wall + session.began,
-            sent=session.sent,
-            received=session.received,
-            retries=session.retries,
-            state="open" if session.end is not None else "connecting",
-        )
+        return [session.flow(self._wall) for session in islice(self._sessions.values(), max(0, limit))]
 
     def close_listeners(self) -> None:
         """Takes no more clients; sessions go on."""
@@ -240,9 +216,12 @@ class UdpRelay:
             self._poller.add(sock.fileno(), select.EPOLLIN, session.from_client)
 
     def _evict(self) -> None:
-        """Ends the sessions that were idle for longest: a few at once, because finding them means looking at all."""
+        """Ends the sessions that were idle for longest: a few at once, because finding them means looking at all.
+
+        Those that did not last go before those that did, as with conntrack (early_drop): questions by the thousand end no stream.
+        """
         sessions = self._sessions.values()
-        for session in heapq.nsmallest(max(1, len(sessions) // 64), sessions, key=lambda session: session.used):
+        for session in heapq.nsmallest(max(1, len(sessions) // 64), sessions, key=_worth):
             self._counts.evicted += 1
             self._finish(session)
 
@@ -388,5 +367,5 @@ class UdpRelay:
         self._counts.endpoint(session.target.name, end)[column] += by
 
 
-def _text(address: Address) -> str:
-    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+def _worth(session: Session) -> tuple[bool, float]:
+    return session.used - session.began >= _STREAM_AFTER_S, session.used

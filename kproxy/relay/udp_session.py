@@ -8,13 +8,14 @@ core, and an allocation several. What must not happen here: a loop (one datagram
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from select import EPOLLERR
 from typing import TYPE_CHECKING
 
 from kproxy.relay.counts import RECEIVED, RECEIVED_DATAGRAMS, SENT, SENT_DATAGRAMS, Row
-from kproxy.relay.targets import End, Key, Target
+from kproxy.relay.targets import End, Flow, Key, Target
 from kproxy.relay.udp_sockets import Address, clear_errors
 
 if TYPE_CHECKING:
@@ -164,3 +165,26 @@ class Session:
             row[SENT_DATAGRAMS] += now[2] - told[2]
             row[RECEIVED_DATAGRAMS] += now[3] - told[3]
         self.told = now
+
+    def flow(self, wall: float) -> Flow:
+        """For people. wall: seconds since the epoch when the relay's clock was at zero."""
+        end = self.end
+        return Flow(
+            worker=os.getpid(),
+            number=self.number,
+            protocol="UDP",
+            client=_text(self.client),
+            virtual=_text(self.asked),
+            service=self.target.name,
+            endpoint=_text(end) if end is not None else "",
+            source=_text(self.end_sock.getsockname()) if end is not None else "",
+            began=wall + self.began,
+            sent=self.sent,
+            received=self.received,
+            retries=self.retries,
+            state="open" if end is not None else "connecting",
+        )
+
+
+def _text(address: Address) -> str:
+    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"

@@ -333,3 +333,23 @@ def test_the_session_that_was_idle_for_longest_makes_room(ground: Ground) -> Non
             assert await asked(clients[1]) == b"0 ?"
 
     scene(play)
+
+
+def test_questions_by_the_dozen_end_no_stream(ground: Ground) -> None:
+    """What lasted keeps its place, though it was silent for longer than they."""
+
+    async def play() -> None:
+        with relaying(ground, ground.target(0), sessions=4) as worker, Pod(ground, 0) as pod, ground.client() as stream:
+            await asked(stream)
+            worker.sweep(3)
+            await asked(stream)
+            source = pod.heard[-1][1]
+            for _ in range(8):
+                worker.sweep(3)
+                with ground.client() as client:
+                    assert await asked(client) == b"0 ?"
+            assert worker.counts.evicted == 5 and worker.relay.open == 4
+            await asked(stream)
+            assert pod.heard[-1][1] == source, "it is the same session"
+
+    scene(play)
