@@ -284,6 +284,10 @@ class RelayPublisher:
         while True:
             await session.wake.wait()
             session.wake.clear()
+            # Before the table: with it a worker begins to serve, or to choose among endpoints that came.
+            entries, session.stays = [*session.stays.values()], {}
+            for part in stays_frames(entries):
+                await self._write(session, part)
             table, number = self._table, self._number
             if table is not None and number > session.sent_number:
                 if session.sent is None:
@@ -292,9 +296,6 @@ class RelayPublisher:
                     await self._write(session, part)
                 await self._write(session, frame(End(number)))
                 session.sent, session.sent_number = table, number
-            entries, session.stays = [*session.stays.values()], {}
-            for part in stays_frames(entries):
-                await self._write(session, part)
             words, session.words = session.words, []
             for word in words:
                 await self._write(session, frame(word))
