@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import uvloop
 
@@ -46,7 +47,7 @@ class Living:
     def __init__(
         self,
         space: Namespace,
-        variant: Variant,
+        variant: Variant = Variant.NFT,
         *,
         settings: NodeSettings = SETTINGS,
         patience: Patience | None = QUICK,
@@ -56,10 +57,8 @@ class Living:
     ) -> None:
         self.space, self.variant = space, variant
         with space.entered():
-            self.backend = IptablesBackend(variant=variant)
-        self.backend.tools = tools(self.backend.tools)
+            self.backend, self.guard = self._plane(tools)
         self.loop = SyncLoop(self.backend, self._settings_of, Pacer(max_retry_s=max_retry_s), self._no_zone)
-        self.guard = IptablesGuard(self.backend)
         self.healer = Healer(self.loop, self.backend, self.guard, patience) if patience else None
         self.outcomes: list[SyncOutcome] = []
         self.found: list[DriftFound] = []
@@ -72,6 +71,12 @@ class Living:
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="living")
+
+    def _plane(self, tools: Callable[[Tools], Tools]) -> tuple[Any, Any]:
+        """The data plane and its guard."""
+        backend = IptablesBackend(variant=self.variant)
+        backend.tools = tools(backend.tools)
+        return backend, IptablesGuard(backend)
 
     def _settings_of(self, snapshot: Snapshot) -> NodeSettings:
         return self.settings
@@ -137,8 +142,12 @@ class Living:
         if applied is None or not self.settled():
             return False
         with self.space.entered():
-            backend = IptablesBackend(tools=self.backend.tools)
+            backend = self._stranger()
             return not backend.plan(asyncio.run(backend.observe()), applied).batches
+
+    def _stranger(self) -> Any:
+        """A data plane that knows nothing of what the loop's has done."""
+        return IptablesBackend(tools=self.backend.tools)
 
     def until(self, condition: Callable[[], bool], within_s: float = WITHIN_S) -> float:
         """Waits; how long it took, in seconds."""
