@@ -110,7 +110,13 @@ class UdpRelay:
 
     def flows(self, limit: int) -> list[Flow]:
         """What is open, the oldest first, at most `limit`."""
-        return [session.flow(self._wall) for session in islice(self._sessions.values(), max(0, limit))]
+        return [*self.each_flow(limit)]
+
+    def each_flow(self, limit: int) -> Iterator[Flow]:
+        """As `flows`, one after the other; between two of them sessions may come and go."""
+        for session in [*islice(self._sessions.values(), max(0, limit))]:
+            if not session.ended:
+                yield session.flow(self._wall)
 
     def close_listeners(self) -> None:
         """Takes no more clients; sessions go on."""
