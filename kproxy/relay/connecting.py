@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from kproxy.relay.tcp import TcpRelay
 
 BESIDE = 4  # attempts at the same time for one client; the oldest makes room when there is another endpoint to try
-_SECOND_SYN_S = 1.5  # the kernel sends a SYN again after a second (RFC 6298, 2.1), and somebody has to have time to answer
+_SECOND_SYN_S = (
+    1.5  # the kernel sends a SYN again after a second (RFC 6298, 2.1), and somebody has to have time to answer
+)
 _PENDING = (errno.EINPROGRESS, errno.EALREADY)
 _CONNECTED = (0, errno.EISCONN)
 _FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -59,12 +61,20 @@ class Connecting:
     )  # fmt: skip
 
     def __init__(
-        self, relay: TcpRelay, target: Target, entry: str, sock: Socket, peer: End, asked: End, number: int, now: float
+        self,
+        relay: TcpRelay,
+        target: Target,
+        entry: str,
+        sock: tuple[Socket, int],
+        peer: End,
+        asked: End,
+        number: int,
+        now: float,
     ) -> None:
-        """peer: the client; asked: the destination as the client sees it; now: monotonic."""
-        self.relay, self.target, self.entry, self.sock, self.peer, self.asked = relay, target, entry, sock, peer, asked
+        """sock: and its descriptor. peer: the client; asked: the destination as the client sees it; IPv6 has more behind; monotonic now."""
+        self.relay, self.target, self.entry, self.peer, self.asked = relay, target, entry, peer, asked
         self.number, self.began = number, now
-        self.fd = sock.fileno()
+        self.sock, self.fd = sock
         self.order: Iterator[End] = relay.chooser.order(target, peer[0], now)
         self.attempts: list[Attempt] = []
         self.tries = 0
@@ -188,12 +198,8 @@ class Connecting:
         """The endpoint has accepted."""
         relay, target = self.relay, self.target
         self.done = True
-        for other in self.attempts:
-            if now - other.since >= relay.limits.hedge_after_s:
-                self._count_failure(other.end, now)
-            relay.chooser.ended(target, other.end)
-            relay.poller.bury(other.fd, other.sock)
-        self.attempts.clear()
+        if self.attempts:
+            self._lose_others(now)
         relay.chooser.worked(target, end, now)
         if target.affinity_s:
             relay.chooser.took(target, self.peer[0], end, now)
@@ -201,11 +207,20 @@ class Connecting:
         relay.connected(self, connection)
         if target.proxy_protocol:
             try:
-                sock.send(proxy_header(target.proxy_protocol, self.peer, self.asked))
+                sock.send(proxy_header(target.proxy_protocol, self.peer[:2], self.asked[:2]))
             except OSError:
                 connection.abort()
                 return
         connection.start()
+
+    def _lose_others(self, now: float) -> None:
+        """Somebody else was first. Who has been silent for long has failed; who has not is not to blame."""
+        for other in self.attempts:
+            if now - other.since >= self.relay.limits.hedge_after_s:
+                self._count_failure(other.end, now)
+            self.relay.chooser.ended(self.target, other.end)
+            self.relay.poller.bury(other.fd, other.sock)
+        self.attempts.clear()
 
     def _lose(self, attempt: Attempt, now: float) -> None:
         """The endpoint has not accepted."""

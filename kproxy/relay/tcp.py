@@ -68,7 +68,7 @@ class Listener:
             sock = Socket(self.domain, socket.SOCK_STREAM, 0, fd)
             sock.setblocking(False)
             try:
-                accepted(self, sock, peer)
+                accepted(self, sock, fd, peer)
             except Exception:  # a fault of ours: it costs this client, not the listener
                 self.relay.poller.tell("a connection could not be begun")
                 abort(sock)
@@ -108,7 +108,7 @@ class TcpRelay:
         """The destinations from now on. Connections to endpoints that are gone begin to drain, within the next sweeps."""
         self._table = table
 
-    def accepted(self, listener: Listener, sock: Socket, peer: End) -> None:
+    def accepted(self, listener: Listener, sock: Socket, fd: int, peer: End) -> None:
         """A client is there."""
         counts = self.counts
         counts.accepted += 1
@@ -128,7 +128,7 @@ class TcpRelay:
             return
         now = self.now()
         self._number += 1
-        connecting = Connecting(self, target, listener.entry, sock, peer[:2], asked[:2], self._number, now)
+        connecting = Connecting(self, target, listener.entry, (sock, fd), peer, asked, self._number, now)
         self.open += 1
         try:
             connecting.advance(now)
@@ -148,7 +148,8 @@ class TcpRelay:
 
     def connected(self, connecting: Connecting, connection: Connection) -> None:
         """For `connecting`: it has its endpoint."""
-        self._connecting.pop(connecting, None)
+        if self._connecting:
+            self._connecting.pop(connecting, None)
         self._fresh[connection] = None
 
     def gave_up(self, connecting: Connecting) -> None:

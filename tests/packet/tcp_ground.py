@@ -20,13 +20,13 @@ from kproxy.relay.listening import BACKLOG, listeners
 from kproxy.relay.poller import Poller
 from kproxy.relay.targets import End, Key, Table, Target
 from kproxy.relay.tcp import TcpRelay
-from tests.packet.udp_ground import FOUR, SIX, Family, Ground, grounded, scene, until
+from tests.packet.udp_ground import FOUR, PORT, SIX, Family, Ground, grounded, scene, until
 from tests.support.netns import run
 
 __all__ = ["ENDS", "FOUR", "NAME", "PORT", "SIX", "Family", "Ground", "Relay", "grounded", "scene", "until"]
 
 PORTS = (10270, 10271)
-PORT, ENDS = 80, 8080
+ENDS = 8080
 NAME = "ns1/web:http"
 _RESET = struct.pack("ii", 1, 0)
 
