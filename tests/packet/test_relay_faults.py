@@ -98,6 +98,8 @@ class _Asker:
 
     def __init__(self, ground: Ground) -> None:
         self.sock = ground.client()
+        address, number = self.sock.getsockname()[:2]
+        self.name = f"[{address}]:{number}" if ":" in address else f"{address}:{number}"
         self.sent = self.refused = 0
         self.answered: dict[int, int] = {}  # number → pod
 
@@ -173,6 +175,37 @@ def test_fault_24_a_sender_from_one_port_follows_zero_endpoints_and_back(ground:
 
     with _controlled(ground, tmp_path) as controller:
         scene(lambda: play(controller))
+
+
+def test_a_worker_that_is_killed_costs_its_own_sessions_a_moment(ground: Ground, tmp_path: Path) -> None:
+    """Sixteen clients on two workers: those of the dead one are served by the other within a second, and nobody else loses a datagram."""
+
+    async def play(relaying: Relaying) -> None:
+        with Pod(ground, 0):
+            async with contextlib.AsyncExitStack() as rest:
+                askers = [await rest.enter_async_context(_asking(ground)) for _ in range(16)]
+                await until(lambda: all(len(asker.answered) > 30 for asker in askers))
+                flows = {flow.client: flow.worker for flow in relaying.call(relaying.publisher.flows(100))}
+                victim = relaying.workers.pop(0)
+                mine = [asker for asker in askers if flows[asker.name] == victim.pid]
+                others = [asker for asker in askers if asker not in mine]
+                assert mine and others, "SO_REUSEPORT spreads sixteen clients over two workers"
+                before = [asker.sent for asker in askers]
+                victim.kill()
+                victim.communicate()
+                await until(lambda: all(asker.sent > old + 30 for asker, old in zip(askers, before, strict=True)))
+                goes_on = [asker.sent for asker in askers]
+                await until(lambda: all(now in asker.answered for asker, now in zip(askers, goes_on, strict=True)))
+                lost = [
+                    sum(number not in asker.answered for number in range(old, now))
+                    for asker, old, now in zip(askers, before, goes_on, strict=True)
+                ]
+                assert not any(lost[askers.index(asker)] for asker in others)
+                assert all(lost[askers.index(asker)] < _ONE_SECOND for asker in mine)
+
+    with Relaying(ground.node, tmp_path) as relaying:
+        relaying.bring(resolve(step(_said(ground.family, 0)).snapshot(), SETTINGS))
+        scene(lambda: play(relaying))
 
 
 # 19: descriptors
