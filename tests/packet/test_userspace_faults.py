@@ -19,6 +19,7 @@ from tests.support.bed import Bed
 from tests.support.builders import Built, draining, ep, port, slice_, svc, terminated
 from tests.support.echoing import ECHO, Echoing
 from tests.support.flows import SETTINGS, P, Source, Step, X, flow, keep, scenario, step
+from tests.support.netns import run
 from tests.support.probing import Answered, Refused, probe, probe_each
 from tests.support.relaying import Relaying
 
@@ -130,7 +131,7 @@ def test_fault_27_clients_stick_for_the_timeout(relaying: Relaying, bed: Bed) ->
     began = time.monotonic()
     held = _landed(bed, clients)
     assert held == {client: first[client] for client in clients}
-    relaying.settle({(_SERVICE, client): by for client, by in held.items()})
+    relaying.settle({(_SERVICE, client): {by} for client, by in held.items()})
     _bring(relaying, _of(*map(ep, after), affinity_s=_STICKY_S))
     assert _landed(bed, clients) == held
     assert time.monotonic() - began < _STICKY_S, "this machine is too slow to tell"
@@ -144,7 +145,7 @@ def test_fault_27_a_thousand_clients_stick_and_move_when_they_must(relaying: Rel
     _bring(relaying, ten)
     first = _landed(bed)
     assert set(first.values()) == set(_TWENTY[:10])
-    relaying.settle({(_SERVICE, client): by for client, by in first.items()})
+    relaying.settle({(_SERVICE, client): {by} for client, by in first.items()})
     _bring(relaying, twenty)
     assert _landed(bed) == first, "ten endpoints that came take nobody's client"
     relaying.restart_workers()
@@ -157,6 +158,21 @@ def test_fault_27_a_thousand_clients_stick_and_move_when_they_must(relaying: Rel
     _bring(relaying, _of(*map(ep, _TWENTY[1:]), affinity_s=10_800))
     moved = _landed(bed)
     assert {c for c in _CLIENTS if moved[c] != first[c]} == {c for c in _CLIENTS if first[c] == _TWENTY[0]} != set()
+
+
+def test_fault_27_one_lost_packet_moves_nobody(relaying: Relaying, bed: Bed) -> None:
+    """The first SYN to the client's endpoint is lost. Without affinity another endpoint is tried a fifth of a second later."""
+    own = ranked(POD, [(a, 80) for a in _TEN])[0][0]
+    lossy = f"table ip lossy {{ chain in {{ type filter hook prerouting priority -400; ip daddr {own} numgen inc mod 65536 0 drop; }}; }}"
+    _bring(relaying, _of(*map(ep, _TEN), affinity_s=60))
+    run(bed.other, "nft", lossy)
+    try:
+        with bed.at(P):
+            assert [r.by for r in probe(Protocol.TCP, POD, (CLUSTER_IP, 80), 1, 9.0) if isinstance(r, Answered)] == [
+                f"{own}:80"
+            ]
+    finally:
+        run(bed.other, "nft", "delete table ip lossy")
 
 
 # Chi-square of nine degrees of freedom exceeds this by luck with p = 1.3e-9; as in test_faults.py. With p = 0.01 and chance from a seed,

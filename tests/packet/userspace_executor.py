@@ -34,15 +34,15 @@ class UserspaceExecutor(Executor):
         self.relaying = Relaying(bed.node, folder, options=RelayOptions(preserve_source=preserves))
         self.used: Counter[str] = Counter()  # flows by the entry of the list that they fell under
 
-        self._sticky: dict[tuple[str, str], str] = {}  # of this step: ServicePort and client → the endpoint's address
+        self._sticky: dict[tuple[str, str], set[str]] = {}  # of this step: ServicePort and client → where it landed
 
     def close(self) -> None:
         """Ends the workers."""
         self.relaying.close()
 
     def sync(self, row: Row, step: Step) -> None:
-        self.relaying.settle(self._sticky)
-        self._sticky.clear()
+        stays, self._sticky = self._sticky, {}
+        self.relaying.settle(stays)
         self._row, self._step = row, step
         self._desired = resolve(step.snapshot(), row.settings)
         report = self.relaying.bring(self._desired)
@@ -67,12 +67,12 @@ class UserspaceExecutor(Executor):
 
     def _note_affinity(self, flow: Flow, results: list[Result]) -> None:
         """Workers tell one another of a client a fifth of a second later; one that comes in between, after a change, may be another's."""
-        landed = [result.by for result in results if isinstance(result, Answered)]
+        landed = {result.by.rpartition(":")[0].strip("[]") for result in results if isinstance(result, Answered)}
         if not landed:
             return
         for port in self._desired.of(Family.IPV6 if ":" in flow.to[0] else Family.IPV4).service_ports.values():
             if port.affinity is not None and flow.to[1] in (port.port, port.node_port):
-                self._sticky[str(port.name), flow.source.address] = landed[-1].rpartition(":")[0].strip("[]")
+                self._sticky[str(port.name), flow.source.address] = landed
 
 
 def _tells_apart(one: Expect, other: Expect, results: list[Result]) -> bool:

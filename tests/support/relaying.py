@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,8 +111,8 @@ class Relaying:
         self.applied = self.call(self.backend.observe())
         self.wait(lambda: len(self.publisher.pids()) == len(self.workers), "workers come back")
 
-    def settle(self, stays: Mapping[tuple[str, str], str]) -> None:
-        """Waits until every worker knows where clients stay: ServicePort (its name) and client → the endpoint's address."""
+    def settle(self, stays: Mapping[tuple[str, str], Collection[str]]) -> None:
+        """Waits until every worker knows where clients stay: ServicePort (its name) and client → addresses that it may be."""
         if not stays:
             return
 
@@ -120,7 +120,7 @@ class Relaying:
             held = {
                 (entry.name, entry.client): entry.address for entry in self.publisher._stays.entries(time.monotonic())
             }
-            return all(held.get(of) == address for of, address in stays.items())
+            return all(held.get(of) in addresses for of, addresses in stays.items())
 
         self.wait(known, f"affinity is told: {stays}")
         self.call(self.publisher.flows(1))  # an answer comes after what was to be told before
@@ -134,7 +134,7 @@ class Relaying:
 
         while not self.call(asked()):
             dead = [worker for worker in self.workers if worker.poll() is not None]
-            assert not dead, f"a worker ended: {dead}"
+            assert not dead, f"a worker ended: {[worker.communicate()[1] for worker in dead]}"
             assert time.monotonic() < deadline, what
             time.sleep(0.01)
 
