@@ -43,7 +43,7 @@ def kernel_flows(known: NodeState, mode: str, wanted: Wanted, now: float) -> tup
             f"the kernel's open flows cannot be read ({error}); it takes root and nf_conntrack"
         ) from error
     shown, matching = wanted.of(pages)
-    return FlowsHead(mode=mode, open=count, matching=matching, shown=len(shown)), shown
+    return FlowsHead(mode=mode, open=count, told=len(pages), matching=matching, shown=len(shown)), shown
 
 
 def counts_octets() -> bool:

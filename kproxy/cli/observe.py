@@ -139,11 +139,12 @@ def _json(flow: Mapping[str, object]) -> str:
 
 
 def _summary(head: FlowsHead) -> str:
-    """`12 flows`, `12 of 40,000 flows fit, 10 shown`."""
-    if head.shown == head.open:
-        return f"{head.open:,} flows" if head.open != 1 else "1 flow"
-    fit = f"{head.matching:,} of {head.open:,} flows fit" if head.matching != head.open else f"{head.open:,} flows"
-    return fit + (f", {head.shown:,} shown" if head.shown != head.matching else "")
+    """`12 flows`, `12 of 40,000 flows fit, 10 shown`, `20,000 of 90,000 flows were looked at, 12 fit`."""
+    some = head.told < head.open
+    text = f"{head.told:,} of {head.open:,} flows were looked at" if some else f"{head.open:,} flows"
+    if head.matching != head.told:
+        text = f"{text}, {head.matching:,} fit" if some else f"{head.matching:,} of {head.open:,} flows fit"
+    return text + (f", {head.shown:,} shown" if head.shown != head.matching else "")
 
 
 def _row(flow: FlowPage) -> tuple[object, ...]:

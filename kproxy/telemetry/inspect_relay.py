@@ -95,7 +95,8 @@ async def _send(request: web.Request, pages: RelayPages, flows: Sequence[Flow], 
         named += [page_of(flow, names, now) for flow in flows[start : start + _NAMED_AT_ONCE]]
         await asyncio.sleep(0)
     shown, matching = wanted.of(named)
-    head = FlowsHead(mode="userspace", open=max(pages.open(), len(flows)), matching=matching, shown=len(shown))
+    opened = max(pages.open(), len(flows))
+    head = FlowsHead(mode="userspace", open=opened, told=len(flows), matching=matching, shown=len(shown))
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
     try:
         async with asyncio.timeout(ANSWER_S):

@@ -55,10 +55,14 @@ class FlowPage(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class FlowsHead(msgspec.Struct, rename="camel", kw_only=True):
-    """What the page is. open: flows there are on this node; matching: those among the told ones that fit; shown: lines below."""
+    """What the page is. open: flows there are on this node; told: those looked at, fewer where there are very many.
+
+    matching: those of the told ones that fit; shown: lines below.
+    """
 
     mode: str
     open: int
+    told: int
     matching: int
     shown: int
 

@@ -122,5 +122,5 @@ def test_who_may_not_look_is_told_what_it_takes(space: Namespace) -> None:
 
 
 def test_a_state_without_flows_is_empty(space: Namespace) -> None:
-    assert look() == (FlowsHead(mode="iptables", open=0, matching=0, shown=0), [])
+    assert look() == (FlowsHead(mode="iptables", open=0, told=0, matching=0, shown=0), [])
     assert replace(Wanted(), limit=3).of([]) == ([], 0)

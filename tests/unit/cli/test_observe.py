@@ -174,8 +174,10 @@ def test_filters_and_order(tmp_path: Path, words: tuple[str, ...], numbers: list
 
 
 def test_what_is_not_shown_is_counted(tmp_path: Path) -> None:
+    result = run(tmp_path, "--protocol", "tcp", "--limit", "1")
+    assert "3 of 4 flows fit, 1 shown" in result.stderr
     result = run(tmp_path, "--protocol", "tcp", "--limit", "1", relay=pages(lambda: FLOWS, open_=50_000))
-    assert "3 of 50,000 flows fit, 1 shown" in result.stderr
+    assert "4 of 50,000 flows were looked at, 3 fit, 1 shown" in result.stderr
 
 
 def test_a_watch_tells_what_begins_and_ends(tmp_path: Path) -> None:
