@@ -272,7 +272,7 @@ class _Caller:
         """Whether octets come back; False when it is refused or reset. Silence is a failure of the test."""
         running = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 if self._to is not None:
                     await running.sock_connect(self.sock, self._to)
                     self._to = None

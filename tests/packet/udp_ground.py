@@ -185,7 +185,7 @@ class Pod:
         self.sock.close()
 
 
-async def heard(sock: socket.socket, wait_s: float = 10.0) -> bytes:
+async def heard(sock: socket.socket, wait_s: float = 30.0) -> bytes:
     async with asyncio.timeout(wait_s):
         return await asyncio.get_running_loop().sock_recv(sock, 65536)
 
@@ -195,11 +195,11 @@ async def asked(sock: socket.socket, words: bytes = b"?") -> bytes:
     return await heard(sock)
 
 
-async def until(holds: Callable[[], bool], wait_s: float = 10.0) -> None:
+async def until(holds: Callable[[], bool], wait_s: float = 30.0) -> None:
     async with asyncio.timeout(wait_s):
         while not holds():
             await asyncio.sleep(0.002)
 
 
 def scene(play: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(play(), 50))
+    asyncio.run(asyncio.wait_for(play(), 120))
