@@ -52,7 +52,9 @@ def begin(words: Sequence[str]) -> None:
     actions = [(os.POSIX_SPAWN_DUP2, reading, 0)]
     try:
         command = [sys.executable, "-m", "kproxy.app", WAITS]
-        _begun.pid = os.posix_spawn(command[0], command, dict(os.environ), file_actions=actions)
+        # A supervisor that begins anew (mode userspace) blocks signals, which survives exec: a controller without SIGCHLD would wait for
+        # its first tool for ever.
+        _begun.pid = os.posix_spawn(command[0], command, dict(os.environ), file_actions=actions, setsigmask=[])
     except OSError:
         os.close(writing)
         return  # the supervisor starts one in the ordinary way, and says why it cannot
