@@ -359,6 +359,8 @@ def test_open_flows_of_mode_iptables_go_on(alone: Ground) -> None:
         flows = [_open(alone, source, to) for source in (P, H)]
         ends = [listening.accept()[0] for _ in flows]
         alone.bring(*objects)
+        for source in (P, H):  # while the old rules are still there
+            assert alone.ask(source, to) == _entered("inside", to, source)
         with alone.node.entered():
             asyncio.run(iptables.cleanup())
         for sock, end in zip(flows, ends, strict=True):

@@ -10,6 +10,7 @@ A packet's way in (sets and maps in names.py):
                            and strays, which the listener answers with a reset
     output      mangle -150 this node's own packets to RELAYED get a mark of their own, hence another route: through lo, to prerouting
     prerouting, output  nat -110  what bears the mark keeps its destination
+    prerouting, output  nat -101: first packets of what is taken in keep their destination, whatever other rules of DNAT say
     input, forward, output  filter 0: REFUSALS, REFUSED_NODE_PORTS
 
     marked packets: routing.py
@@ -27,6 +28,8 @@ Why each is as it is:
 - `notrack` spares conntrack what comes from other machines and pods (setting `notrack`). What this node itself sends is always tracked.
 - What the relay takes is translated by nobody else: while rules of mode iptables (or kube-proxy's) are still there, their DNAT would lead a
   connection that `tproxy` has taken to a pod's address, where no listener waits. A flow that they had before goes on.
+- `dnat to` a packet's own destination changes nothing, and settles the matter: chains behind it (mode iptables before it is cleared away, a
+  network plug-in's host ports) are not asked.
 - A marked packet that is forwarded has lost its policy route: it is dropped, as if nobody listened.
 """
 
@@ -63,6 +66,8 @@ HOOKS = {
     "strays": Hook("filter", "prerouting", -150),
     "output-raw": Hook("filter", "output", -300),
     "output": Hook("route", "output", -150),
+    "nat-prerouting": Hook("nat", "prerouting", -101),
+    "nat-output": Hook("nat", "output", -101),
     "as-asked": Hook("nat", "prerouting", -110),
     "as-asked-here": Hook("nat", "output", -110),
     "filter-input": Hook("filter", "input", 0),
@@ -171,13 +176,15 @@ def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
             # The workers' own. To an endpoint that is a process of this node, with a client's address: its answers are led back in.
             f"socket transparent 1 fib daddr type local ct mark set ct mark | {mark.number}",
             "socket transparent 1 accept",
-            f"ct direction reply ct mark & {mark.number} == {mark.number} {mark.set} accept",
+            f"ct direction reply ct mark & {mark.number} == {mark.number} {own.set} accept",
             "ct status dnat accept",
             f"ct direction original ct mark & {mark.number} == {mark.number} {own.set} accept",
             f"{to} @{names.RELAYED} {own.set} meta l4proto tcp ct mark set ct mark | {mark.number}",
         ),
         # A translation to what it is already; the kernel looks for no other one then.
         **dict.fromkeys(("as-asked", "as-asked-here"), (f"{mark.is_set} {_TRANSPORT} dnat to {ip} daddr",)),
+        "nat-prerouting": (f"{mark.is_set} dnat to {ip} daddr",),
+        "nat-output": (f"{own.is_set} dnat to {ip} daddr",),
         "filter-input": (
             f"{mark.is_set} accept",
             f"{to} vmap @{names.REFUSALS}",
