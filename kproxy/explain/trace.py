@@ -115,6 +115,7 @@ class Trace:
                     "outcome": branch.fate.value,
                     "to": branch.to,
                     "masqueraded": branch.masqueraded,
+                    **({"seenAs": branch.seen_as} if branch.seen_as else {}),
                     "hops": [_hop_as_json(hop) for hop in branch.hops],
                 }
                 for branch in self.branches

@@ -146,6 +146,14 @@ def test_the_way_from_a_sender(tmp_path: Path) -> None:
     assert "relay: the only endpoint" in traced and "reaches 10.244.0.1:8080, source becomes this node's" in traced
 
 
+def test_a_trace_for_programs_says_what_becomes_of_the_source(tmp_path: Path) -> None:
+    result = run(
+        tmp_path, [service(), endpoints("10.244.0.1")], "shop/web", "--from", "10.244.0.9", "-o", "json", by=trace
+    )
+    (outcome,) = json.loads(result.stdout)["outcomes"]
+    assert outcome["masqueraded"] and outcome["seenAs"] == "source becomes this node's (preserveSourceAddress is off)"
+
+
 def test_why_a_packet_took_no_other_way(tmp_path: Path) -> None:
     objects = [
         service(type="NodePort", ports=[{"name": "http", "port": 80, "nodePort": 30080}]),
