@@ -14,11 +14,11 @@ from kproxy.backends.iptables.variant import Variant
 from kproxy.model.names import Family
 from kproxy.model.objects import RelayOptions
 from kproxy.model.resolve import resolve
-from tests.packet.executor import Executor
+from tests.packet.executor import PATIENCE_S, Executor
 from tests.packet.userspace_differences import Case, difference
 from tests.support.bed import Bed
-from tests.support.flows import IPT, USERSPACE, Expect, Flow, Row, Step
-from tests.support.probing import Answered, Result
+from tests.support.flows import IPT, USERSPACE, Expect, Flow, Outcome, Row, Step
+from tests.support.probing import Answered, Lasting, Result
 from tests.support.relaying import Relaying
 
 
@@ -36,9 +36,19 @@ class UserspaceExecutor(Executor):
 
         self._sticky: dict[tuple[str, str], set[str]] = {}  # of this step: ServicePort and client → where it landed
 
+        self._clients: dict[tuple[str, tuple[str, int]], Lasting] = {}  # of this row: sockets that stay open
+
     def close(self) -> None:
         """Ends the workers."""
         self.relaying.close()
+
+    def run_row(self, row: Row) -> list[str]:
+        try:
+            return super().run_row(row)
+        finally:
+            for client in self._clients.values():
+                client.close()
+            self._clients.clear()
 
     def sync(self, row: Row, step: Step) -> None:
         stays, self._sticky = self._sticky, {}
@@ -64,6 +74,15 @@ class UserspaceExecutor(Executor):
             if _tells_apart(flow.expect, tried.expect, results) and not self._judge(flow, results):
                 wrong.append(f"does what the table says: it is no case of {known[0].name!r}")
         return wrong
+
+    def _results(self, flow: Flow) -> list[Result]:
+        if not flow.socket:
+            return super()._results(flow)
+        key = (flow.socket, flow.to)
+        if key not in self._clients:
+            with self.bed.at(flow.source):
+                self._clients[key] = Lasting(flow.source.address, flow.to)
+        return [self._clients[key].ask(self.silence_s if flow.expect.outcome is Outcome.DROP else PATIENCE_S)]
 
     def _note_affinity(self, flow: Flow, results: list[Result]) -> None:
         """Workers tell one another of a client a fifth of a second later; one that comes in between, after a change, may be another's."""
