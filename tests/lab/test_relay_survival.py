@@ -17,8 +17,12 @@ from tests.support.lab import EXAMPLES, REPOSITORY, LabUnderTest
 
 LOAD = REPOSITORY / "tests" / "support" / "load.py"
 NAME = "my-nginx.default.svc.cluster.local"
-RATE, SECONDS, TIMEOUT_S = 500, 6, 5
+RATE, SECONDS, TIMEOUT_S = 500, 6, 15
 IN_HAND_S = 0.5  # connections that a worker had when it died began this shortly before, on a busy machine
+CUT = {
+    "ConnectionResetError",
+    "no HTTP",
+}  # what a client sees of a worker that died: with words of it unread, or without
 CONFIG = "/run/kproxy-node/config.yaml"
 SUPERVISOR, WORKER = "kproxy.supervisor", "kproxy.relay.worker"
 
@@ -116,8 +120,10 @@ def _second_instance(lab: LabUnderTest) -> subprocess.Popen[str]:
     argv = lab.argv("exec", "node-1", "--", *run)
     second = subprocess.Popen(argv, env=lab.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert second.stderr is not None
-    while "Standing by" not in (seen := second.stderr.readline()):
-        assert seen, "the second instance ended"
+    said = [second.stderr.readline()]
+    while "Standing by" not in said[-1]:
+        assert said[-1], f"the second instance ended: {said}"
+        said.append(second.stderr.readline())
     _until(lab, lambda: len(_processes(lab, WORKER)) == 2 * workers, "both have workers")
     return second
 
@@ -155,7 +161,7 @@ def test_fault_09_a_killed_controller_costs_nothing_and_a_killed_worker_what_it_
     _processes(lab, WORKER, "SIGKILL")
     told = json.loads(load.communicate(timeout=90)[0])
     lost = told["failures"]
-    assert told["sent"] == RATE * seconds and set(told["reasons"]) <= {"ConnectionResetError"}, json.dumps(told)
+    assert told["sent"] == RATE * seconds and set(told["reasons"]) <= CUT, json.dumps(told)
     assert not lost or max(lost) - min(lost) < IN_HAND_S, json.dumps(told)
     _until(lab, lambda: len(_processes(lab, WORKER)) == len(workers), "the supervisor has started it again")
     lab.until("ready and healthy", "node-1", sys.executable, "-m", "kproxy", "status", limit_s=30)
