@@ -38,21 +38,32 @@ _ROWS = [row for row in (*ROWS, *OWN_ROWS) if any(IPT in f.modes for s in row.st
 _END = ("10.0.0.1", 80)
 
 
-def _trace(row: Row, step: Step, flow: Flow, config: UserspaceConfig, facts: RelayFacts | None = None) -> Trace:
-    desired = resolve(step.snapshot(), row.settings)
-    state = desired.of(family_of(flow.to[0]))
-    ruleset = compile_family(state, frame_of(state, UserspaceSettings(), (10270, 10271)))
-    packet = Packet(
-        source=flow.source.address,
-        destination=flow.to[0],
-        port=flow.to[1],
-        protocol=flow.protocol,
-        origin=Origin.LOCAL if flow.source.place is Place.HOST else Origin.ARRIVES,
-        in_interface={Place.POD: POD_INTERFACE, Place.OUTSIDE: "eth0", Place.HOST: ""}[flow.source.place],
-    )
-    kernel = KernelView(local_addresses=step.local_addresses, policies={"INPUT": "DROP"} if flow.input_drop else {})
-    known = facts if facts is not None else RelayFacts(config=config)
-    return trace(ruleset, table_of(desired, config.relay_options), known, packet, kernel)
+class Prepared:
+    """A node in one step of a row."""
+
+    def __init__(self, row: Row, step: Step) -> None:
+        self.step = step
+        self.desired = resolve(step.snapshot(), row.settings)
+        states = {family: self.desired.of(family) for family in Family}
+        self.rulesets = {
+            family: compile_family(state, frame_of(state, UserspaceSettings(), (10270, 10271)))
+            for family, state in states.items()
+        }
+
+    def trace(self, flow: Flow, config: UserspaceConfig) -> Trace:
+        """Where the flow goes."""
+        packet = Packet(
+            source=flow.source.address,
+            destination=flow.to[0],
+            port=flow.to[1],
+            protocol=flow.protocol,
+            origin=Origin.LOCAL if flow.source.place is Place.HOST else Origin.ARRIVES,
+            in_interface={Place.POD: POD_INTERFACE, Place.OUTSIDE: "eth0", Place.HOST: ""}[flow.source.place],
+        )
+        policies = {"INPUT": "DROP"} if flow.input_drop else {}
+        kernel = KernelView(local_addresses=self.step.local_addresses, policies=policies)
+        table = table_of(self.desired, config.relay_options)
+        return trace(self.rulesets[family_of(flow.to[0])], table, RelayFacts(config=config), packet, kernel)
 
 
 def _verify(flow: Flow, wanted: Expect, found: Trace) -> None:
@@ -70,16 +81,17 @@ def _verify(flow: Flow, wanted: Expect, found: Trace) -> None:
         assert seen is Seen.EITHER or branch.masqueraded is (seen is Seen.SNAT), (flow, branch)
 
 
-@pytest.mark.parametrize("preserves", [False, True], ids=["", "preserving"])
 @pytest.mark.parametrize("row", _ROWS, ids=lambda row: row.id)
-def test_row(row: Row, preserves: bool) -> None:
-    config = UserspaceConfig(preserve_source_address=preserves)
+def test_row(row: Row) -> None:
     for step in row.steps:
+        node = Prepared(row, step)
         for flow in step.flows:
             if IPT not in flow.modes or flow.established:
                 continue
-            known = difference(Case(row, step, flow, preserves))
-            _verify(flow, flow.expect if known is None else known[1], _trace(row, step, flow, config))
+            for preserves in (False, True):
+                known = difference(Case(row, step, flow, preserves))
+                found = node.trace(flow, UserspaceConfig(preserve_source_address=preserves))
+                _verify(flow, flow.expect if known is None else known[1], found)
 
 
 def _target(**other: object) -> Target:
@@ -138,7 +150,7 @@ def test_a_chain_that_was_jumped_to_goes_back_and_one_that_was_gone_to_does_not(
     for verb, fate in (("jump", Fate.DROPPED), ("goto", Fate.UNTOUCHED)):
         made = {"prerouting": (f"{verb} refuse", "drop"), "refuse": ("return",), "strays": ()}
         monkeypatch.setattr("kproxy.explain.trace_userspace.chains", lambda frame, made=made: {**chains(frame), **made})
-        found = _trace(row, row.steps[0], row.steps[0].flows[0], UserspaceConfig())
+        found = Prepared(row, row.steps[0]).trace(row.steps[0].flows[0], UserspaceConfig())
         assert [branch.fate for branch in found.branches] == [fate]
 
 
@@ -147,4 +159,4 @@ def test_a_rule_that_is_not_known_is_no_guess(monkeypatch: pytest.MonkeyPatch) -
     made = {"prerouting": ("meta nonsense 5 drop",)}
     monkeypatch.setattr("kproxy.explain.trace_userspace.chains", lambda frame: {**chains(frame), **made})
     with pytest.raises(TraceError, match="meta nonsense 5 drop"):
-        _trace(row, row.steps[0], row.steps[0].flows[0], UserspaceConfig())
+        Prepared(row, row.steps[0]).trace(row.steps[0].flows[0], UserspaceConfig())
