@@ -14,7 +14,7 @@ ALL = [f"S{number}" for number in (*range(1, 20), 21)]
 
 
 def checked(lab: LabUnderTest, *words: str) -> tuple[int, dict[str, Any], str]:
-    done = lab.run("check", "-o", "json", *words)
+    done = lab.run("check", "-o", "json", *words, limit_s=400)
     assert done.stdout, done.stderr + lab.logs()
     found = json.loads(done.stdout)
     return done.returncode, {line["id"]: line for line in found["checks"]}, done.stderr

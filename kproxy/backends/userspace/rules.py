@@ -9,7 +9,6 @@ A packet's way in (sets and maps in names.py):
     prerouting  mangle -150 TCP without a socket that is no first packet and no flow of DNAT rules (a mode before this one): SYN cookies,
                            and strays, which the listener answers with a reset
     output      mangle -150 this node's own packets to RELAYED get a mark of their own, hence another route: through lo, to prerouting
-    prerouting, output  nat -110  what bears the mark keeps its destination
     prerouting, output  nat -101: first packets of what is taken in keep their destination, whatever other rules of DNAT say
     input, forward, output  filter 0: REFUSALS, REFUSED_NODE_PORTS
 
@@ -26,8 +25,6 @@ Why each is as it is:
   client's address, the answers would leave for the client.
 - An output hook cannot use the maps of prerouting: `tproxy` is not allowed there, and a map is checked with all that it may lead to.
 - `notrack` spares conntrack what comes from other machines and pods (setting `notrack`). What this node itself sends is always tracked.
-- What the relay takes is translated by nobody else: while rules of mode iptables (or kube-proxy's) are still there, their DNAT would lead a
-  connection that `tproxy` has taken to a pod's address, where no listener waits. A flow that they had before goes on.
 - `dnat to` a packet's own destination changes nothing, and settles the matter: chains behind it (mode iptables before it is cleared away, a
   network plug-in's host ports) are not asked.
 - A marked packet that is forwarded has lost its policy route: it is dropped, as if nobody listened.
@@ -68,8 +65,6 @@ HOOKS = {
     "output": Hook("route", "output", -150),
     "nat-prerouting": Hook("nat", "prerouting", -101),
     "nat-output": Hook("nat", "output", -101),
-    "as-asked": Hook("nat", "prerouting", -110),
-    "as-asked-here": Hook("nat", "output", -110),
     "filter-input": Hook("filter", "input", 0),
     "filter-forward": Hook("filter", "forward", 0),
     "filter-output": Hook("filter", "output", 0),
@@ -181,8 +176,6 @@ def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
             f"ct direction original ct mark & {mark.number} == {mark.number} {own.set} accept",
             f"{to} @{names.RELAYED} {own.set} meta l4proto tcp ct mark set ct mark | {mark.number}",
         ),
-        # A translation to what it is already; the kernel looks for no other one then.
-        **dict.fromkeys(("as-asked", "as-asked-here"), (f"{mark.is_set} {_TRANSPORT} dnat to {ip} daddr",)),
         "nat-prerouting": (f"{mark.is_set} dnat to {ip} daddr",),
         "nat-output": (f"{own.is_set} dnat to {ip} daddr",),
         "filter-input": (

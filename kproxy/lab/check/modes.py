@@ -19,7 +19,7 @@ from kproxy.lab.nodeconfig import CONFIG
 Raw = dict[str, Any]
 _PAGE = "http://127.0.0.1:10249/proxyMode"
 _DESTINATIONS = ("nft", "list", "map", "ip", "kproxy-userspace", "destinations")
-_CHANGE_S = 30.0
+_CHANGE_S = 60.0  # of a machine that is busy with other things
 
 
 async def s18(rig: Rig, line: Line) -> None:
