@@ -35,6 +35,7 @@ from kproxy.relay.paths import relay_path
 from kproxy.relay.ports import reserve
 from kproxy.supervisor import BEFORE, LONGEST_LAMEDUCK_S, Relaying, command_line
 
+_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")  # of this network namespace; for IPv6 as well
 _LONGEST_ARGUMENT = 100_000  # octets; the kernel's MAX_ARG_STRLEN is 131,072
 
 
@@ -69,10 +70,23 @@ def children(config: Config, flags: Mapping[str, object]) -> list[tuple[str, lis
     return listed
 
 
+def _local_ports() -> int:
+    """How many ports sockets of this node may send from. A UDP session has one of them to itself, whatever its endpoint.
+
+    A third is for sessions: so a hand-over, with workers twice, leaves enough to everybody else, resolvers above all.
+    """
+    try:
+        first, last = _PORT_RANGE.read_text(encoding="ascii").split()
+        return int(last) - int(first) + 1
+    except (OSError, ValueError):
+        return 28_232  # Linux's own
+
+
 def relay_workers(config: Config, ports: tuple[int, int]) -> list[tuple[str, list[str]]]:
     """Names and command lines of the processes that carry connections in mode userspace. ports: where rules bring them."""
     chosen, listed = config.userspace, []
-    for number in range(chosen.workers or os.cpu_count() or 1):
+    count = chosen.workers or os.cpu_count() or 1
+    for number in range(count):
         arguments = {
             "--channel": relay_path(config.run_dir, family_name(os.getpid())),
             "--ports": f"{ports[0]},{ports[1]}",
@@ -80,6 +94,7 @@ def relay_workers(config: Config, ports: tuple[int, int]) -> list[tuple[str, lis
             "--parent": str(os.getpid()),
             "--hand-over": str(chosen.hand_over_s),
             "--connections": str(chosen.max_connections),
+            "--sessions": str(max(64, _local_ports() // 3 // count)),
             "--connect-timeout": str(chosen.connect_timeout_s),
             "--hedge-after": str(chosen.hedge_after_s),
             "--log-format": config.log_format,

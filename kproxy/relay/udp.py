@@ -44,8 +44,8 @@ _LASTING = 16  # datagrams of a client that ask for a socket of its own; so does
 _BURST = 64  # datagrams of a listener in a row; others have their turn then
 _TRIES = 8  # endpoints that may report errors for one datagram
 _LARGE_HELD = 128  # datagrams of SMALL octets and more that are held to be sent again: 8 MiB
-_FULL = {errno.EMFILE, errno.ENFILE}
-_NOT_THE_ENDPOINTS_FAULT = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EMSGSIZE, *_FULL}
+_FULL = {errno.EMFILE, errno.ENFILE, errno.EAGAIN}  # EAGAIN of connect: this node has no port left to send from
+_NOT_THE_ENDPOINTS_FAULT = {errno.ENOBUFS, errno.ENOMEM, errno.EMSGSIZE, *_FULL}
 
 
 class Choosing(Protocol):
@@ -232,7 +232,7 @@ class UdpRelay:
             self._finish(session)
 
     def _make_room(self, then: Callable[[], None]) -> None:
-        """There is no descriptor left: the oldest sessions give up theirs, which are free when this turn of the poller is over."""
+        """No descriptor or no port is left: the oldest sessions give up theirs, which are free when this turn of the poller is over."""
         self._evict()
         self._poller.again(then)
 
@@ -273,20 +273,32 @@ class UdpRelay:
                 self._count(session, end, RETRIES)
             try:
                 self._connect(session, end)
-                if session.held is not None:
-                    session.end_send(session.held)
             except OSError as error:
                 if error.errno in _FULL and not last:
                     self._make_room(lambda: self.choose(session, last=True))
-                    return
-                if error.errno in _NOT_THE_ENDPOINTS_FAULT:
+                elif error.errno in _NOT_THE_ENDPOINTS_FAULT:
                     self._lost(session, error)
-                    return
-                self._failed(session, end)
-                continue
-            return
+                else:
+                    self._failed(session, end)
+                    continue
+                return
+            if self._sent_again(session, end):
+                return
         session.tried.clear()  # the client's next datagram begins anew
         self._counts.service(session.target.name)[GAVE_UP] += 1
+
+    def _sent_again(self, session: Session, end: End) -> bool:
+        """Sends what is held; False when it turned out that nobody is there."""
+        if session.held is None:
+            return True
+        try:
+            session.end_send(session.held)
+        except OSError as error:
+            if error.errno not in _NOT_THE_ENDPOINTS_FAULT:
+                self._failed(session, end)
+                return False
+            self._lost(session, error)
+        return True
 
     def not_sent(self, session: Session, error: OSError) -> None:
         """The endpoint's socket reports an error: of the datagram at hand, or an ICMP message about an earlier one."""

@@ -295,13 +295,13 @@ def raise_file_limit() -> int:
     return wanted
 
 
-def limits(files: int, connections: int, connect_timeout_s: float, hedge_after_s: float) -> Limits:
+def limits(files: int, connections: int, connect_timeout_s: float, hedge_after_s: float, sessions: int = 0) -> Limits:
     """What `files` descriptors are enough for: two for a connection, two for a session, and some for attempts and the rest.
 
-    connections: the most, 0 for what the descriptors allow.
+    connections, sessions: the most, 0 for what the descriptors allow.
     """
     usable = max(64, files - _SPARE_FILES - files // 16)
-    sessions = min(Limits().sessions, usable // 8)
+    sessions = min(sessions or Limits().sessions, Limits().sessions, usable // 8)
     fit = (usable - 2 * sessions) // 2
     return Limits(
         connections=min(connections, fit) if connections else fit,
@@ -321,6 +321,7 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
         "--hand-over", type=float, default=20.0, metavar="S", help="longest time from SIGTERM to the end"
     )
     parser.add_argument("--connections", type=int, default=0, metavar="N", help="most at a time; 0: what files allow")
+    parser.add_argument("--sessions", type=int, default=0, metavar="N", help="most of UDP; 0: what files allow")
     parser.add_argument("--connect-timeout", type=float, default=10.0, metavar="S", help="for all attempts together")
     parser.add_argument("--hedge-after", type=float, default=0.2, metavar="S", help="then another endpoint is tried")
     parser.add_argument("--log-format", default="text")
@@ -346,7 +347,7 @@ def main(argv: list[str] | None = None) -> int:
         channel=options.channel,
         ports=(inside, outside),
         hand_over_s=options.hand_over,
-        limits=limits(files, options.connections, options.connect_timeout, options.hedge_after),
+        limits=limits(files, options.connections, options.connect_timeout, options.hedge_after, options.sessions),
     )
     run(serve(settings, made))
     return 0

@@ -272,3 +272,18 @@ def test_without_descriptors_the_oldest_sessions_make_room(ground: Ground) -> No
             assert worker.relay.open >= 12
 
     scene(play)
+
+
+def test_without_ports_the_oldest_sessions_make_room(ground: Ground) -> None:
+    """A session has a port of this node to itself; when none is left (EAGAIN), nobody but the oldest notices."""
+
+    async def play() -> None:
+        with relaying(ground, ground.target(0)) as worker, Pod(ground, 0), contextlib.ExitStack() as rest:
+            sysctl(ground.node, ipv4__ip_local_port_range="40000 40005")
+            for number in range(12):
+                client = rest.enter_context(ground.client())
+                assert await asked(client, b"%d" % number) == b"0 %d" % number
+            assert worker.relay.open <= 6 and worker.counts.evicted >= 6
+            assert worker.row(LOST) == worker.row(FAILED) == 0
+
+    scene(play)
