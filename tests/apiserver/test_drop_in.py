@@ -195,6 +195,7 @@ def test_kubeadms_daemon_set_runs_kproxy_unchanged(
     pod = start(sys.executable, *AS_KUBE_PROXY, *_daemon_sets_arguments(installed))
     pod.until(lambda: f'"{service} -> 10.244.7.7:8080"' in _rules(), "the rules of the Service")
     pod.until(lambda: _page(10256, "/healthz")[0] == 200, "health")
+    pod.until(lambda: _page(10256, "/readyz")[0] == 200, "the end of the first sync")
     assert [_page(10256, path)[0] for path in ("/healthz", "/livez", "/readyz")] == [200, 200, 200]
     assert _page(10249, "/proxyMode") == (200, "iptables")
     configuration = json.loads(_page(10249, "/configz")[1])["kubeproxy.config.k8s.io"]

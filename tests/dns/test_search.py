@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -219,7 +220,7 @@ def test_a_flood_of_new_names_is_walked_in_part_and_the_rest_left_to_the_client(
     """P30: a pod that asks for thousands of missing names makes neither this server nor upstream ask for each."""
     late = view("127.0.1.13", "test-1", name="flooding")
     know(worker, (*PODS, late))
-    wanted = 600
+    wanted, began = 600, time.monotonic()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.settimeout(5)
         sock.bind((late.address, 0))
@@ -231,7 +232,9 @@ def test_a_flood_of_new_names_is_walked_in_part_and_the_rest_left_to_the_client(
             heard += [dns.message.from_wire(sock.recv(4096)).rcode() for _ in range(50)]
     assert heard == [dns.rcode.NXDOMAIN] * wanted
     walked = {name for _, name, _ in outside.seen if name.startswith("flood-") and name.endswith(".example.net.")}
-    assert 100 < len(walked) < wanted
+    # A pace, and what may go ahead of it: on a machine so slow that the names come no faster, all are walked.
+    allowed = 400 + 200 * (time.monotonic() - began)
+    assert 100 < len(walked) <= allowed and (len(walked) < wanted or allowed > wanted)
     assert ask(worker, POD_1, f"foo.example.net.{FIRST}") == FOO, "other pods' names are walked as ever"
     know(worker, PODS)
 
