@@ -213,6 +213,7 @@ def test_what_lasts_gets_a_socket_of_its_own(ground: Ground, monkeypatch: pytest
                 assert await asked(client) == b"0 ?"
             worker.sweep()
             assert _own_sockets(ground) == 2 and worker.relay.open == 3
+            assert worker.row(SENT_DATAGRAMS) == 1 + 21 + 2
             for number in range(20):
                 assert await asked(late, b"%d" % number) == b"0 %d" % number
             for client in (once, busy, slow):

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from kproxy.relay.counts import FAILED, LOST, OPEN, RETRIES
+from kproxy.relay.counts import FAILED, GAVE_UP, LOST, OPEN, RETRIES
 from kproxy.relay.targets import Table
 from tests.packet.udp_ground import (
     ENDS,
@@ -141,6 +141,20 @@ def test_when_all_refuse_the_next_datagram_tries_again(ground: Ground) -> None:
             assert [flow.state for flow in worker.relay.flows(10)] == ["connecting"]
             with Pod(ground, 0):
                 assert await asked(client, b"now") == b"0 now"
+
+    scene(play)
+
+
+def test_one_datagram_goes_to_so_many_endpoints(ground: Ground) -> None:
+    """Of a dozen that refuse eight are asked; the next datagram asks again."""
+
+    async def play() -> None:
+        ends = tuple((ground.family.pods[0], 9000 + number) for number in range(12))
+        with relaying(ground, replace(ground.target(0), endpoints=ends)) as worker, ground.client() as client:
+            for number in range(1, 4):
+                client.send(b"?")
+                await until(lambda: worker.row(GAVE_UP) == number)  # noqa: B023 - called before the next one
+                assert worker.row(FAILED) == 8 * number and worker.row(OPEN) == 0
 
     scene(play)
 
