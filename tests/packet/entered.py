@@ -21,9 +21,10 @@ from kproxy.model.resolve import resolve
 from tests.support.addressing import BLOCKED, EXTERNAL_IP, NODE_IP, NODE_IP_2, OUTSIDE, POD, VIP, VIP_2, six
 from tests.support.answering import Answering
 from tests.support.builders import Built
+from tests.support.dns_worker import wait_until
 from tests.support.entrance import PORTS
 from tests.support.flows import SETTINGS, Place, Source, step
-from tests.support.netns import Namespace, ip, link, sysctl
+from tests.support.netns import Namespace, ip, link, run, sysctl
 from tests.support.probing import Result, probe
 
 PATIENCE_S = 5.0
@@ -121,6 +122,18 @@ class Ground:
             sock.connect(to)
             assert sock.recv(256)
             yield sock
+
+    @contextmanager
+    def holding(self, address: str) -> Iterator[None]:
+        """The node has `address` as well. The kernel makes an IPv6 address its own a moment after it was added."""
+        ip(self.node, f"addr add {_host(address)} dev lo{' nodad' if ':' in address else ''}")
+        try:
+            wait_until(
+                lambda: run(self.node, "ip", "route", "get", address).startswith("local "), "the address is held"
+            )
+            yield
+        finally:
+            ip(self.node, f"addr del {_host(address)} dev lo")
 
     def close(self) -> None:
         """Gives everything up."""

@@ -9,7 +9,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -163,12 +163,9 @@ def test_source_ranges(ground: Ground, is_six: bool, policy: str) -> None:
         (XB, CLUSTER_IP, 80, "inside"),
     ):
         to, sender = ((six(address), number), twin(source)) if is_six else ((address, number), source)
-        if source is own:
-            ip(ground.node, f"addr add {to[0]}/{128 if is_six else 32} dev lo{' nodad' if is_six else ''}")
         expected: Result = _entered(entry, to, sender) if entry else Silent()
-        assert ground.ask(sender, to, silent=not entry) == expected, (sender, to)
-        if source is own:
-            ip(ground.node, f"addr del {to[0]}/{128 if is_six else 32} dev lo")
+        with ground.holding(to[0]) if source is own else nullcontext():
+            assert ground.ask(sender, to, silent=not entry) == expected, (sender, to)
 
 
 @_PROTOCOLS
@@ -233,8 +230,7 @@ def test_the_nodes_own_dns_is_left_alone_while_somebody_listens(ground: Ground, 
         svc(_DNS, name="kube-dns", ports=[port(53, "dns", protocol), port(9153, "m")]),
         slice_(ep("10.180.0.1"), of="kube-dns", ports=[("dns", 53, protocol), ("m", 9153, "TCP")]),
     )
-    ip(ground.node, f"addr add {_DNS}/32 dev lo")
-    try:
+    with ground.holding(_DNS):
         ground.bring(*objects, settings=_with(dns_addresses=(_DNS,)))
         run(ground.node, "conntrack", "-F")
         worker = Answering([ground.node], {}, [(ground.node, _DNS, 53)])
@@ -247,8 +243,6 @@ def test_the_nodes_own_dns_is_left_alone_while_somebody_listens(ground: Ground, 
             assert ground.ask(source, (_DNS, 53), protocol) == _entered("inside", (_DNS, 53), source)
         ground.bring(*objects)
         assert ground.ask(P, (_DNS, 53), protocol) == _entered("inside", (_DNS, 53), P)
-    finally:
-        ip(ground.node, f"addr del {_DNS}/32 dev lo")
 
 
 @_FOUR_SIX
