@@ -6,6 +6,7 @@ the flows that begin and end are told as they do. What must not happen here: a c
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -19,8 +20,9 @@ from kproxy.cli.daemon import Daemon, find, run_dir_option
 from kproxy.cli.kernel_flows import counts_octets, kernel_flows
 from kproxy.cli.options import output_option
 from kproxy.cli.terminal import console, lasting, octets, plain, table
-from kproxy.errors import ConfigError
+from kproxy.errors import ConfigError, KproxyError
 from kproxy.telemetry.relaypage import PROTOCOLS, SORTS, FlowPage, FlowsHead, Wanted, flows_of_bytes
+from kproxy.telemetry.statepage import sockets
 
 _LIMIT = 1000
 _KNOWN_FOR_S = 30.0  # Services and pods, while somebody watches
@@ -92,10 +94,11 @@ def command(
         **{n: words[n] for n in ("service", "pod", "endpoint", "sort")}, protocol=(protocol or "").upper(), limit=limit
     )
     daemon, status = find(run_dir)
+    others = [Daemon(path) for path in sockets(run_dir) if path != daemon.path]
     if watch:
-        _watch(_asker(daemon, status.mode, _without_limit(wanted)), every, count, output)
+        _watch(_asker(daemon, others, status.mode, _without_limit(wanted)), every, count, output)
         return
-    head, found = _asker(daemon, status.mode, wanted)()
+    head, found = _asker(daemon, others, status.mode, wanted)()
     _tell(head, found, output)
 
 
@@ -103,11 +106,10 @@ def _without_limit(wanted: Wanted) -> Wanted:
     return Wanted(**{name: getattr(wanted, name) for name in ("service", "pod", "endpoint", "protocol", "sort")})
 
 
-def _asker(daemon: Daemon, mode: str, wanted: Wanted) -> _Ask:
-    """Who tells of open flows in this mode."""
+def _asker(daemon: Daemon, others: list[Daemon], mode: str, wanted: Wanted) -> _Ask:
+    """Who tells of open flows in this mode. others: further instances on this node."""
     if mode == "userspace":
-        query = {name: getattr(wanted, name) for name in ("service", "pod", "endpoint", "protocol", "sort", "limit")}
-        return lambda: flows_of_bytes(daemon.get(f"/relay/flows?{urlencode(query)}"))
+        return lambda: _relayed(daemon, others, wanted)
     known, asked = daemon.snapshot(), time.monotonic()
 
     def ask() -> tuple[FlowsHead, list[FlowPage]]:
@@ -117,6 +119,20 @@ def _asker(daemon: Daemon, mode: str, wanted: Wanted) -> _Ask:
         return kernel_flows(known, mode, wanted, time.time())  # noqa: TID251 - the kernel notes Unix time
 
     return ask
+
+
+def _relayed(daemon: Daemon, others: list[Daemon], wanted: Wanted) -> tuple[FlowsHead, list[FlowPage]]:
+    """What all workers of this node hold: in an upgrade those of the instance before go on with their connections."""
+    query = {name: getattr(wanted, name) for name in ("service", "pod", "endpoint", "protocol", "sort", "limit")}
+    page = f"/relay/flows?{urlencode(query)}"
+    answers = [flows_of_bytes(daemon.get(page))]
+    for other in others:
+        with contextlib.suppress(KproxyError, OSError):  # gone, or of another mode
+            answers.append(flows_of_bytes(other.get(page)))
+    shown, _ = wanted.of(flow for _, flows in answers for flow in flows)
+    heads = [head for head, _ in answers]
+    told = {name: sum(getattr(head, name) for head in heads) for name in ("open", "told", "matching")}
+    return FlowsHead(mode="userspace", shown=len(shown), **told), shown
 
 
 # For people, and for programs

@@ -25,8 +25,9 @@ def serving(
     dns: DnsPages | None = None,
     relay: RelayPages | None = None,
     snapshot: Callable[[], Iterable[bytes]] = tuple,
+    process: str = "1-1",
 ) -> Iterator[None]:
-    """Serves one status page after the other, the last one for ever."""
+    """Serves one status page after the other, the last one for ever. process: several may serve in one directory."""
     left = list(pages)
     made = StatePages(
         status=lambda: left.pop(0) if len(left) > 1 else left[0],
@@ -35,7 +36,7 @@ def serving(
         dns=dns,
         relay=relay,
     )
-    with _served(directory, made):
+    with _served(directory, made, process):
         yield
 
 
@@ -49,9 +50,9 @@ def serving_rules(
 
 
 @contextmanager
-def _served(directory: Path, made: StatePages) -> Iterator[None]:
+def _served(directory: Path, made: StatePages, process: str = "1-1") -> Iterator[None]:
     started, stop = threading.Event(), threading.Event()
-    path = socket_path(directory, "1-1")
+    path = socket_path(directory, process)
 
     async def run() -> None:
         task = asyncio.ensure_future(serve_state(made, path))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -95,6 +96,10 @@ def pages(flows: Callable[[], Sequence[Flow]], open_: int = 0) -> RelayPages:
     return RelayPages(flows=ask, open=lambda: open_, snapshot=lambda: SNAPSHOT)
 
 
+async def _silent(_: int) -> Sequence[Flow]:
+    raise TimeoutError
+
+
 def run(directory: Path, *words: str, relay: RelayPages | None = None) -> Result:
     """The command against a daemon with those pages."""
     with serving(directory, [STATUS], relay=relay if relay is not None else pages(lambda: FLOWS)):
@@ -180,6 +185,19 @@ def test_what_is_not_shown_is_counted(tmp_path: Path) -> None:
     assert "4 of 50,000 flows were looked at, 3 fit, 1 shown" in result.stderr
 
 
+def test_workers_of_another_instance_are_asked_as_well(tmp_path: Path) -> None:
+    old = StatusPage(**{**msgspec.structs.asdict(STATUS), "writer": False})
+    silent = RelayPages(flows=_silent, open=lambda: 9, snapshot=lambda: SNAPSHOT)
+    with (
+        serving(tmp_path, [old], relay=pages(lambda: FLOWS[2:], open_=2), process="0-1"),
+        serving(tmp_path, [old], relay=silent, process="0-2"),
+        serving(tmp_path, [old], process="0-3"),
+    ):
+        result = run(tmp_path, "-o", "json", "--sort", "age", "--limit", "3", relay=pages(lambda: FLOWS[:2], open_=2))
+    assert [json.loads(line)["number"] for line in result.stdout.splitlines()] == [2, 1, 4]
+    assert "4 flows, 3 shown" in result.stderr
+
+
 def test_a_watch_tells_what_begins_and_ends(tmp_path: Path) -> None:
     moments = [FLOWS[:2], FLOWS[:2], (FLOWS[0], FLOWS[3])]
     result = run(
@@ -199,13 +217,10 @@ def test_a_watch_tells_what_begins_and_ends(tmp_path: Path) -> None:
 
 
 def test_wrong_words_workers_that_are_silent_and_nobody_there(tmp_path: Path) -> None:
-    async def silent(_: int) -> Sequence[Flow]:
-        raise TimeoutError
-
     assert isinstance(CliRunner().invoke(command, []).exception, ConfigError)
     assert isinstance(CliRunner().invoke(command, ["--flows", "--pod", "a/b/c"]).exception, ConfigError)
     assert isinstance(CliRunner().invoke(command, ["--flows", "--run-dir", str(tmp_path)]).exception, UnsupportedError)
-    found = run(tmp_path, relay=RelayPages(flows=silent, open=lambda: 0, snapshot=lambda: SNAPSHOT)).exception
+    found = run(tmp_path, relay=RelayPages(flows=_silent, open=lambda: 0, snapshot=lambda: SNAPSHOT)).exception
     assert isinstance(found, KproxyError) and "no answer from the relay workers" in str(found)
     long = run(tmp_path, "--service", "x" * 600).exception
     assert isinstance(long, KproxyError) and "no name is that long" in str(long)
