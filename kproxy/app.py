@@ -286,6 +286,7 @@ class Controller:
                 for task in tasks:
                     task.cancel()
             await self.leave()
+            self.rules.ended()
             if self.config_change:
                 raise ConfigChangedError(f"{self.config_change}: starting anew with it; rules stay")
         finally:

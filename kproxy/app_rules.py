@@ -17,6 +17,7 @@ from kproxy.app_left import Written, left_for_iptables
 from kproxy.backends.base import Backend
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.guard import IptablesGuard
+from kproxy.backends.iptables.known import NAME, Known
 from kproxy.backends.iptables.settings import IptablesSettings
 from kproxy.backends.iptables.tally import Tally
 from kproxy.backends.iptables.tool_runs import run_tool
@@ -68,6 +69,9 @@ class RulesHalf(Protocol):
     def tasks(self) -> Iterator[Coroutine[Any, Any, None]]:
         """What has to run besides the sync loop."""
 
+    def ended(self) -> None:
+        """After the last sync, at an end in good order."""
+
 
 class IptablesHalf:
     """Rules do the work. Raises UnsupportedError on a machine without iptables."""
@@ -78,7 +82,8 @@ class IptablesHalf:
             masquerade_bit=config.iptables.masquerade_bit, conntrack_tcp_be_liberal=_kernel_is_liberal()
         )
         tally = Tally(run_tool)
-        self.backend = IptablesBackend(settings, variant=variant, runner=tally.run)
+        known = Known(Path(config.run_dir) / NAME)
+        self.backend = IptablesBackend(settings, variant=variant, runner=tally.run, known=known)
         self.guard = IptablesGuard(self.backend)
         self.plane = IptablesPlane(self.backend, tally, services=config.iptables.service_counters)
         self.publisher = None
@@ -97,6 +102,10 @@ class IptablesHalf:
     def tasks(self) -> Iterator[Coroutine[Any, Any, None]]:
         """None: the kernel does the rest."""
         return iter(())
+
+    def ended(self) -> None:
+        """Remembers for the next start what the rules are."""
+        self.backend.remember()
 
 
 def rules_of(config: Config, renew: Callable[[], None]) -> RulesHalf:

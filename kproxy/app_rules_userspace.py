@@ -81,3 +81,6 @@ class UserspaceHalf:
     def tasks(self) -> Iterator[Coroutine[Any, Any, None]]:
         """The channel to the workers."""
         yield self.publisher.keep()
+
+    def ended(self) -> None:
+        """Rules are few here: the next start looks at them."""
