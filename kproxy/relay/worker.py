@@ -9,8 +9,8 @@ controller sends. While no controller is there it goes on with what it has. Noth
               lead elsewhere, and then until nothing is open, however long that takes
     SIGKILL   its own connections, and no others, are reset
 
-It gives up every capability but two: CAP_NET_RAW, which IP_TRANSPARENT asks for where there is no CAP_NET_ADMIN (kernel 6.18:
-ip_sockglue.c, tried one by one), and CAP_NET_BIND_SERVICE, because sockets bear the ports that clients asked for.
+It gives up every capability but two: CAP_NET_RAW, which is enough for IP_TRANSPARENT (kernel 6.18: ip_sockglue.c, tried one by one; where
+a container has not got it, CAP_NET_ADMIN has to do), and CAP_NET_BIND_SERVICE, because sockets bear the ports that clients asked for.
 
 It imports the standard library, msgspec, uvloop and this package, nothing more: what it weighs is paid once per core.
 """
@@ -32,6 +32,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from dataclasses import fields as fields_of
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 from kproxy.process import drop_capabilities, settle
@@ -53,7 +54,7 @@ from kproxy.telemetry.logs import configure, fields
 log = logging.getLogger("kproxy.relay")
 
 CANNOT = 3  # exit code: this machine lacks what is needed
-NET_BIND_SERVICE, NET_RAW = 10, 13
+NET_BIND_SERVICE, NET_ADMIN, NET_RAW = 10, 12, 13
 _FILES = 262_144  # 1 KB of kernel memory each while open, nothing while not
 _SPARE_FILES = 128
 _SWEEP_S, _TELL_S, _AFFINITY_S = 1.0, 2.0, 0.2
@@ -281,6 +282,13 @@ async def serve(settings: Settings, made: list[Listener]) -> None:
     worker.close()
 
 
+def _has(capability: int) -> bool:
+    """Whether it is in effect for this process."""
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    (effective,) = (line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> capability & 1)
+
+
 def raise_file_limit() -> int:
     """As many descriptors as allowed, within reason; how many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -341,7 +349,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         log.error("The relay cannot listen", extra=fields(inside=inside, outside=outside, error=error.strerror))
         return CANNOT if isinstance(error, PermissionError) else 1
-    if why := drop_capabilities(keep=(NET_RAW, NET_BIND_SERVICE)):
+    if why := drop_capabilities(keep=(NET_RAW if _has(NET_RAW) else NET_ADMIN, NET_BIND_SERVICE)):
         log.warning("Capabilities cannot be given up", extra=fields(error=why))
     settings = Settings(
         channel=options.channel,
