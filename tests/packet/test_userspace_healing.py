@@ -102,7 +102,7 @@ def test_neither_own_nor_foreign_writes_are_taken_for_a_loss(space: Namespace) -
         assert healer is not None
         counted = healer.status.counts
         run(space, "nft", "add rule ip somebodys c accept")
-        living.until(lambda: healer.status.counts > counted)
+        living.until(lambda: healer.status.counts > counted, 60.0)  # it rests nine times as long as it took
         looks = healer.status.looks
         living.until(lambda: healer.status.looks > looks + 2)  # whatever that count led to is over
         assert living.found == [] and living.outcomes[-1].error is None and living.whole()

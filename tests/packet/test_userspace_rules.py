@@ -502,6 +502,22 @@ def test_a_table_of_another_version_is_made_anew(ground: Ground) -> None:
         assert ground.ask(P, (CLUSTER_IP, 80)) == _entered("inside", (CLUSTER_IP, 80), P)
 
 
+def test_a_node_without_ipv6(alone: Ground) -> None:
+    """Its IPv4 is served, and it is said once that IPv6 is not."""
+    sysctl(alone.node, ipv6__conf__all__disable_ipv6=1)
+    with Entrance(alone.node, six=False):
+        for _ in range(2):
+            alone.bring(*_objects(ep("10.180.0.1")), *_objects(ep("10.180.0.1"), is_six=True, name="six"))
+            assert alone.ask(P, (CLUSTER_IP, 80)) == _entered("inside", (CLUSTER_IP, 80), P)
+    assert alone.backend.unserved == {Family.IPV6}
+    assert sum("IPv6 is not served" in note for note in alone.backend.notes) == 1
+    guard = UserspaceGuard(alone.backend)
+    with alone.node.entered():
+        assert alone.applied is not None and guard.disagreeing(alone.applied) == ()
+        assert asyncio.run(guard.unchanged(alone.applied))
+        asyncio.run(alone.backend.cleanup())
+
+
 def test_cleanup_leaves_what_is_others(alone: Ground) -> None:
     alone.bring(*_objects(ep("10.180.0.1")))
     run(alone.node, "nft", "add table ip somebodys")

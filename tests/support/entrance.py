@@ -26,9 +26,9 @@ _LARGEST = 2048
 
 
 class Entrance:
-    """The listeners. ports: inside, outside."""
+    """The listeners. ports: inside, outside. six: on ::1 as well."""
 
-    def __init__(self, node: Namespace, ports: tuple[int, int] = PORTS) -> None:
+    def __init__(self, node: Namespace, ports: tuple[int, int] = PORTS, *, six: bool = True) -> None:
         self.ports = ports
         self._node = node
         self._selector = selectors.DefaultSelector()
@@ -36,8 +36,8 @@ class Entrance:
         self._selector.register(self._stop, selectors.EVENT_READ, None)
         self._sockets: list[socket.socket] = []
         for entry, port in zip((INSIDE, OUTSIDE), ports, strict=True):
-            for six in (False, True):
-                self._listen(entry, port, six)
+            for family in (False, True)[: 1 + six]:
+                self._listen(entry, port, family)
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 

@@ -27,6 +27,7 @@ import logging
 import shutil
 import subprocess
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from kproxy.backends.base import ApplyReport
 from kproxy.backends.userspace import kernel, routing, rules
@@ -41,6 +42,8 @@ from kproxy.model.objects import Problem
 from kproxy.relay.targets import Table
 
 log = logging.getLogger("kproxy.userspace")
+
+T = TypeVar("T")
 
 _SEARCH = "/usr/sbin:/sbin:/usr/local/sbin:/usr/bin:/bin"
 _VERSION_TIMEOUT_S = 10.0
@@ -201,15 +204,14 @@ class UserspaceBackend:
                 found += await self._carry_out(Batch(family=batch.family, changes=half), wanted)
             return found or [self._quarantine(batch.changes, wanted, error)]
         if batch.frame is not None:
-            digest = await asyncio.to_thread(kernel.digest, batch.family)
-            self._written[batch.family] = (batch.frame, digest)
+            self._written[batch.family] = (batch.frame, await self._read(kernel.digest, batch.family))
             self._rebuild.discard(batch.family)
         return []
 
     def _frame_refused(self, batch: Batch, error: ApplyError) -> None:
         family = batch.family
-        if family in self._written:
-            raise error
+        if family in self._written or (error.retryable and not error.may_be_race):
+            raise error  # the kernel is busy, or out of memory; it took this frame before
         if not batch.anew and family not in self._rebuild:
             self._rebuild.add(
                 family
@@ -241,18 +243,14 @@ class UserspaceBackend:
     async def observe(self) -> Ruleset:
         """What of ours the kernel holds now. Raises ApplyError."""
         found = {family: await self._observe_family(family) for family in Family}
-        routed = frozenset(family for family in Family if family not in self._unusable and self.is_routed(family))
+        served = [family for family in Family if family not in self._unusable]
+        routed = frozenset([family for family in served if await self._read(self.is_routed, family)])
         return Ruleset(ipv4=found[Family.IPV4], ipv6=found[Family.IPV6], table=self._published, routed=routed)
 
     async def _observe_family(self, family: Family) -> FamilyRuleset:
         if family in self._unusable:
             return FamilyRuleset(family=family)
-        try:
-            seen = await asyncio.to_thread(kernel.look, family)
-        except (OSError, ValueError) as error:
-            raise ApplyError(
-                f"the existing rules cannot be read: {error}", retryable=True, detail=str(error)
-            ) from error
+        seen = await self._read(kernel.look, family)
         if not seen.chains and not seen.kinds:
             return FamilyRuleset(family=family, stale=family in self._rebuild)
         kinds = rules.set_kinds(family)
@@ -266,6 +264,14 @@ class UserspaceBackend:
             elements=seen.elements,
             stale=strange or family in self._rebuild,
         )
+
+    async def _read(self, question: Callable[[Family], T], family: Family) -> T:
+        """The kernel's answer. Raises ApplyError."""
+        try:
+            return await asyncio.to_thread(question, family)
+        except (OSError, ValueError) as error:
+            told = f"the existing rules of {family.value} cannot be read: {error}"
+            raise ApplyError(told, retryable=True, detail=str(error)) from error
 
     def digest(self, family: Family) -> int | None:
         """Of the rules of the frame as they were when they had been written; None before that."""

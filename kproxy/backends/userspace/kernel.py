@@ -136,7 +136,7 @@ def _netfilter() -> Iterator[socket.socket]:
 
 
 async def run_nft(program: str, text: str) -> None:
-    """One transaction. Raises ApplyError: retryable when the same, or what is planned from a fresh look, may succeed."""
+    """One transaction. Raises ApplyError: retryable when the same may succeed; may_be_race when what is planned from a fresh look may."""
     with open(
         os.memfd_create("nft-input"), "w+b"
     ) as stdin:  # not a pipe: a tool that ends early closes it under the writer
@@ -165,5 +165,7 @@ async def run_nft(program: str, text: str) -> None:
 
 def _refusal(code: int, words: str, text: str) -> ApplyError:
     first = next((line.strip() for line in words.splitlines() if line.strip()), f"exit code {code}")[:_SHOWN]
-    retryable = code < 0 or any(word in words for word in (*_PASSING, *_MISSING))
-    return ApplyError(f"nft: {first}", retryable=retryable, batch=text, detail=words[: 10 * _SHOWN])
+    missing = any(word in words for word in _MISSING)
+    passing = code < 0 or any(word in words for word in _PASSING)
+    told = f"nft: {first}"
+    return ApplyError(told, retryable=passing or missing, may_be_race=missing, batch=text, detail=words[: 10 * _SHOWN])

@@ -46,8 +46,9 @@ _TELL_TABLE = 0x1000  # RTM_F_LOOKUP_TABLE: IPv4 says `main` otherwise
 _LOOPBACK_INDEX = 1  # of `lo`, in every network namespace
 _PATIENCE_S = 2.0
 _DATAGRAM = 1 << 17
-_NOWHERE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES)  # no route, or one that forbids
-_GONE = (errno.ENOENT, errno.ESRCH)
+# No route, or one that forbids; a kernel without the family.
+_NOWHERE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES, errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
+_GONE = (errno.ENOENT, errno.ESRCH, errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
 _MOST_RULES = 64  # of ours, when somebody made one again and again
 
 
@@ -151,7 +152,7 @@ def _is_deleted(kind: int, body: bytes) -> bool:
     try:
         _do(kind, 0, body)
     except OSError as error:
-        if error.errno in (*_GONE, errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+        if error.errno in _GONE:
             return False
         raise
     return True
