@@ -21,6 +21,7 @@ from pathlib import Path
 from kproxy.relay.publisher import RelayPublisher
 from kproxy.relay.targets import INSIDE, Key, Table, Target
 from tests.packet.udp_ground import FOUR, Ground, grounded
+from tests.support.capturing import capture
 from tests.support.netns import Namespace, run
 
 PORT, ENDS = 80, 8080
@@ -223,5 +224,6 @@ def closing(clients: list[Client]) -> Iterator[list[Client]]:
 @contextlib.contextmanager
 def node() -> Iterator[Node]:
     """The namespaces, with rules that lead to FIRST."""
-    with grounded(FOUR) as ground:
+    with grounded(FOUR, captured=False) as ground:
+        capture(ground.node, FIRST[0], [FOUR.asked])
         yield Node(ground.node, ground.clients, ground.pods, ground.family)
