@@ -18,7 +18,7 @@ from kproxy.model.objects import Kind, Problem
 from kproxy.sync.drift import DriftStatus
 from kproxy.sync.status import SyncStatus
 from kproxy.telemetry.http import Health
-from kproxy.telemetry.statepage import StatusPage, drift_page, health_page, sync_page, watch_page
+from kproxy.telemetry.statepage import RelayPage, StatusPage, drift_page, health_page, sync_page, watch_page
 from kproxy.watch.reflector import WatchStats
 from tests.support.state_pages import serving
 
@@ -91,6 +91,32 @@ def test_the_page_for_people(tmp_path: Path) -> None:
     assert node == ["Node", "first", "list", "never", "0", "0"]
 
 
+def test_mode_userspace_tells_of_its_relay_workers(tmp_path: Path) -> None:
+    page = _page()
+    page.mode, page.variant, page.evidence = "userspace", "", ["userspace: nftables v1.0.6, TPROXY"]
+    page.relay = RelayPage(
+        workers=2, draining=1, ports=[10272, 10273], connections=500, open=7, retries=3, gave_up=1, shed=4,
+        ejected=["10.244.0.5:80"],
+    )  # fmt: skip
+    with serving(tmp_path, [page]):
+        text = " ".join(_run(tmp_path).output.split())
+        told = json.loads(_run(tmp_path, "-o", "json").output)
+    for words in (
+        "mode userspace evidence userspace: nftables v1.0.6, TPROXY",
+        "4 Service ports, 91 destinations",
+        "relay 2 workers, 1 draining, ports 10272 and 10273",
+        "7 open of 500 connections; 3 retries, 1 clients refused",
+        "4 CONNECTIONS RESET FOR WANT OF ROOM",
+        "left out after failures: 10.244.0.5:80",
+        "kproxy observe --flows",
+    ):
+        assert words in text
+    assert (told["relay"]["gaveUp"], told["relay"]["failedConnects"]) == (1, 0)
+    page.relay = RelayPage()
+    with serving(tmp_path, [page]):
+        assert "0 workers, NO PORTS YET" in _run(tmp_path).output
+
+
 def test_one_that_stands_by_says_so(tmp_path: Path) -> None:
     with serving(tmp_path, [_page(writer=False)]):
         assert "stands by: another kproxy writes the rules" in _run(tmp_path).output
@@ -111,7 +137,8 @@ def test_the_shape_of_the_json(tmp_path: Path) -> None:
         told: dict[str, Any] = json.loads(_run(tmp_path, "-o", "json").stdout)
     assert list(told) == [
         "version", "pid", "node", "mode", "variant", "evidence", "writer", "apiServer", "uptimeSeconds", "health", "sync", "watches",
-        "services", "endpointSlices", "servicePorts", "rules", "drift", "dnsEnabled", "dnsWorkers", "dnsAddresses", "dns", "relay", "problems",
+        "services", "endpointSlices", "servicePorts", "rules", "drift", "dnsEnabled", "dnsWorkers", "dnsAddresses", "dns", "relay",
+        "problems",
     ]  # fmt: skip
     assert list(told["health"]) == ["healthy", "nodeEligible", "ready", "waitingFor"]
     assert list(told["sync"]) == ["count", "failures", "ageSeconds", "durationSeconds", "waitingSeconds", "lastError"]
