@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kproxy.backends.base import ApplyReport
 from kproxy.backends.iptables.apply import IptablesBackend
+from kproxy.backends.iptables.guard import IptablesGuard
 from kproxy.backends.iptables.known import NAME, Known
 from kproxy.backends.iptables.lazy import Lazy, Seen
 from kproxy.backends.iptables.ruleset import Ruleset
+from kproxy.errors import ApplyError
+from kproxy.model.names import Family
 from tests.packet.node import Node, desired
 from tests.support.builders import Built, ep, port, slice_, svc
 
@@ -61,11 +65,11 @@ def test_rules_of_an_earlier_life_are_recognised_and_stay_as_they_are(node: Node
     first = Life(node, tmp_path, *OBJECTS)
     assert not first.recognised and first.report.batches
     first.end()
-    before = node.tool("iptables-save")
+    before = node.save()
     second = Life(node, tmp_path, *OBJECTS)
     assert second.recognised and not second.report.batches
     assert isinstance(second.wanted, Lazy) and not second.wanted.is_made
-    assert node.tool("iptables-save") == before
+    assert node.save() == before
     assert second.in_order() and second.wanted == first.wanted and second.backend.wanted == first.wanted
     second.end()
     third = Life(node, tmp_path, *OBJECTS, svc("172.30.1.1", name="new"), slice_(ep("10.180.1.1"), of="new"))
@@ -109,6 +113,18 @@ def test_rules_of_others_do_not_matter(node: Node, tmp_path: Path) -> None:
     node.tool("iptables", "-t", "nat", "-I", "POSTROUTING", "-j", "CNI-X")
     life = Life(node, tmp_path, *OBJECTS)
     assert life.recognised and not life.report.batches
+
+
+def test_a_node_without_ipv6_recognises_its_rules_as_well(node: Node, tmp_path: Path) -> None:
+    node.backend.tools = replace(node.backend.tools, has_ipv6=False)
+    Life(node, tmp_path, *OBJECTS).end()
+    life = Life(node, tmp_path, *OBJECTS)
+    assert life.recognised and life.backend.unserved == {Family.IPV6}
+    guard = IptablesGuard(life.backend)
+    with node.space.entered():
+        assert guard.differences(life.wanted, asyncio.run(life.backend.observe())) == []
+        node.tool("iptables", "-t", "nat", "-D", "KUBE-MARK-MASQ", "1")
+        assert guard.differences(life.wanted, asyncio.run(life.backend.observe()))
 
 
 def _cut(path: Path) -> None:
@@ -159,9 +175,6 @@ def test_a_file_of_the_right_state_over_an_empty_kernel(node: Node, tmp_path: Pa
 
 
 def test_print_that_cannot_be_read_is_told_when_it_has_to_be(node: Node) -> None:
-    from kproxy.errors import ApplyError
-    from kproxy.model.names import Family
-
     seen = Seen(dict.fromkeys(Family, "*nat\nnonsense\n"))
     with pytest.raises(ApplyError, match="cannot be read"):
         seen.of(Family.IPV4)

@@ -230,9 +230,9 @@ class IptablesBackend:
         )
 
     def _recognises(self, seen: Seen, desired: DesiredState) -> bool:
-        if self._known is None or self._unusable:
-            return False
-        return self._known.rules(of_states(desired, self.settings)) == seen.digests
+        known = self._known.rules(of_states(desired, self.settings)) if self._known is not None else None
+        usable = [family for family in _FAMILIES if family not in self._unusable]
+        return known is not None and all(known[family] == seen.digests[family] for family in usable)
 
     def _as_before(self, desired: DesiredState) -> Ruleset:
         """The rules of `desired`, which are in the kernel; compiled a moment later, or when somebody wants to see them."""

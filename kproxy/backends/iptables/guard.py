@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 
 from kproxy.backends.iptables import census
 from kproxy.backends.iptables.apply import IptablesBackend
@@ -54,11 +53,10 @@ class IptablesGuard:
 
     def _served(self, ruleset: Ruleset) -> Ruleset:
         unserved = self._backend.unserved
-        if Family.IPV4 in unserved:
-            ruleset = replace(ruleset, ipv4=FamilyRuleset(family=Family.IPV4))
-        if Family.IPV6 in unserved:
-            ruleset = replace(ruleset, ipv6=FamilyRuleset(family=Family.IPV6))
-        return ruleset
+        if not unserved:
+            return ruleset
+        served = {f: FamilyRuleset(family=f) if f in unserved else ruleset.of(f) for f in Family}
+        return Ruleset(ipv4=served[Family.IPV4], ipv6=served[Family.IPV6])
 
 
 def _told(difference: ChainDifference) -> str:
