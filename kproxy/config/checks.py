@@ -46,6 +46,27 @@ def _corefile(config: Config) -> Iterator[tuple[str, str]]:
             yield place, f"is said by the Corefile ({directive}) when there is dns.corefile: remove one of the two"
 
 
+# Settings of what rules do, with their values that do nothing, and why they do nothing in mode userspace either.
+_OF_RULES = (
+    ("conntrack.ended_tcp_flows", "leave", "relayed connections end by userspace.drainSeconds"),
+    ("iptables.service_counters", False, "the relay counts for each Service port by itself"),
+    (
+        "iptables.masquerade_all",
+        False,
+        "endpoints see the node's address, unless userspace.preserveSourceAddress is set",
+    ),
+    ("iptables.localhost_listener", False, "the relay serves node ports on loopback by itself"),
+)
+
+
+def without_effect_in_mode(config: Config) -> Iterator[tuple[str, str]]:
+    """Pairs of target and why it does nothing in the mode that is chosen."""
+    for target, nothing, why in _OF_RULES if config.is_userspace else ():
+        group, _, name = target.partition(".")
+        if getattr(getattr(config, group), name) != nothing:
+            yield target, f"has no effect in mode userspace: {why}"
+
+
 def _userspace(config: Config) -> Iterator[tuple[str, str]]:
     relay = config.userspace
     if relay.hedge_after_s >= relay.connect_timeout_s:

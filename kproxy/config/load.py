@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from kproxy.config import readers as r
-from kproxy.config.checks import find_problems
+from kproxy.config.checks import find_problems, without_effect_in_mode
 from kproxy.config.config import (
     ClientSettings,
     Config,
@@ -262,6 +262,8 @@ def _build(values: _Values) -> Config:
     for target, why in find_problems(config):
         values.problems.append(f"{values.places.get(target, target)}: {why}")
     values.raise_problems()
+    in_mode = tuple(f"{values.places.get(target, target)}: {why}" for target, why in without_effect_in_mode(config))
+    config = replace(config, warnings=(*config.warnings, *in_mode))
     return replace(config, client=replace(config.client, cache=f"{config.run_dir}/api-servers.json"))
 
 

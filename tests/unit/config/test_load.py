@@ -377,6 +377,17 @@ userspace:
     assert "  ports: 20000-20009\n" in again.read_text()
 
 
+def test_what_only_rules_do_is_said_to_have_no_effect(tmp_path: Path) -> None:
+    text = OURS + "iptables: {masqueradeAll: true, serviceCounters: false}\nconntrack: {endedTCPFlows: reset}\n"
+    assert load_config(write(tmp_path, text), {}).warnings == ()
+    path = write(tmp_path, text + "mode: userspace\n")
+    assert [warning.removeprefix(path) for warning in load_config(path, {}).warnings] == [
+        ":4: conntrack.endedTCPFlows: has no effect in mode userspace: relayed connections end by userspace.drainSeconds",
+        ":3: iptables.masqueradeAll: has no effect in mode userspace: endpoints see the node's address, "
+        "unless userspace.preserveSourceAddress is set",
+    ]
+
+
 def test_the_relay_serves_node_ports_on_loopback_by_itself() -> None:
     config = load_config(None, {"proxy_mode": "userspace"})
     assert config.node_settings().localhost_listener
