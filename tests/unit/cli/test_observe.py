@@ -193,7 +193,9 @@ def test_workers_of_another_instance_are_asked_as_well(tmp_path: Path) -> None:
         serving(tmp_path, [old], relay=silent, process="0-2"),
         serving(tmp_path, [old], process="0-3"),
     ):
-        result = run(tmp_path, "-o", "json", "--sort", "octets", "--limit", "3", relay=pages(lambda: FLOWS[:2], open_=2))
+        result = run(
+            tmp_path, "-o", "json", "--sort", "octets", "--limit", "3", relay=pages(lambda: FLOWS[:2], open_=2)
+        )
     assert [json.loads(line)["number"] for line in result.stdout.splitlines()] == [1, 4, 2]
     assert "4 flows, 3 shown" in result.stderr
 
