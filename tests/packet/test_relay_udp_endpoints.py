@@ -48,6 +48,11 @@ def test_an_endpoint_that_refuses_is_not_the_last_one(ground: Ground) -> None:
             assert worker.row(FAILED) >= 3 and worker.row(RETRIES) == worker.row(FAILED)
             assert {end for _, end, *_ in worker.chooser.ejected(worker.now())} == {*ground.family.pods[:2]}
             assert sum(flow.retries for flow in worker.relay.flows(10)) == worker.row(RETRIES)
+            worker.later += 5
+            with Pod(ground, 0):  # it is back, and one datagram after that time finds out
+                for _ in range(10):
+                    await asked(rest.enter_context(ground.client()))
+            assert {end for _, end, *_ in worker.chooser.ejected(worker.now())} == {ground.family.pods[1]}
 
     scene(play)
 
