@@ -27,7 +27,7 @@ spec:
   nodeName: node-1
   containers: [{name: c, image: nginx, ports: [{containerPort: 80}]}]
 """
-_RATE, _SECONDS, _TIMEOUT_S = 100, 8, 5
+_RATE, _SECONDS, _TIMEOUT_S = 100, 6, 5
 
 
 def test_every_line_in_mode_userspace(tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ def test_the_model_imports_the_standard_library_and_itself() -> None:
 @pytest.mark.parametrize(
     ("who", "whom", "but"),
     [
-        (("kproxy.*",), ("kproxy.app", "kproxy.app_dns"), ("kproxy.cli.*", "kproxy.app")),
+        (("kproxy.*",), ("kproxy.app", "kproxy.app_*"), ("kproxy.cli.*", "kproxy.app", "kproxy.app_*")),
         (("kproxy.*",), ("kproxy.lab.*",), ("kproxy.cli.lab*", "kproxy.lab.*")),
         (("kproxy.backends.*",), ("kproxy.dns.*",), ()),
         (("kproxy.dns.*",), ("kproxy.backends.*",), ()),
