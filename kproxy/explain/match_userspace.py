@@ -215,6 +215,11 @@ def _interface(_here: Here, state: State, found: re.Match[str]) -> Found:
     return Found(holds, f"it came in by {here}" if here else "it came in by no (known) interface", telling=True)
 
 
+@_reads(r'iif "lo"')
+def _by_loopback(_here: Here, state: State, _found: re.Match[str]) -> Found:
+    return Found(state.interface == "lo", "it came in by lo")
+
+
 @_reads(r'(iif|oif) != "lo"')
 def _not_loopback(_here: Here, state: State, found: re.Match[str]) -> Found:
     return Found(found[1] == "iif" and state.interface != "lo")
