@@ -7,10 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 
 from kproxy.model.names import Protocol
+from kproxy.model.objects import RelayOptions, Service
 from kproxy.model.resolve import resolve
 from kproxy.relay.affinity import ranked
 from tests.packet.executor import PATIENCE_S
@@ -26,6 +28,7 @@ from tests.support.relaying import Relaying
 _A, _B = "10.180.0.1", "10.180.1.1"
 _TEN = [f"10.180.3.{n}" for n in range(1, 11)]
 _TWENTY = [f"10.180.4.{n}" for n in range(1, 21)]
+_HASTY = "172.30.0.42"
 _CLIENTS = [f"10.0.{n // 250 + 2}.{n % 250 + 1}" for n in range(1000)]
 _STICKY_S = 5
 _SERVICE = "ns1/svc1:p80"
@@ -37,8 +40,17 @@ def _of(*members: Built, **rest: object) -> Step:
 
 
 def _echoing(*members: Built) -> Step:
-    """The same on the port that echoes."""
-    objects = [svc(ports=[port(node=3001)]), slice_(*members, ports=[("p80", ECHO, "TCP")])]
+    """The same on the port that echoes, and another Service with these endpoints whose connections have half a second to leave."""
+    hasty = svc(_HASTY, name="hasty")
+    assert isinstance(hasty.object, Service)
+    hasty = replace(hasty, object=replace(hasty.object, relay=RelayOptions(drain_s=0.5)))
+    echoes = [("p80", ECHO, "TCP")]
+    objects = [
+        svc(ports=[port(node=3001)]),
+        slice_(*members, ports=echoes),
+        hasty,
+        slice_(*members, of="hasty", ports=echoes),
+    ]
     return step(objects, flow(P, CLUSTER_IP, 80, keep()))
 
 
@@ -73,6 +85,13 @@ class _Talk:
         self._sock.sendall(b"still there?")
         return self._sock.recv(64) == b"still there?"
 
+    def ends(self) -> bool:
+        """Whether it is ended from the other side, before long."""
+        try:
+            return self._sock.recv(64) == b""
+        except ConnectionResetError:
+            return True
+
     def __enter__(self) -> _Talk:
         return self
 
@@ -96,6 +115,7 @@ def test_fault_26_connections_to_an_endpoint_that_goes_go_on_and_new_ones_never_
 
         every: list[_Talk] = []
         assert talks(20) == {_A, _B}
+        hasty = [open_ones.enter_context(_Talk(bed, P, (_HASTY, 80))) for _ in range(20)]
         for members, answering in (
             ([draining(_A), ep(_B)], {_B}),
             ([terminated(_A), ep(_B)], {_B}),
@@ -107,6 +127,9 @@ def test_fault_26_connections_to_an_endpoint_that_goes_go_on_and_new_ones_never_
             # Who had all new ones meanwhile has more open ones, and the other gets the next: until they are even.
             assert talks(50 if len(answering) > 1 else 10) == answering, members
             assert all(talk.goes_on() for talk in every)
+        # In both workers there was one to end: their sweeps have looked at all the others meanwhile.
+        assert all(talk.ends() for talk in hasty if talk.by == _A)
+        assert all(talk.goes_on() for talk in (*every, *hasty) if talk.by == _B or talk in every)
         _bring(relaying, _echoing())
         with bed.at(P):
             assert probe(Protocol.TCP, POD, (CLUSTER_IP, 80), 2, PATIENCE_S) == [Refused("icmp")] * 2
