@@ -182,11 +182,12 @@ class Connecting:
         sock = Socket(socket.AF_INET6 if six else socket.AF_INET, _TYPE, 0)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Always: by that rules know what the relay sends, and never bring it back (an endpoint may be an address of a Service).
+            if six:
+                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
             if self.target.preserve_source and end in self.target.local and _is_worth_showing(self.peer[0], end):
-                if six:
-                    sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
-                else:
-                    sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
                 sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
                 sock.bind((self.peer[0], 0))
         except OSError:

@@ -72,13 +72,11 @@ def to_endpoint(end: tuple[str, int], source: Address | None) -> socket.socket:
     """A socket connected to `end`; from `source`, a client's address and port, where one is given.
 
     Where the port is taken (another session of that client's socket has it), another port of the same address has to do, as with
-    conntrack: two sockets with the same four values could not tell their answers apart.
+    conntrack: two sockets with the same four values could not tell their answers apart. Transparent in any case: by that rules know
+    what the relay sends, and never bring it back to the relay (an endpoint may be a Service's address).
     """
     six = ":" in end[0]
-    if source is None:
-        sock = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    else:
-        sock = _transparent("IPv6" if six else "IPv4")
+    sock = _transparent("IPv6" if six else "IPv4")
     try:
         # Every ICMP error, "host unreachable" too; without this only "port unreachable" is told (__udp4_lib_err, `harderr`).
         sock.setsockopt(*((socket.IPPROTO_IPV6, _IPV6_RECVERR, 1) if six else (socket.IPPROTO_IP, _IP_RECVERR, 1)))

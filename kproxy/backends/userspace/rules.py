@@ -20,6 +20,9 @@ Why each is as it is:
   of each handshake: the socket of a connection request has no such property (nft_socket.c, `sk_fullsock`).
 - The way to a listener ends in `drop`: without a listener `tproxy` matches nothing, and a dropped SYN is sent again a second later. A
   refused one is not.
+- Whatever the workers send is marked as it leaves their sockets, all of which are transparent, and never taken in again: an endpoint that
+  is an address of a Service would otherwise make of each connection another, without an end. (A packet with this mark that starts here is
+  routed as without, see routing.py.)
 - This node's own TCP connections bear a conntrack mark, so that they are still led to lo when the element is gone. In an output hook no
   rule can ask for the socket at the far end. So do the workers' own to an endpoint that is a process of this node: where those bear the
   client's address, the answers would leave for the client.
@@ -147,6 +150,7 @@ def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
         "prerouting": (f"socket transparent 1 goto {_KNOWN}", f"goto {_NEW_ARRIVALS}"),
         _KNOWN: (f"socket wildcard 1 goto {_NEW_ARRIVALS}", *_untracked(frame), f"{mark.set} accept"),
         _NEW_ARRIVALS: (
+            f"{mark.is_set} accept",
             *_dns(frame, "daddr", "dport", f"jump {_OWN_DNS}"),
             "tcp flags & (fin | syn | rst | ack) != syn accept",
             f"{to} vmap @{names.DESTINATIONS}",
@@ -163,6 +167,7 @@ def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
             f"meta l4proto . th dport vmap @{names.NODE_PORTS}",
         ),
         "output-raw": (
+            f"socket transparent 1 {mark.set}",
             *(('oif != "lo" socket transparent 1 notrack',) if frame.notrack else ()),
             *_dns(frame, "daddr", "dport", "notrack"),
             *_dns(frame, "saddr", "sport", "notrack"),
