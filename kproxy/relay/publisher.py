@@ -47,6 +47,7 @@ __all__ = ["RelayPublisher"]
 MOST_WORKERS = 512  # connections to the socket; a node has one worker for each core, and old ones that drain
 _LOOK_S, _TURNS = 1.0, 5  # affinity: the file is looked at each second and written in every fifth
 _PUBLISH_S = 1.0
+_FIRST_S = 10.0
 _ANSWER_S = 1.0
 _SILENT_S = 10.0
 _PATIENCE_S = 10.0
@@ -113,6 +114,7 @@ class RelayPublisher:
         self._table: Table | None = None  # None: the Services are not known yet, and what a worker has stays
         self._number = 0
         self._leads: tuple[int, int] | None = None
+        self._listens: tuple[int, int] | None = None  # where a worker has a table
         self._sessions: set[_Session] = set()
         self._progress = asyncio.Event()  # replaced when somebody holds more, comes or goes
         self._answers: dict[int, _Answer] = {}
@@ -132,13 +134,16 @@ class RelayPublisher:
     async def publish(self, table: Table) -> None:
         """Makes `table` current; returns when every connected worker relays by it, or after a second.
 
-        A worker that let that second pass is not waited for again until it has caught up.
+        A worker that let that second pass is not waited for again until it has caught up. The very first one of a family has longer: it
+        listens from its first table on, and rules that lead there before would lead nowhere.
         """
         if self._table is None or table is not self._table:
             self._table = table
             self._number += 1
             for session in self._sessions:
                 session.wake.set()
+        if self.ports is not None and self._listens != self.ports:
+            await self._until(lambda: self._listens == self.ports, _FIRST_S)
         if not await self._until(lambda: not self._behind(), _PUBLISH_S):
             for session in self._behind():
                 session.lags = True
@@ -320,6 +325,8 @@ class RelayPublisher:
                 self._met(session, message)
             case Held(number=number):
                 session.held = number
+                if session.hello is not None and not session.hello.draining:
+                    self._listens = session.hello.ports
                 session.lags = session.lags and number < self._number
                 self._progressed()
             case Counted(rows=rows, worker=worker):

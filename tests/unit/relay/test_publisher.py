@@ -152,12 +152,28 @@ def test_frames_are_bounded_whatever_services_are_made_of() -> None:
 
 def test_a_worker_that_does_not_read_holds_nobody_up_for_long(tmp_path: Path) -> None:
     async def scene(publisher: RelayPublisher, path: Path) -> None:
-        async with _worker(path, holds=False), _worker(path, pid=2) as other:
+        async with _worker(path, pid=2) as other, _worker(path, holds=False):
             await _until(lambda: len(publisher.pids()) == 2)
             async with asyncio.timeout(5):
                 for number in range(100):  # it costs a second once, and not each time
                     await publisher.publish(Table({_key(f"a{number}"): _target()}))
             assert set(other.table) == {_key("a99")}
+
+    _play(tmp_path, scene)
+
+
+def test_rules_wait_for_the_first_worker_of_a_family_for_longer(tmp_path: Path) -> None:
+    """It takes its time, on a busy machine: two seconds until it holds the table."""
+
+    async def scene(publisher: RelayPublisher, path: Path) -> None:
+        async with _worker(path, holds=False) as slow:
+            await _until(lambda: publisher.ports is not None)
+            publishing = asyncio.ensure_future(publisher.publish(Table({_key("a"): _target()})))
+            await _until(lambda: slow.count(End) == 1)
+            await asyncio.sleep(1.3)
+            assert not publishing.done()
+            slow.say(channel.Held(1))
+            await publishing
 
     _play(tmp_path, scene)
 
