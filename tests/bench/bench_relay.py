@@ -62,20 +62,21 @@ def measure(given: argparse.Namespace, stage: Ground, figures: Figures) -> None:
             say(f"{what} {way.value}: FAILED: {error}")
             given.failed = True
 
+    relays = (Way.HAPROXY, Way.KPROXY)
+    # First: what a process has freed before would hold the connections, and nothing would be seen of them.
+    for way in relays if "idle" in given.rows else ():
+        one("idle", way, lambda way=way: rows.idle(stage, way))  # type: ignore[misc]
     timed = {"stream": rows.stream, "keep": rows.keep, "each": rows.each}
     for turn in range(given.repeat):
         say(f"turn {turn + 1} of {given.repeat}")
         for what, work in timed.items():
             for way in Way if what in given.rows else ():
                 one(what, way, lambda work=work, way=way: work(stage, way, given.seconds))  # type: ignore[misc]
-    relays = (Way.HAPROXY, Way.KPROXY)
     if "half" in given.rows:
         full = figures.median("keep.rate", Way.HAPROXY) or rows.keep(stage, Way.HAPROXY, given.seconds)["keep.rate"]
         for _ in range(given.repeat):
             for way in Way:
                 one("half", way, lambda way=way: rows.half(stage, way, given.seconds, full))  # type: ignore[misc]
-    for way in relays if "idle" in given.rows else ():
-        one("idle", way, lambda way=way: rows.idle(stage, way))  # type: ignore[misc]
     if "dead" in given.rows:
         one("dead", Way.KPROXY, lambda: rows.dead(stage, Way.KPROXY))
 

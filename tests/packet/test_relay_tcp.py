@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 import random
@@ -93,10 +94,14 @@ def test_octets_pass_both_ways_and_are_counted(either: Ground) -> None:
             assert (flow.client, flow.virtual) == (_text(client.getsockname()), _text(client.getpeername()))
             assert (flow.endpoint, flow.source) == (_text(end), _text(server.getpeername()))
             assert (flow.service, flow.sent, flow.received, flow.state, flow.retries) == (NAME, 8, 29, "open", 0)
+            await sent(client, b", again")
+            assert await heard(server) == b", again"
+            relay.sweep()
+            assert relay.row(SENT) == relay.row(SENT, end) == 15
             client.close()
             server.close()
             await until(lambda: not relay.relay.open)
-            assert relay.row(OPEN) == 0 and relay.row(SENT, end) == 8
+            assert relay.row(OPEN) == 0 and relay.row(SENT, end) == 15
             assert relay.chooser.open_to(end) == 0 and relay.relay.flows(10) == []
 
     scene(play)
@@ -330,7 +335,6 @@ def test_who_accepts_late_still_wins_when_nobody_else_does(ground: Ground) -> No
                     await until(lambda: relay.relay.flows(1)[:1] != [])
                     (flow,) = relay.relay.flows(1)
                     assert (flow.state, flow.endpoint, flow.client) == ("connecting", "", _text(client.getsockname()))
-                    await asyncio.sleep(0.12)  # a hedge or two, with nothing to hedge with
                     speak(ground)
                     with await pod.accepted() as server:
                         assert await heard(server) == b"early"
@@ -372,10 +376,14 @@ def test_nobody_accepts_the_client_is_refused(either: Ground) -> None:
         with relaying(either, target(either.family, *refuse)) as relay:
             assert await refused(either)
             assert (relay.row(GAVE_UP), relay.row(FAILED), relay.row(BEGAN)) == (1, 2, 0)
-        dead = either.family.nowhere, ENDS
-        with relaying(either, target(either.family, dead), connect_timeout_s=0.3, hedge_after_s=0.05) as relay:
-            assert await refused(either)
-            assert (relay.row(GAVE_UP), relay.row(FAILED, dead), relay.relay.open) == (1, 1, 0)
+        dead = refuse[0]
+        silence(either, dead)
+        try:
+            with relaying(either, target(either.family, dead), connect_timeout_s=0.3, hedge_after_s=0.05) as relay:
+                assert await refused(either)
+                assert (relay.row(GAVE_UP), relay.row(FAILED, dead), relay.relay.open) == (1, 1, 0)
+        finally:
+            speak(either)
 
     scene(play)
 
@@ -575,14 +583,22 @@ def test_a_connection_to_an_endpoint_that_is_gone_goes_on_for_as_long_as_wanted(
     scene(play)
 
 
+def _full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "fs.epoll.max_user_watches")
+
+
 def test_a_fault_of_ours_costs_one_connection(ground: Ground, caplog: pytest.LogCaptureFixture) -> None:
-    """In the choice: the client is refused, the listener goes on. In a connection: both sides are reset."""
+    """In the choice, or when epoll takes no more: the client is refused, the listener goes on. In a connection: both sides are reset."""
 
     async def play() -> None:
-        with Pod(ground) as pod, relaying(ground, target(ground.family, pod.end), faults=2) as relay:
+        with Pod(ground) as pod, relaying(ground, target(ground.family, pod.end), faults=3) as relay:
             order, relay.chooser.order = relay.chooser.order, lambda *_: [][1]  # type: ignore[method-assign]
             assert await refused(ground)
-            relay.chooser.order = order  # type: ignore[method-assign]
+            relay.chooser.order = lambda *_: iter([(ground.family.nowhere, ENDS)])  # type: ignore[method-assign]
+            add, relay.poller.add = relay.poller.add, _full  # type: ignore[method-assign]
+            assert await refused(ground)
+            assert relay.relay.open == 0
+            relay.chooser.order, relay.poller.add = order, add  # type: ignore[method-assign]
             one, two = await Client.connected(ground), await Client.connected(ground)
             with one as client, await pod.accepted() as server, two as other, await pod.accepted() as third:
                 buffers, relay.relay.buffers.view = relay.relay.buffers.view, None  # type: ignore[assignment]
@@ -595,7 +611,7 @@ def test_a_fault_of_ours_costs_one_connection(ground: Ground, caplog: pytest.Log
                 assert await heard(third) == b"?"
 
     scene(play)
-    assert caplog.text.count("Traceback") == 2
+    assert caplog.text.count("Traceback") == 3
 
 
 def test_both_peers_are_looked_after_once_a_connection_is_old(ground: Ground) -> None:
