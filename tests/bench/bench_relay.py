@@ -101,13 +101,13 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="kproxy's relay, HAProxy and nothing side by side")
     parser.add_argument("--rows", type=_listed, default=ROW_GROUPS, help=f"of {','.join(ROW_GROUPS)}; default: all")
     parser.add_argument("--repeat", type=int, help="turns (default 5)")
-    parser.add_argument("--seconds", type=float, help="how long each rate is measured (default 3)")
+    parser.add_argument("--seconds", type=int, help="how long each rate is measured (default 3)")
     parser.add_argument("--quick", action="store_true", help="one turn of 2 s")
     parser.add_argument("--first", action="store_true", help="before everything else on this machine (chrt -r)")
     parser.add_argument("-o", "--output", choices=["text", "markdown", "json"], default="text")
     given = parser.parse_args()
     given.repeat = given.repeat or (1 if given.quick else 5)
-    given.seconds = given.seconds or (2.0 if given.quick else 3.0)
+    given.seconds = given.seconds or (2 if given.quick else 3)
     return given
 
 
