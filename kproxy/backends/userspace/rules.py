@@ -135,6 +135,7 @@ def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
     """Chain → rules, every chain of CHAINS."""
     ip, mark, own = names.NFT_FAMILY[frame.family], _Mark(frame.mark), _Mark(own_mark(frame.mark))
     to = f"{ip} daddr . meta l4proto . th dport"
+    refused = f"{to} vmap @{names.REFUSALS}"
     found = {
         names.INSIDE: tuple(_listener(frame, frame.ports[0])),
         names.OUTSIDE: tuple(_listener(frame, frame.ports[1])),
@@ -183,13 +184,9 @@ def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
         ),
         "nat-prerouting": (f"{mark.is_set} dnat to {ip} daddr",),
         "nat-output": (f"{own.is_set} dnat to {ip} daddr",),
-        "filter-input": (
-            f"{mark.is_set} accept",
-            f"{to} vmap @{names.REFUSALS}",
-            f"meta l4proto . th dport vmap @{names.REFUSED_NODE_PORTS}",
-        ),
-        "filter-forward": (f"{mark.is_set} drop", f"{to} vmap @{names.REFUSALS}"),
-        "filter-output": (f"{own.is_set} accept", f"{to} vmap @{names.REFUSALS}"),
+        "filter-input": (f"{mark.is_set} accept", refused, f"meta l4proto . th dport vmap @{names.REFUSED_NODE_PORTS}"),
+        "filter-forward": (f"{mark.is_set} drop", refused),
+        "filter-output": (f"{own.is_set} accept", refused),
     }
     return {name: found[name] for name in CHAINS}
 
