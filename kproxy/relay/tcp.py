@@ -26,7 +26,7 @@ from kproxy.relay.stream import Buffers, abort
 from kproxy.relay.targets import End, Flow, Table, Target
 
 _BATCH = 64  # connections that one listener may bring in one turn
-_SWEPT = 2000  # connections that one sweep looks at: about a millisecond
+_SWEPT = 2000  # connections that one sweep looks at: half a millisecond, or two where endpoints may drain
 _KEEP_ALIVE_AFTER_S, _KEPT_ALIVE = 10.0, 500
 _FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE_S = 0.05
@@ -243,7 +243,8 @@ class TcpRelay:
         for connection in part:
             if connection.open:
                 connection.count()
-                self._look_after(connection, now)
+                if connection.target.drain_s:  # as it was when the connection began
+                    self._look_after(connection, now)
         for connection in [one for one in self._draining if one.drain_at <= now]:
             connection.abort()
 
