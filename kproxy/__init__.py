@@ -11,13 +11,15 @@ One pipeline, and state flows one way through it:
     backends.iptables: compile ─▶ Ruleset ─▶ plan ─▶ apply ─▶ kernel   dns.channel ─▶ dns.worker ─▶ answers
 
     processes     supervisor (`kproxy run`) ─┬─ controller     app.py: watch, model, rules, status pages
-                                             └─ dns workers    dns/worker.py: one per core, fed over a Unix socket
+                                             ├─ dns workers    dns/worker.py: one per core, fed over a Unix socket
+                                             └─ relay workers  relay/worker.py: mode userspace, one per core, fed the same way
 
     model/        what Services mean: names objects events snapshot topology resolve desired diff        pure
     watch/        client reflector decode (API), addresses (netlink), manifests (files)
     sync/         pacer (pure: when may the next sync run), loop (fold → resolve → compile → plan → apply), writer (whose turn it is),
-                  healing (finds drift and has it mended)
-    backends/     base.py: what a data plane offers; iptables/: names ruleset compile plan (pure) apply
+                  healing (finds drift and has it mended), succession (what another mode left goes once this one's rules are written)
+    backends/     base.py: what a data plane offers; iptables/ and userspace/ (nft, TPROXY): names ruleset compile plan (pure) apply
+    relay/        mode userspace: targets table chooser ejection affinity (pure); poller tcp udp worker; publisher, the controller's end
     dns/          blocks corefile chain and its directives, search, names zone compile answer wire cache (pure); server forward walking
                   worker publisher presence handover memory; its own text says the way of a query
     conntrack/    after a sync: open flows the wanted state disagrees with; stale netlink (pure) reconciler ended
@@ -29,7 +31,8 @@ One pipeline, and state flows one way through it:
     telemetry/    logs, Events, pages, metrics, the state socket that cli/{status,explain,diff} read
     lab/          three nodes in network namespaces, an embedded API server, pods that answer
     cli/          one file per command; exit codes 0 ok, 1 findings, 2 usage, 3 not supported here
-    app.py        the only wiring: builds everything, owns the task group; app_dns.py the DNS half, app_corefile.py its Corefile
+    app.py        the only wiring: builds everything, owns the task group; app_rules.py the half of the data plane
+                  that `mode` chooses, app_left.py what other modes left; app_dns.py the DNS half, app_corefile.py its Corefile
     supervisor.py the parent process; process.py what every process does first
 
 Below the purity line (model, names/ruleset/compile/plan of a backend, zone/compile/answer/wire/cache of dns, sync.pacer, explain) there
