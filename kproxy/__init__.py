@@ -25,15 +25,15 @@ One pipeline, and state flows one way through it:
     conntrack/    after a sync: open flows the wanted state disagrees with; stale netlink (pure) reconciler ended
     loopback/     node ports on 127.0.0.0/8 and ::1 by a worker of its own, where configured
     healthcheck/  healthCheckNodePort: table (pure) server
-    node/         what is set on the machine besides rules: conntrack sysctls, oom_score_adj
+    node/         what is set on the machine besides rules: conntrack sysctls, oom_score_adj; rtnetlink: addresses and links
     explain/      why an endpoint is used, what each rule is for, where a packet goes (pure)
     config/       KproxyConfiguration, KubeProxyConfiguration v1alpha1, flags
     telemetry/    logs, Events, pages, metrics, the state socket that cli/{status,explain,diff} read
     lab/          three nodes in network namespaces, an embedded API server, pods that answer
     cli/          one file per command; exit codes 0 ok, 1 findings, 2 usage, 3 not supported here
-    app.py        the only wiring: builds everything, owns the task group; app_rules.py the half of the data plane
+    app.py        the only wiring: builds everything, owns the task group; app_rules*.py the half of the data plane
                   that `mode` chooses, app_left.py what other modes left; app_dns.py the DNS half, app_corefile.py its Corefile
-    supervisor.py the parent process; process.py what every process does first
+    supervisor.py the parent process; process.py what every process does first; early.py, lean.py a start that does not wait
 
 Below the purity line (model, names/ruleset/compile/plan of a backend, zone/compile/answer/wire/cache of dns, sync.pacer, explain) there
 is no I/O, no clock, no logging and no await; `tests/unit/test_architecture.py` reads the syntax trees and fails on a forbidden import.

@@ -81,6 +81,8 @@ def test_status_clears_what_a_killed_lab_left(own_lab: LabUnderTest) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_foreground_lab_ends_with_its_command(own_lab: LabUnderTest, how: signal.Signals) -> None:
     """Ctrl-C asks politely; a killed command lets go of the leash, and that is enough."""
+    # Who runs the tests in the background has SIGINT ignored, and children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     command = subprocess.Popen(
         own_lab.argv("up", "--proxy", "none"),
         env=own_lab.environment,
