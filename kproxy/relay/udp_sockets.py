@@ -20,12 +20,14 @@ Address = tuple[str, int] | tuple[str, int, int, int]  # as recvmsg tells and co
 IP_TRANSPARENT, IP_RECVORIGDSTADDR = 19, 20
 IPV6_TRANSPARENT, IPV6_RECVORIGDSTADDR = 75, 74
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
-_IP_FREEBIND, _IPV6_FREEBIND = 15, 78
+_SO_BINDTODEVICE = 25
 _SO_RCVBUFFORCE = 33
 _ERRORS = 64
 _LISTENER_OCTETS = 4 << 20  # first datagrams come in bursts: after a new table, every client of a Service at once
 _ORIGINAL_4 = struct.Struct("!xxH4s")  # sockaddr_in
 _ORIGINAL_6 = struct.Struct("!xxH4x16s")  # sockaddr_in6
+# At loopback, because that can be reached from every address on every node; the port of discard, which nobody sends from.
+NOBODY: dict[str, Address] = {"IPv4": ("127.0.0.1", 9), "IPv6": ("::1", 9, 0, 0)}
 CONTROL_OCTETS = 128  # room for either
 
 
@@ -55,20 +57,18 @@ def listening(family: str, port: int) -> socket.socket:
 def to_client(asked: Address, client: Address) -> socket.socket:
     """A socket with the address that `client` wrote to. EADDRINUSE: somebody else listens on that port of every address.
 
-    It becomes transparent in the last moment: rules and tproxy pass a bound socket over that is neither transparent nor connected, so
-    datagrams of other clients go to the listener until then. In the moment between that and connect one may come to it all the same
-    (whoever reads it looks at the sender for a while). Bound by IP_FREEBIND, as the address is not this node's; connecting from such an
-    address is what IPv4 allows to transparent sockets alone (FLOWI_FLAG_ANYSRC).
-
+    Until it is connected, to nobody at first, it is bound to the interface lo, so that neither rules nor the kernel find it for datagrams
+    that come by others: those go to the listener. What a program of this node sends in that moment may come to it (whoever reads it looks
+    at the sender for a while), or, when it is connected between rules and delivery, to nobody.
     SO_REUSEADDR, because every client of an address has such a socket; no SO_REUSEPORT, whose groups are for listeners.
     """
-    six = ":" in client[0]
-    sock = _plain(six)
+    sock = _transparent("IPv6" if ":" in client[0] else "IPv4")
     try:
-        sock.setsockopt(*((socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1) if six else (socket.IPPROTO_IP, _IP_FREEBIND, 1)))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, b"lo")
         sock.bind(asked)
-        _make_transparent(sock, six)
+        sock.connect(NOBODY["IPv6" if ":" in client[0] else "IPv4"])
+        sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, b"")
         sock.connect(client)
     except OSError:
         sock.close()
@@ -122,21 +122,15 @@ def original_destination(control: Iterable[tuple[int, int, bytes]]) -> tuple[str
 
 
 def _transparent(family: str) -> socket.socket:
-    sock = _plain(family == "IPv6")
+    six = family == "IPv6"
+    sock = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
-        _make_transparent(sock, family == "IPv6")
+        if six:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
     except OSError:
         sock.close()
         raise
     return sock
-
-
-def _plain(six: bool) -> socket.socket:
-    sock = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    if six:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    return sock
-
-
-def _make_transparent(sock: socket.socket, six: bool) -> None:
-    sock.setsockopt(*((socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1) if six else (socket.IPPROTO_IP, IP_TRANSPARENT, 1)))

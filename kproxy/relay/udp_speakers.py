@@ -20,10 +20,8 @@ from collections.abc import Callable
 
 from kproxy.relay.poller import Poller
 from kproxy.relay.udp_raw import Answerer
-from kproxy.relay.udp_sockets import Address, to_client
+from kproxy.relay.udp_sockets import NOBODY, Address, to_client
 
-# The port of discard, which nobody sends from.
-_NOBODY: dict[str, Address] = {"IPv4": ("127.0.0.1", 9), "IPv6": ("::1", 9, 0, 0)}
 _OWN = 512  # sessions of an address with a socket of their own: 14 µs of walking
 
 
@@ -82,7 +80,7 @@ class Speakers:
 
     def _made(self, family: str, asked: Address) -> Speaker:
         try:
-            sock = to_client(asked, _NOBODY[family])
+            sock = to_client(asked, NOBODY[family])
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
