@@ -37,8 +37,8 @@ from kproxy.dns.channel import (
     receive_from_worker,
 )
 from kproxy.dns.settings import DnsSettings
-from kproxy.dns.sharing import leaders, without_shared
-from kproxy.dns.zone import ServiceRecords, Zone, difference, rest_of
+from kproxy.dns.sharing import in_pieces, leaders, without_shared
+from kproxy.dns.zone import ServiceRecords, Zone, ZoneDelta, difference, rest_of
 
 PART = 1000  # Services and endpoints together: a few milliseconds of a worker's time; queries are answered between two parts
 SEND_TIMEOUT_S = 10.0
@@ -327,9 +327,13 @@ class ZonePublisher:
         if session.sent is not None and len(session.sent) == len(zones) and session.sent_settings == settings:
             deltas = [difference(old, new) for old, new in zip(session.sent, zones, strict=True)]
         known = [delta for delta in deltas if delta is not None]
-        if len(known) == len(zones) and sum(_weight(one) for delta in known for one in delta.changed) <= PART:
-            led = leaders([zone.settings for zone in zones])
-            writer.write(frame(Change(session.sent_number, number, without_shared(known, led))))
+        if len(known) == len(zones) and _is_less_than_half(known, zones):
+            led, before = leaders([zone.settings for zone in zones]), session.sent_number
+            *first, last = in_pieces(without_shared(known, led), PART)
+            for part in first:
+                writer.write(frame(Change(before, before, part)))
+                await self._drain(writer)
+            writer.write(frame(Change(before, number, last)))
         else:
             for piece in whole(zones, settings, number):
                 writer.write(piece)
@@ -352,7 +356,7 @@ def whole(zones: Sequence[Zone], settings: DnsSettings | None, number: int) -> I
         weight = 0
         for records in zone.services.values():
             part.append(records)
-            weight += _weight(records)
+            weight += records.weight
             if weight >= PART:
                 yield frame(Part(tuple(part), index))
                 part, weight = [], 0
@@ -371,5 +375,7 @@ def _same(old: Zone, new: Zone) -> bool:
     )
 
 
-def _weight(records: ServiceRecords) -> int:
-    return 1 + sum(len(group.members) for group in records.groups)
+def _is_less_than_half(deltas: Sequence[ZoneDelta], zones: Sequence[Zone]) -> bool:
+    """Everything anew is dearer than a change, and empties all caches: a worker that lags behind must not be given it, and lag more."""
+    changed = sum(len(delta.changed) + len(delta.removed) for delta in deltas)
+    return changed <= max(PART // 2, sum(len(zone.services) for zone in zones) // 2)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from kproxy.dns.directives import share_records
 from kproxy.dns.settings import DnsSettings
-from kproxy.dns.zone import Loading, Zone, ZoneDelta, with_changes
+from kproxy.dns.zone import Loading, ServiceRecords, Zone, ZoneDelta, with_changes
 
 
 def leaders(settings: Sequence[DnsSettings]) -> tuple[int, ...]:
@@ -28,6 +28,26 @@ def without_shared(deltas: Sequence[ZoneDelta], led: Sequence[int]) -> tuple[Zon
         delta if at == leader else replace(delta, changed=(), removed=())
         for at, (delta, leader) in enumerate(zip(deltas, led, strict=True))
     )
+
+
+def in_pieces(deltas: Sequence[ZoneDelta], weight: int) -> list[tuple[ZoneDelta, ...]]:
+    """The same change as several, at least one, of about so many Services and endpoints each; all else is in the first.
+
+    Every Service changes at once in one of them; that all of them do in one moment is nothing that the API promises.
+    """
+    found = [[replace(delta, changed=()) for delta in deltas]]
+    filled = 0
+    for at, delta in enumerate(deltas):
+        chunk: list[ServiceRecords] = []
+        for records in delta.changed:
+            if filled >= weight:
+                found[-1][at] = replace(found[-1][at], changed=tuple(chunk))
+                found.append([ZoneDelta(serial=one.serial, synced=one.synced) for one in deltas])
+                chunk, filled = [], 0
+            chunk.append(records)
+            filled += records.weight
+        found[-1][at] = replace(found[-1][at], changed=tuple(chunk))
+    return [tuple(piece) for piece in found]
 
 
 def finish_all(loadings: Sequence[Loading], deltas: Sequence[ZoneDelta], settings: Sequence[DnsSettings]) -> list[Zone]:

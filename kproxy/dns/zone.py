@@ -100,6 +100,11 @@ class ServiceRecords:
         """The namespace's label, without length."""
         return self.key[self.key[0] + 2 :]
 
+    @property
+    def weight(self) -> int:
+        """What it costs to send and to take in: one, and one for each endpoint."""
+        return 1 + sum(len(group.members) for group in self.groups)
+
     def owned(self) -> set[bytes]:
         """Every packed address that has a reverse name because of this Service."""
         return {*self.addresses, *self.external, *(member.address for group in self.groups for member in group.members)}

@@ -26,7 +26,8 @@ from kproxy.dns.feed import Feed
 from kproxy.dns.publisher import ZonePublisher
 from kproxy.dns.server import Server
 from kproxy.dns.settings import DnsSettings
-from kproxy.dns.zone import ZoneDelta, empty_zone
+from kproxy.dns.sharing import in_pieces
+from kproxy.dns.zone import RecordKind, ServiceRecords, ZoneDelta, empty_zone
 from kproxy.model.events import Applied, Removed
 from kproxy.model.names import NamespacedName
 from kproxy.model.objects import Decoded, Service, key_of
@@ -150,3 +151,19 @@ def test_a_worker_that_missed_a_number_asks_for_the_whole(tmp_path: Path) -> Non
         await asyncio.sleep(0.05)
 
     bounded(run, tmp_path)
+
+
+def test_a_long_change_goes_in_pieces_and_all_else_with_the_first() -> None:
+    services = tuple(
+        ServiceRecords(key=b"\3s%02d\2ns" % n, kind=RecordKind.CLUSTER, addresses=(bytes((10, 0, 0, n)),))
+        for n in range(10)
+    )
+    long = ZoneDelta(serial=7, synced=True, namespaces=frozenset({b"ns"}), changed=services, removed=(b"\1x\2ns",))
+    other = ZoneDelta(serial=7, synced=True, changed=services[:2])
+    pieces = in_pieces((long, other), 4)
+    assert [[len(one.changed) for one in piece] for piece in pieces] == [[4, 0], [4, 0], [2, 2]]
+    assert tuple(records for piece in pieces for records in piece[0].changed) == services
+    assert pieces[-1][1].changed == other.changed and all(one.serial == 7 for piece in pieces for one in piece)
+    assert [piece[0].removed for piece in pieces] == [long.removed, (), ()]
+    assert [piece[0].is_wide for piece in pieces] == [True, False, False]
+    assert in_pieces((replace(other, changed=()),), 4) == [(replace(other, changed=()),)]
