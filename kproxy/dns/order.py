@@ -2,7 +2,7 @@
 
 In: all addresses once, packed; then those that came and went. Out: those within a range. That is how an empty non-terminal of a reverse
 tree is recognised, and what a transfer of a reverse zone sends. A version holds the sorted addresses of the last whole set, and beside them
-what has come and gone since; when that is a few hundred, all is sorted anew. What must not happen here: names, zones.
+what has come and gone since; when that is some thousands, all is sorted anew. What must not happen here: names, zones.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_FEW = 256
+# What has come and gone is copied with each change (0.1 ms when there is so much of it) and looked through for each question; sorting 40,000
+# addresses anew takes 20 ms. At a thousand endpoint changes a second, 256 of them meant a third of a worker's time in sorting.
+_FEW = 4096
 
 Sorted = tuple[bytes, ...]
 

@@ -98,9 +98,9 @@ class Replying:
             outcome = pending
         else:
             return
-        if (
-            keep or how == "forward"
-        ):  # names that upstream knows are no flood of names, and what is kept of them is bounded
+        # Names that upstream knows, and those of Services, are no flood of names, and what is kept of them is bounded. A client that asks
+        # for more than its share must not cost a whole answer each time: it would never come below it again.
+        if keep or how == "forward" or outcome.owner:
             self._keep(at, data, outcome, client, pending, now)
         self._reply(at, data, peer, client, outcome, how, began)
         self.hot.slow_s += perf_counter() - began
