@@ -11,8 +11,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# What has come and gone is copied with each change (0.1 ms when there is so much of it) and looked through for each question; sorting 40,000
-# addresses anew takes 20 ms. At a thousand endpoint changes a second, 256 of them meant a third of a worker's time in sorting.
+# What has come and gone is copied with each change (0.1 ms when there is so much of it) and looked through for each question; sorting
+# 40,000 addresses anew takes 20 ms. At a thousand endpoint changes a second, 256 of them meant a third of a worker's time in sorting.
 _FEW = 4096
 
 Sorted = tuple[bytes, ...]
