@@ -187,6 +187,7 @@ class Datagrams:
         )
         known = self._hot.clients.known.get
         served = slow = errors = 0
+        failed = False
         began = perf_counter()
         try:
             for served in _NUMBERS:  # noqa: B007 - how many there were, wherever it ends
@@ -216,8 +217,9 @@ class Datagrams:
                 raise
         except OSError:  # an error of an earlier send, reported here; the next readable event goes on
             errors += 1
+            failed = True
         self._count(served, slow, errors, began)
-        return served if not errors or served == BATCH else -1
+        return -1 if failed else served
 
     def _count(self, served: int, slow: int, errors: int, began: float) -> None:
         hot = self._hot

@@ -42,7 +42,7 @@ from kproxy.dns.zone import ServiceRecords, Zone, ZoneDelta, difference, rest_of
 
 PART = 1000  # Services and endpoints together: a few milliseconds of a worker's time; queries are answered between two parts
 SEND_TIMEOUT_S = 10.0
-# Between two changes to one worker: each costs it a copy of its dictionaries, a millisecond at 10,000 Services, whatever it brings.
+# Between two changes to one worker: each empties what it remembers of names that nobody has, whatever it brings.
 PAUSE_S = 0.02
 QUESTIONS, QUESTION_S = 64, 10.0  # of people, at once; seconds that one may take, a walk and all its upstreams included
 OBSERVERS = 8  # who may look at once

@@ -24,9 +24,8 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -39,6 +38,7 @@ from kproxy.dns.server import Place, Server
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.sockets import bound, is_taken
 from kproxy.dns.zone import empty_zone
+from kproxy.eventloop import run
 from kproxy.process import drop_capabilities, settle
 from kproxy.telemetry.logs import configure, fields
 
@@ -180,16 +180,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{options.name}: {group.exceptions[0]}", file=sys.stderr)
         code = 3
     return code
-
-
-def run(main_task: Coroutine[Any, Any, None]) -> None:
-    """Runs the worker's event loop: uvloop where it is installed, its wake-up costs a third of asyncio's."""
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(main_task)
-    else:
-        uvloop.run(main_task)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,8 @@ import random
 import resource
 import signal
 import sys
-from collections.abc import Coroutine
-from typing import Any
 
+from kproxy.eventloop import run
 from kproxy.loopback import channel
 from kproxy.loopback.channel import Begin, Counts, End, Free, FromController, Hello, Taken, Update
 from kproxy.loopback.listeners import Key, Listener
@@ -151,16 +150,6 @@ def main(argv: list[str] | None = None) -> int:
     with contextlib.suppress(KeyboardInterrupt):
         run(serve(options.channel, limit))
     return 0
-
-
-def run(main_task: Coroutine[Any, Any, None]) -> None:
-    """Runs the event loop: uvloop where it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(main_task)
-    else:
-        uvloop.run(main_task)
 
 
 if __name__ == "__main__":

@@ -28,13 +28,13 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from dataclasses import fields as fields_of
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
+from kproxy.eventloop import run
 from kproxy.process import drop_capabilities, settle
 from kproxy.relay import channel
 from kproxy.relay.affinity import Remembered
@@ -359,16 +359,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     run(serve(settings, made))
     return 0
-
-
-def run(main_task: Coroutine[Any, Any, None]) -> None:
-    """Runs the event loop: uvloop where it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(main_task)
-    else:
-        uvloop.run(main_task)
 
 
 if __name__ == "__main__":

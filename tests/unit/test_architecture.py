@@ -131,7 +131,7 @@ THIRD_PARTY = {
         "kproxy.lab.*",
     ),
     "prometheus_client": ("kproxy.telemetry.metrics*",),
-    "uvloop": ("kproxy.app", "kproxy.dns.worker", "kproxy.loopback.worker", "kproxy.relay.worker", "kproxy.lab.*"),
+    "uvloop": ("kproxy.app", "kproxy.eventloop", "kproxy.lab.*", "kproxy.lab.api.*"),
     "yaml": ("kproxy.watch.manifests*", "kproxy.config.*", "kproxy.cli.*", "kproxy.lab.*"),
     "multidict": ("kproxy.lab.*",),  # part of aiohttp: its headers and queries
     "click": ("kproxy.cli.*", "kproxy.config.flags", "kproxy.lab.*"),
