@@ -76,8 +76,11 @@ def test_a_firewall_that_knows_connections_lets_dns_in(lab: LabUnderTest) -> Non
     lab.at("node-1", "iptables", "-P", "INPUT", "DROP")
     try:
         assert _ask(lab) == "rcode 0"
-        lab.at("node-1", "iptables", "-D", *ours)
-        assert _ask(lab).startswith("nothing")
+        for _ in range(5):  # healing may come between these two: then the rule is there to be taken away again
+            lab.at("node-1", "iptables", "-D", *ours)
+            if (told := _ask(lab)) != "rcode 0":
+                break
+        assert told.startswith("nothing")
         end = time.monotonic() + 15  # and what somebody took away is put back
         while _ask(lab) != "rcode 0":
             assert time.monotonic() < end
