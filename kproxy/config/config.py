@@ -58,7 +58,7 @@ class UserspaceConfig:
     balancing: str = RANDOM_TWO_CHOICES  # one of relay.targets.BALANCINGS
     preserve_source_address: bool = False  # true: endpoints on this node see the client's address, as in mode iptables
     drain_s: float = 0.0  # how long connections to an endpoint that is gone may go on; 0: as long as they like
-    hand_over_s: float = 20.0  # how long a worker that is replaced goes on with its connections; then it cuts them
+    hand_over_s: float = 300.0  # how long a worker that is replaced goes on with its connections; then it cuts them
     connect_timeout_s: float = 10.0  # for all attempts of one connection; clients give up later than this
     hedge_after_s: float = 0.2  # without an answer for so long another endpoint is tried beside the first
     max_connections: int = 0  # of one worker, above which new ones are refused; 0: what its file descriptors allow

@@ -326,7 +326,7 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", default="kproxy-relay", help="what ps shows")
     parser.add_argument("--parent", type=int, default=None, metavar="PID", help="drain when this process ends")
     parser.add_argument(
-        "--hand-over", type=float, default=20.0, metavar="S", help="longest time from SIGTERM to the end"
+        "--hand-over", type=float, default=300.0, metavar="S", help="longest time from SIGTERM to the end"
     )
     parser.add_argument("--connections", type=int, default=0, metavar="N", help="most at a time; 0: what files allow")
     parser.add_argument("--sessions", type=int, default=0, metavar="N", help="most of UDP; 0: what files allow")
