@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -20,27 +20,22 @@ import msgspec
 from kproxy.dns.channel import (
     About,
     Ask,
-    Begin,
-    Change,
     Counts,
-    End,
     Held,
     Hello,
     Limited,
     Observe,
     Observed,
-    Part,
     Resync,
     Said,
     Tell,
     frame,
     receive_from_worker,
 )
+from kproxy.dns.sending import changed, whole
 from kproxy.dns.settings import DnsSettings
-from kproxy.dns.sharing import in_pieces, leaders, without_shared
-from kproxy.dns.zone import ServiceRecords, Zone, ZoneDelta, difference, rest_of
+from kproxy.dns.zone import Zone
 
-PART = 1000  # Services and endpoints together: a few milliseconds of a worker's time; queries are answered between two parts
 SEND_TIMEOUT_S = 10.0
 # Between two changes to one worker: each empties what it remembers of names that nobody has, whatever it brings.
 PAUSE_S = 0.02
@@ -78,6 +73,15 @@ class _Session:
     questions: list[Ask] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The frames from one state to the next, as the last worker was sent them; the others mostly need the same."""
+
+    base: int
+    number: int
+    frames: tuple[bytes, ...]
+
+
 class ZonePublisher:
     """Listens at `path`. limited: told of clients that send more than their share."""
 
@@ -88,6 +92,7 @@ class ZonePublisher:
         self._settings: DnsSettings | None = None
         self._about: About | None = None
         self._number = 0
+        self._made: _Made | None = None
         self._sessions: set[_Session] = set()
         self._observers: set[asyncio.Queue[Observed]] = set()
         self._gone: Counter[str] = Counter()
@@ -323,45 +328,26 @@ class ZonePublisher:
         zones, settings, number = self._zones, self._settings, self._number
         if zones is None:
             return
-        deltas = []
-        if session.sent is not None and len(session.sent) == len(zones) and session.sent_settings == settings:
-            deltas = [difference(old, new) for old, new in zip(session.sent, zones, strict=True)]
-        known = [delta for delta in deltas if delta is not None]
-        if len(known) == len(zones) and _is_less_than_half(known, zones):
-            led, before = leaders([zone.settings for zone in zones]), session.sent_number
-            *first, last = in_pieces(without_shared(known, led), PART)
-            for part in first:
-                writer.write(frame(Change(before, before, part)))
-                await self._drain(writer)
-            writer.write(frame(Change(before, number, last)))
-        else:
-            for piece in whole(zones, settings, number):
-                writer.write(piece)
-                await self._drain(writer)
+        old = session.sent if session.sent_settings == settings else None
+        for piece in self._changes(old, session.sent_number, zones, number) or whole(zones, settings, number):
+            writer.write(piece)
+            await self._drain(writer)
         session.sent, session.sent_settings, session.sent_number = zones, settings, number
+
+    def _changes(
+        self, old: tuple[Zone, ...] | None, base: int, zones: tuple[Zone, ...], number: int
+    ) -> tuple[bytes, ...]:
+        """The frames that lead a worker from one state to another, made once for all workers; none where everything anew is less."""
+        if old is None or len(old) != len(zones):
+            return ()
+        made = self._made
+        if made is None or (made.base, made.number) != (base, number):
+            self._made = made = _Made(base, number, tuple(changed(old, base, zones, number)))
+        return made.frames
 
     async def _drain(self, writer: asyncio.StreamWriter) -> None:
         async with asyncio.timeout(SEND_TIMEOUT_S):
             await writer.drain()
-
-
-def whole(zones: Sequence[Zone], settings: DnsSettings | None, number: int) -> Iterator[bytes]:
-    """Everything, frame by frame, each of a few milliseconds."""
-    yield frame(Begin(tuple(zone.settings for zone in zones), settings))
-    led = leaders([zone.settings for zone in zones])
-    for index, zone in enumerate(zones):
-        if led[index] != index:
-            continue  # its Services are another zone's
-        part: list[ServiceRecords] = []
-        weight = 0
-        for records in zone.services.values():
-            part.append(records)
-            weight += records.weight
-            if weight >= PART:
-                yield frame(Part(tuple(part), index))
-                part, weight = [], 0
-        yield frame(Part(tuple(part), index))
-    yield frame(End(number, tuple(map(rest_of, zones))))
 
 
 def _same(old: Zone, new: Zone) -> bool:
@@ -373,9 +359,3 @@ def _same(old: Zone, new: Zone) -> bool:
         and old.pods is new.pods
         and old.imports is new.imports
     )
-
-
-def _is_less_than_half(deltas: Sequence[ZoneDelta], zones: Sequence[Zone]) -> bool:
-    """Everything anew is dearer than a change, and empties all caches: a worker that lags behind must not be given it, and lag more."""
-    changed = sum(len(delta.changed) + len(delta.removed) for delta in deltas)
-    return changed <= max(PART // 2, sum(len(zone.services) for zone in zones) // 2)

@@ -141,9 +141,11 @@ class _Draft:
 
     def _index(self) -> None:
         found: dict[NamespacedName, list[EndpointSlice]] = {service: [] for service in self.touched_services}
-        if len(found) > 8:  # a list: one pass over all slices
+        # A list: one pass over all slices. Events, however many have gathered: the old index plus whatever is new. A pass over 11,000
+        # slices for every ten of them was a fifth of the controller's time at a thousand endpoint changes a second.
+        if len(found) > 8 and len(found) > len(self.read("slices")) // 4:
             candidates: Iterable[EndpointSlice] = self.read("slices").values()
-        else:  # an event: the old index plus whatever is new
+        else:
             candidates = self._candidates()
         for item in candidates:
             if item.service in found:

@@ -16,7 +16,7 @@ import pytest
 
 from kproxy.dns import memory
 from kproxy.dns.memory import Memory, packed, read, unpacked
-from kproxy.dns.publisher import whole
+from kproxy.dns.sending import whole
 from kproxy.dns.settings import DnsSettings
 from tests.support.dns_worker import Workers, wait_until
 from tests.support.queries import zone_of

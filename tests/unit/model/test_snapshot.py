@@ -69,3 +69,17 @@ def test_many_slices_in_one_list_are_indexed_by_service() -> None:
     built = [slice_(ep("10.0.0.1"), of=f"svc{n}", name=f"s{n}-{m}") for n in range(12) for m in (2, 1)]
     found = snapshot(*built)
     assert [s.name.name for s in found.slices_of[NamespacedName("ns1", "svc7")]] == ["s7-1", "s7-2"]
+
+
+def test_slices_that_change_by_the_dozen_are_indexed_by_service() -> None:
+    before = snapshot(*(slice_(ep("10.0.0.1"), of=f"svc{n}", name=f"s{n}-{m}") for n in range(60) for m in (2, 1)))
+    moved = [slice_(ep("10.0.0.2"), of=f"svc{n + 1}", name=f"s{n}-1") for n in range(12)]
+    gone = Removed(slice_(ep("10.0.0.1"), of="svc40", name="s40-1").decoded.key)
+    after = fold(before, [*(Applied(each.decoded) for each in moved), gone])
+    held = {name.name: [s.name.name for s in items] for name, items in after.slices_of.items()}
+    assert held["svc0"] == ["s0-2"]
+    assert held["svc5"] == ["s4-1", "s5-2"]
+    assert held["svc12"] == ["s11-1", "s12-1", "s12-2"]
+    assert held["svc40"] == ["s40-2"]
+    assert held["svc59"] == ["s59-1", "s59-2"]
+    assert after.slices_of[NamespacedName("ns1", "svc50")] is before.slices_of[NamespacedName("ns1", "svc50")]
