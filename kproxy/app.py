@@ -71,6 +71,8 @@ from kproxy.telemetry.statepage import furthest_behind, socket_path, status_byte
 from kproxy.watch.addresses import watch_addresses
 from kproxy.watch.client import Api, ClientSettings, connect
 from kproxy.watch.reflector import RESOURCES, WatchStats, reflect
+from kproxy.watch.seen import NAME as SEEN
+from kproxy.watch.seen import NOTHING, Seen
 
 log = logging.getLogger("kproxy.app")
 
@@ -107,6 +109,7 @@ class Controller:
         self.loop = SyncLoop(self.rules.backend, self.settings_for, pacer, self.publish, self.dns.answers)
         patience = Patience(period_s=config.healing.period_s, full_period_s=config.healing.full_period_s)
         self.healer = Healer(self.loop, self.rules.backend, self.rules.guard, patience)
+        self.seen = Seen(Path(config.run_dir) / SEEN)
         self.lock = Path(config.run_dir) / "controller.lock"
         # The right to write; given back by the end of the process, after everything is handed over.
         self.right: IO[str] | None = None
@@ -241,6 +244,7 @@ class Controller:
         return replace(self.config.client, cache=str(Path(self.config.run_dir) / "apiserver.json"))
 
     def _reflectors(self, api: Api) -> Iterator[Coroutine[Any, Any, None]]:
+        versions = self.seen.versions(api.configured)
         for resource, stats in zip(self.resources, self.watches, strict=True):
             yield reflect(
                 api,
@@ -250,7 +254,9 @@ class Controller:
                 sleep=asyncio.sleep,
                 random=random.random,
                 stats=stats,
+                since=versions.get(resource.kind.value, NOTHING),
             )
+        yield self.seen.keep(api.configured, self.watches)
 
     def _sources(self) -> Sources:
         """What the pages and metrics show besides rules."""
@@ -291,6 +297,7 @@ class Controller:
                     task.cancel()
             await self.leave()
             self.rules.ended()
+            self.seen.remember(self.api.configured, self.watches)
             if self.config_change:
                 raise ConfigChangedError(f"{self.config_change}: starting anew with it; rules stay")
         finally:

@@ -56,9 +56,9 @@ KEEPALIVE_IDLE_S = 15
 KEEPALIVE_INTERVAL_S = 5
 DEAD_AFTER_S = 30
 MAX_ANSWER = 256 << 20  # octets of one list page
-MAX_LINE = (
-    16 << 20
-)  # octets of one watch event; etcd's own limit for an object is 1.5 MiB, JSON of it is a few times that
+TOO_LARGE = 413  # HTTP's word for it, ours here
+# octets of one watch event; etcd's own limit for an object is 1.5 MiB, JSON of it is a few times that
+MAX_LINE = 16 << 20
 MAX_ERROR = 64 << 10
 MAX_REMEMBERED = 16
 _SCRAP = 1 << 16
@@ -100,6 +100,11 @@ class Api:
         return servers[self._turn % len(servers)]
 
     @property
+    def configured(self) -> str:
+        """The URL of the server that is configured, whatever address is used at the moment: one cluster, one URL."""
+        return self._credentials.server if self._credentials is not None else self._settings.master
+
+    @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
         """Address and port of every server that is known by address: the configured one and those remembered, sorted."""
         known = self._servers(self._credentials) if self._credentials is not None else [self._settings.master]
@@ -139,18 +144,17 @@ class Api:
             self._credentials = new
             return new
 
-    async def get(self, path: str, params: Mapping[str, str]) -> bytes:
-        """The body of the answer. Raises SourceError."""
+    async def get(self, path: str, params: Mapping[str, str], most: int = 0) -> bytes:
+        """The body of the answer, of at most so many octets (0: MAX_ANSWER). Raises SourceError; its `status` is 413 for a longer one."""
         timeout = aiohttp.ClientTimeout(total=WHOLE_ANSWER_S, sock_connect=CONNECT_S, sock_read=ANSWER_S)
-        pieces, size = [], 0
+        pieces, size, most = [], 0, most or MAX_ANSWER
         async with aclosing(self._chunks(path, params, timeout)) as chunks:
             async for chunk in chunks:
                 pieces.append(chunk)
                 size += len(chunk)
-                if size > MAX_ANSWER:
-                    raise SourceError(
-                        f"API server {self.server}: {path}: the answer is larger than {MAX_ANSWER >> 20} MiB"
-                    )
+                if size > most:
+                    told = f"API server {self.server}: {path}: the answer is larger than {most >> 20} MiB"
+                    raise SourceError(told, status=TOO_LARGE)
         return b"".join(pieces)
 
     async def write(self, method: str, path: str, body: bytes, content_type: str = "application/json") -> bytes:

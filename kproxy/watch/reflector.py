@@ -9,10 +9,14 @@ In: an `Api` and a `Resource`. Out: events, by calling `emit`. `Replaced` is the
 so no deletion is ever missed, and it is the explicit word "synced". Nothing is emitted for unchanged objects beyond that; `fold` finds
 them equal.
 
-Lists. A streaming list (`sendInitialEvents`) is asked for first: it is consistent and costs the server no etcd read. A server that does not
-offer it says 400 or 422 and gets a list in pages of 500 from then on. The first paged list takes any version the server has at hand
-(resourceVersion=0, as client-go does, lest a thousand nodes that start at once all ask etcd); later ones are at least as new as what
-has been seen, so that state never moves back in time, unless the server says that it cannot be (an etcd restored from a backup).
+Lists. A streaming list (`sendInitialEvents`) is consistent and costs the server no etcd read. A server that does not offer it says 400 or
+422 and gets a list in pages of 500 from then on. The first paged list takes any version the server has at hand (resourceVersion=0, as
+client-go does, lest a thousand nodes that start at once all ask etcd); later ones are at least as new as what has been seen, so that state
+never moves back in time, unless the server says that it cannot be (an etcd restored from a backup).
+
+The first list of a process that says how far an earlier life has seen (`since`, seen.py) is one whole answer from the server's cache, at
+least that new: kube-apiserver 1.36 makes 10,000 Services and as many slices in 0.09 s that way (0.10 s of processor time), and in 0.28 s
+(0.35 s) as a stream, event by event. One that is refused, or larger than WHOLE_OCTETS, is followed by the others.
 
 Waiting. Between failures: 0.2 s doubling to 30 s, of which a random part between half and the whole is waited (full jitter would make more
 than 40 attempts in ten minutes). `Retry-After` is honoured on top. The sequence starts anew when a stream has brought something new
@@ -23,6 +27,7 @@ Time, sleep and randomness are arguments. What must not happen here: an exceptio
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -34,11 +39,22 @@ from kproxy.model.events import Applied, Event, Removed, Replaced
 from kproxy.model.names import NamespacedName
 from kproxy.model.objects import Decoded, EndpointSlice, Kind, ObjectKey
 from kproxy.watch.client import Api
-from kproxy.watch.decode import Bookmark, Change, ListPage, Malformed, Refusal, WatchWord, decode_line, decode_page
+from kproxy.watch.decode import (
+    Bookmark,
+    Change,
+    Malformed,
+    RawPage,
+    Refusal,
+    WatchWord,
+    decode,
+    decode_line,
+    split_page,
+)
 
 log = logging.getLogger("kproxy.watch")
 
 PAGE_ITEMS = 500
+WHOLE_OCTETS = 64 << 20  # of a list in one answer: it is in memory beside what is made of it
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 30.0
 LEAST_PART = 0.5
@@ -127,7 +143,9 @@ class _Expired(Exception):
 class _Reflector:
     """One kind's state. The infinite loop is `reflect`; everything in here ends."""
 
-    def __init__(self, api: Api, resource: Resource, emit: Emit, now: Clock, random: Clock, stats: WatchStats) -> None:
+    def __init__(
+        self, api: Api, resource: Resource, emit: Emit, now: Clock, random: Clock, stats: WatchStats, since: str | None
+    ) -> None:
         self.api = api
         self.resource = resource
         self.emit = emit
@@ -135,7 +153,8 @@ class _Reflector:
         self.random = random
         self.stats = stats
         self.version = ""  # "": a list is needed
-        self.newest = "0"  # what a list has to be at least as new as; "" demands the newest
+        self.newest = since or "0"  # what a list has to be at least as new as; "" demands the newest
+        self.whole = since is not None  # the next list is asked for in one answer
         self.streaming_lists = True
         self.failures = 0
         self.doubts = 0  # failures in a row that may be the version's fault
@@ -144,43 +163,48 @@ class _Reflector:
 
     async def step(self) -> None:
         """One list if needed, one watch. Raises SourceError or _Expired."""
-        if not self.version and not self.streaming_lists:
+        if not self.version and (self.whole or not self.streaming_lists):
             await self.list_pages()
         await self.watch()
 
     async def list_pages(self) -> None:
-        """The whole kind, page by page; delivered at once when complete."""
+        """The whole kind, page by page or in one answer; delivered at once when complete."""
         found: list[Decoded] = []
-        params = dict(self.resource.params) | {"limit": str(PAGE_ITEMS)}
+        pages = {"limit": str(PAGE_ITEMS)}
+        params = dict(self.resource.params) | ({} if self.whole else pages)
         if self.newest:
             params |= {"resourceVersion": self.newest}
             if self.newest != "0":
                 params |= {"resourceVersionMatch": "NotOlderThan"}
         while True:
-            page = decode_page(self.resource.kind, await self._page(params), self.resource.labels)
+            page = split_page(self.resource.kind, await self._page(params))
             if isinstance(page, Malformed):
                 self.stats.malformed += 1
                 raise self._error(page.reason)
-            found.extend(page.items)
+            for start in range(0, len(page.items), PAGE_ITEMS):
+                portion = page.items[start : start + PAGE_ITEMS]
+                found.extend([decode(self.resource.kind, item, self.resource.labels) for item in portion])
+                await asyncio.sleep(0)  # 10,000 are a sixth of a second, in which others have to do
             if len(found) > MAX_OBJECTS:
                 raise SourceError(
                     f"API server {self.api.server}: {self.resource.path}: more than {MAX_OBJECTS} objects"
                 )
             if not page.continue_token:
                 break
-            params = dict(self.resource.params) | {"limit": str(PAGE_ITEMS), "continue": page.continue_token}
+            params = dict(self.resource.params) | pages | {"continue": page.continue_token}
+        self.whole = False
         self.replace(tuple(found), page)
 
     async def _page(self, params: Mapping[str, str]) -> bytes:
         try:
-            return await self.api.get(self.resource.path, params)
+            return await self.api.get(self.resource.path, params, WHOLE_OCTETS if self.whole else 0)
         except SourceError as error:
             # 410: this page's snapshot is compacted away. 504: the version seen is not reached yet, or never will be.
             if error.status in (410, 504):
                 self.newest = ""
             raise
 
-    def replace(self, found: tuple[Decoded, ...], page: ListPage | Bookmark) -> None:
+    def replace(self, found: tuple[Decoded, ...], page: RawPage | Bookmark) -> None:
         """Delivers a complete list. Failures stay counted: a server that lists well and watches badly must not be listed in a loop."""
         self.stats.lists += 1
         self.stats.relists += 1 if self.stats.synced else 0
@@ -309,7 +333,9 @@ class _Reflector:
             return self.expired()
         self.stats.errors += 1
         self.stats.last_error = str(error)
-        listing = not self.version and self.streaming_lists
+        listing = not self.version and self.streaming_lists and not self.whole
+        if self.whole and (error.status is not None or self.failures + 1 >= FRUITLESS_LISTS):
+            self.whole = False  # it was refused; who is not reached at all is asked for the same once more
         if listing and error.status in (400, 405, 422, 500):
             # Not offered here: ask for pages at once. 500 is what kube-apiserver 1.36 says over an etcd before 3.4.25.
             self.streaming_lists = False
@@ -347,9 +373,13 @@ async def reflect(
     sleep: Sleep,
     random: Clock,
     stats: WatchStats,
+    since: str | None = None,
 ) -> None:
-    """Runs for ever. `now` in monotonic seconds, `random` in [0, 1); only cancellation and programming errors end it."""
-    state = _Reflector(api, resource, emit, now, random, stats)
+    """Runs for ever. `now` in monotonic seconds, `random` in [0, 1); only cancellation and programming errors end it.
+
+    since: the version up to which an earlier life has seen this kind, "0" for one that has seen nothing; None begins with a streaming list.
+    """
+    state = _Reflector(api, resource, emit, now, random, stats, since)
     while True:
         wait = 0.0
         try:

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from typing import IO
 
 from kproxy.backends.iptables.failures import classify
 from kproxy.backends.iptables.lock import lock_holder
@@ -50,25 +51,35 @@ async def run_tool(program: Sequence[str], text: Text, timeout_s: float) -> Done
     if not isinstance(text, str):
         return await _pour(program, text, timeout_s)
     # The text is in a file, not in a pipe: a tool that ends without reading it all (or at all) closes a pipe under the writer, which
-    # uvloop 0.23 answers with a RuntimeError, and a pipe has to be fed in pieces while its reader works.
-    with open(os.memfd_create("iptables-input"), "w+b") as stdin:
+    # uvloop 0.23 answers with a RuntimeError, and a pipe has to be fed in pieces while its reader works. What it prints likewise: a save of
+    # 10,000 Services are 10 MB, which would wait in a full pipe whenever this process has something else to do, as decoding lists.
+    with (
+        open(os.memfd_create("iptables-input"), "w+b") as stdin,
+        open(os.memfd_create("iptables-output"), "w+b") as stdout,
+    ):
         stdin.write(text.encode())
         stdin.seek(0)
         process = await asyncio.create_subprocess_exec(
-            *program, stdin=stdin, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            *program, stdin=stdin, stdout=stdout, stderr=asyncio.subprocess.PIPE
         )
-    try:
-        return await _end_of(process, timeout_s)
-    finally:
-        await _ended(process)
+        try:
+            return await _end_of(process, timeout_s, stdout)
+        finally:
+            await _ended(process)
 
 
-async def _end_of(process: asyncio.subprocess.Process, timeout_s: float) -> Done | None:
+async def _end_of(
+    process: asyncio.subprocess.Process, timeout_s: float, output: IO[bytes] | None = None
+) -> Done | None:
+    """What came of it; output: where it prints to, if that is no pipe."""
     try:
         async with asyncio.timeout(timeout_s):  # wait_for of Python 3.11 may swallow a cancellation
             out, err = await process.communicate()
     except TimeoutError:
         return None
+    if output is not None:
+        output.seek(0)  # the tool's own position is this one, too
+        out = output.read()
     return Done(process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace"))
 
 

@@ -14,7 +14,7 @@ from kproxy.config.config import ClientSettings
 from kproxy.model.events import Applied, Event, Removed, Replaced
 from kproxy.model.objects import Kind, Service
 from kproxy.model.snapshot import Snapshot, fold
-from kproxy.watch import client
+from kproxy.watch import client, reflector
 from kproxy.watch.client import Api
 from kproxy.watch.reflector import RESOURCES, WatchStats, reflect
 from tests.support.scripted_api import (
@@ -74,7 +74,9 @@ def _word(event: Event) -> str:
             return "?"
 
 
-def play(script: Sequence[Answer], until: Callable[[Seen, ScriptedApi], bool]) -> tuple[Seen, ScriptedApi]:
+def play(
+    script: Sequence[Answer], until: Callable[[Seen, ScriptedApi], bool], since: str | None = None
+) -> tuple[Seen, ScriptedApi]:
     """Runs a reflector of Services over `script` until the condition holds (five seconds at most)."""
     seen, server = Seen(), ScriptedApi(script)
 
@@ -82,7 +84,14 @@ def play(script: Sequence[Answer], until: Callable[[Seen, ScriptedApi], bool]) -
         async with server:
             api = Api(ClientSettings(master=server.url), {"HOME": "/nonexistent"})
             work = reflect(
-                api, SERVICES, seen.events.append, now=seen.now, sleep=seen.sleep, random=lambda: 0.5, stats=seen.stats
+                api,
+                SERVICES,
+                seen.events.append,
+                now=seen.now,
+                sleep=seen.sleep,
+                random=lambda: 0.5,
+                stats=seen.stats,
+                since=since,
             )
             task = asyncio.ensure_future(work)
             try:
@@ -132,6 +141,46 @@ def test_where_streaming_lists_are_not_offered_pages_come_and_arrive_as_one() ->
     assert server.asked(2) == {"limit": "500", "continue": "tok"}
     assert server.asked(3)["resourceVersion"] == "5"
     assert seen.sleeps == [], "the refusal is an answer, not a failure"
+
+
+def test_a_restart_asks_for_one_answer_at_least_as_new_as_what_an_earlier_life_saw() -> None:
+    seen, server = play([page("812", A, B), stream(added(service("c", "813")))], until_words("=a,b", "+c"), since="800")
+    assert server.asked(0) == {"resourceVersion": "800", "resourceVersionMatch": "NotOlderThan"}
+    assert server.asked(1)["resourceVersion"] == "812"
+    assert (seen.sleeps, seen.stats.lists, seen.stats.errors) == ([], 1, 0)
+
+
+def test_who_has_seen_nothing_takes_what_the_server_has_at_hand() -> None:
+    _, server = play([page("5", A), stream()], until_requests(2), since="0")
+    assert server.asked(0) == {"resourceVersion": "0"}
+    assert server.asked(1)["resourceVersion"] == "5"
+
+
+def test_what_comes_after_the_first_list_is_listed_as_ever() -> None:
+    script = [page("5", A), stream(GONE, then="close"), stream(listed("9", B))]
+    _, server = play(script, until_words("=a", "=b"), since="3")
+    assert "sendInitialEvents" in server.asked(2)
+
+
+@pytest.mark.parametrize("code", [403, 500, 504, 413])
+def test_one_answer_that_is_refused_is_followed_by_a_streaming_list(code: int) -> None:
+    seen, server = play([status(code), stream(listed("5", A))], until_words("=a"), since="800")
+    assert "sendInitialEvents" in server.asked(1), "a version that no server reaches any more is not insisted on"
+    assert len(seen.sleeps) == 1
+
+
+def test_one_answer_that_is_too_large_is_followed_by_a_streaming_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reflector, "WHOLE_OCTETS", 100)
+    seen, server = play([page("5", A), stream(listed("5", A))], until_words("=a"), since="0")
+    assert "sendInitialEvents" in server.asked(1)
+    assert "is larger than" in seen.stats.last_error
+
+
+def test_one_answer_that_never_comes_whole_is_not_asked_for_for_ever() -> None:
+    broken = stream(b'{"metadata":{},"items":[', then="abort")
+    _, server = play([broken, broken, stream(listed("5", A))], until_words("=a"), since="0")
+    assert [dict(server.asked(i)) for i in (0, 1)] == [{"resourceVersion": "0"}] * 2
+    assert "sendInitialEvents" in server.asked(2)
 
 
 def test_before_the_list_is_complete_nothing_is_emitted() -> None:
