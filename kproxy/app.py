@@ -24,12 +24,12 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import uvloop
 
 from kproxy import lean  # noqa: F401 - before the other imports, which it makes cost less
-from kproxy.app_dns import DnsHalf, demands_of
+from kproxy.app_nodns import dns_of
 from kproxy.app_rules import relay_news, relay_pages, rules_of
 from kproxy.config.config import Config
 from kproxy.config.follow import ConfigChangedError, wait_for_change
@@ -39,7 +39,6 @@ from kproxy.conntrack.ended import Ended
 from kproxy.conntrack.fullness import Fullness
 from kproxy.conntrack.gauge import Gauge
 from kproxy.conntrack.reconciler import Reconciler
-from kproxy.dns.channel import Limited
 from kproxy.dns.node import upstreams_of
 from kproxy.early import flags_from
 from kproxy.errors import ExitCode, KproxyError
@@ -74,6 +73,9 @@ from kproxy.watch.reflector import RESOURCES, WatchStats, reflect
 from kproxy.watch.seen import NAME as SEEN
 from kproxy.watch.seen import NOTHING, Seen
 
+if TYPE_CHECKING:
+    from kproxy.dns.channel import Limited
+
 log = logging.getLogger("kproxy.app")
 
 _HEARD_S = 90.0  # bookmarks come once a minute
@@ -84,9 +86,8 @@ _THRESHOLDS = (20_000, 20, 20)
 # Once rules are written, answers and relayed connections go before the next rules: within a container's share of the processors this says
 # who of kproxy's own processes waits. 1,000 endpoint changes a second left DNS workers a third of a core to answer with.
 _NICE = 5
-_STANDBY_S = (
-    60.0  # who has not synced by now stands by, or waits for an API server that is away: its garbage is collected too
-)
+# Who has not synced by then stands by, or waits for an API server that is away: its garbage is collected too.
+_STANDBY_S = 60.0
 
 
 class Controller:
@@ -98,10 +99,10 @@ class Controller:
         self.kernel_notes = set_sysctls(wanted(config.conntrack, os.cpu_count() or 1))
         self.rules = rules_of(config, lambda: self.loop.renew())
         self.upstreams = upstreams_of(config.dns)
-        self.dns = DnsHalf(config, lambda: self.loop, self._record, self._is_heard, self._refused, self._limited)
+        self.dns = dns_of(config, lambda: self.loop, self._record, self._is_heard, self._refused, self._limited)
         self.api: Api | None = None
         # Only what is needed: kube-proxy's ClusterRole, system:node-proxier, knows neither Namespaces nor Pods.
-        watched = RESOURCES(config.node_name, demands_of(self.dns.settings))
+        watched = RESOURCES(config.node_name, self.dns.demands)
         self.resources = [r for r in watched if config.dns.enabled or r.kind in RULES_NEED]
         self.watches = tuple(WatchStats(resource.kind) for resource in self.resources)
         period = config.iptables
@@ -301,7 +302,7 @@ class Controller:
             if self.config_change:
                 raise ConfigChangedError(f"{self.config_change}: starting anew with it; rules stay")
         finally:
-            await self.dns.publisher.close()
+            await self.dns.close()
 
     def _work(self, api: Api) -> Iterator[Coroutine[Any, Any, None]]:
         yield self.loop.keep_snapshot()

@@ -112,6 +112,11 @@ class DnsHalf:
         )
 
     @property
+    def demands(self) -> Demands:
+        """What has to be watched besides what every node watches."""
+        return demands_of(self.settings)
+
+    @property
     def own_addresses(self) -> tuple[str, ...]:
         """Where this node's DNS is asked by others: its metrics are there as well."""
         return self.settings.own_addresses if self.settings is not None else ()
@@ -120,6 +125,10 @@ class DnsHalf:
         """Listens for workers. Raises OSError when the run directory takes no socket."""
         if self.settings is not None:
             await self.publisher.start()
+
+    async def close(self) -> None:
+        """Hangs up; workers go on with what they have."""
+        await self.publisher.close()
 
     async def publish(self, snapshot: Snapshot) -> None:
         """Compiles the zones of `snapshot` and sends what is new to the workers."""

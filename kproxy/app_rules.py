@@ -28,12 +28,12 @@ from kproxy.sync.healing import Guard
 from kproxy.sync.loop import SyncOutcome
 from kproxy.sync.succession import Left
 from kproxy.telemetry.events import Note
-from kproxy.telemetry.inspect_relay import RelayPages
 from kproxy.telemetry.plane import Plane
 from kproxy.telemetry.plane_iptables import IptablesPlane
 
 if TYPE_CHECKING:
     from kproxy.relay.publisher import RelayPublisher
+    from kproxy.telemetry.inspect_relay import RelayPages
 
 _BE_LIBERAL = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
 
@@ -140,6 +140,8 @@ def relay_pages(half: RulesHalf, snapshot: Callable[[], Snapshot]) -> RelayPages
     """What the state socket tells of open connections; None where rules do the work."""
     if (publisher := half.publisher) is None:
         return None
+    from kproxy.telemetry.inspect_relay import RelayPages
+
     return RelayPages(
         flows=publisher.flows,
         open=lambda: publisher.open,

@@ -20,15 +20,17 @@ import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from kproxy.model.names import Family
-from kproxy.telemetry import inspect_dns, inspect_relay
-from kproxy.telemetry.inspect_dns import DnsPages
-from kproxy.telemetry.inspect_relay import RelayPages
 from kproxy.telemetry.logs import fields
 from kproxy.telemetry.statepage import StatusPage, sockets, status_bytes
+
+if TYPE_CHECKING:  # what neither DNS nor mode userspace is for need not be imported
+    from kproxy.telemetry.inspect_dns import DnsPages
+    from kproxy.telemetry.inspect_relay import RelayPages
 
 log = logging.getLogger("kproxy.state")
 
@@ -113,8 +115,12 @@ def _application(pages: StatePages) -> web.Application:
     for path, answer in (("/statusz", statusz), ("/snapshot", snapshot), ("/wanted", wanted)):
         application.router.add_get(path, answer)
     if pages.dns is not None:
+        from kproxy.telemetry import inspect_dns
+
         inspect_dns.add_routes(application, pages.dns)
     if pages.relay is not None:
+        from kproxy.telemetry import inspect_relay
+
         inspect_relay.add_routes(application, pages.relay)
     return application
 

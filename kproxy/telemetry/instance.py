@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from kproxy import __version__
 from kproxy.model.desired import NodeSettings
@@ -18,8 +19,6 @@ from kproxy.sync.drift import DriftStatus
 from kproxy.sync.loop import SyncLoop, SyncOutcome
 from kproxy.telemetry.http import Health
 from kproxy.telemetry.inspect import StatePages
-from kproxy.telemetry.inspect_dns import DnsPages
-from kproxy.telemetry.inspect_relay import RelayPages
 from kproxy.telemetry.plane import Plane
 from kproxy.telemetry.statepage import (
     FORMAT,
@@ -34,6 +33,10 @@ from kproxy.telemetry.statepage import (
     watch_page,
 )
 from kproxy.watch.reflector import WatchStats
+
+if TYPE_CHECKING:
+    from kproxy.telemetry.inspect_dns import DnsPages
+    from kproxy.telemetry.inspect_relay import RelayPages
 
 
 @dataclass(slots=True, kw_only=True)
