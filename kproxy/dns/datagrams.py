@@ -5,41 +5,28 @@ happen here:
 * asyncio's DatagramProtocol: it costs five times the CPU of draining the socket on a readable event (28 us a query against 5, measured);
 * an OSError ending a batch: a packet from port 0 makes sendto fail with EINVAL, and the others behind it are innocent;
 * a cost for what happens rarely. There are three ways to read, one in force at a time: `_drain`; `_drain_watched` while somebody observes;
-  and `_drain_fairly` when batches come back full, which reads everything first and lets those wait who send more than their share. What
-  of theirs cannot be answered all the same is dropped by the kernel then (sieve.py), before it stands in the queue.
+  and overload.py's when batches come back full, which reads everything first and lets those wait who send more than others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from math import inf
 from time import perf_counter
 from typing import Any
 
-from kproxy.dns import sieve
 from kproxy.dns.cache import AnswerCache, Entry
 from kproxy.dns.cache_forward import AgingReplies
 from kproxy.dns.clients import Client, Clients
 from kproxy.dns.denial import Denials
-from kproxy.dns.fairness import Shares
+from kproxy.dns.overload import Overload
 
 BATCH = 128  # packets per readable event: under a millisecond, so TCP, forwards and the channel get their turn
 RECEIVE = 4096  # octets of a query; longer ones are cut by the kernel and then malformed
 FULL = 3  # batches in a row that came back full: more comes than is answered
-CALM_S = 1.0  # without a full reading, after which overload is over
-CROWDED = 0.5  # of a socket's queue: it may overflow before it is looked at again
-ADJUST_S = 0.02  # how often it is looked at how much of the heavy sources the kernel lets through
-LEAST_SHARE = 1 / 256
-TIGHTEST = 0.25  # one look lets through at least this part of what the look before did: a burst is not a flood
-EASE = 1.25  # and this much more where all of it could be answered
-EASE_S = 0.04
-READ = 512  # packets of one reading under overload: a millisecond when they are dropped; who is not heavy is answered at once
-LINE = 512  # queries of heavy sources that wait
-TURN_S = 0.0004  # of the worker's time, every millisecond, for them
-LONGEST_TURN_S = 0.004
 GLANCE_S = 0.001  # for so long at most queries wait behind replies that others were asked for
 
 _NUMBERS = range(BATCH)
@@ -95,21 +82,10 @@ class Datagrams:
         self._hot = hot
         self._slowly = slowly
         self._watched = watched
-        self._limited = limited
         self._full = 0
-        self._shares = Shares()
-        self._line: deque[tuple[bytes, Peer]] = deque()
-        self._overload_until = 0.0
-        self._share, self._changed = 1.0, 0.0  # of heavy sources, that passes; when that was last another
-        self._sieved: frozenset[str] = frozenset()
-        self._waited = self._shed = (
-            0  # queries of heavy sources that stood in line, and that did not, since the last look
-        )
-        self._adjusting: asyncio.TimerHandle | None = None
-        self._turn: asyncio.TimerHandle | None = None
+        self._overload = Overload(self, hot.counters, limited, self._readable, self._calm)
         self._read: Callable[[], bool] = self._drain
         self.is_watched = False
-        self._asked = 0.0  # when the next turn was asked for
         self._looked = 0.0  # when the socket was last read; infinity: it is not any more
 
     def start(self) -> None:
@@ -132,19 +108,14 @@ class Datagrams:
     def watch(self, on: bool) -> None:
         """Whether `watched` is told of replies from now on."""
         self.is_watched = on
-        if not self._overload_until:
+        if self._read != self._overload.drain:
             self._read = self._drain_watched if on else self._drain
 
     def finish(self) -> None:
         """Answers what has arrived, within bounds, and closes the socket. The group must have been left before."""
         self._looked = inf
         asyncio.get_running_loop().remove_reader(self.sock.fileno())
-        for timer in (self._turn, self._adjusting):
-            if timer is not None:
-                timer.cancel()
-        for data, peer in self._line:
-            self.answer(data, peer)
-        self._line.clear()
+        self._overload.end()
         for _ in range(100):  # bounded: a flood must not keep us
             if not self._drain():
                 break
@@ -162,7 +133,7 @@ class Datagrams:
 
     def _drain(self) -> bool:
         """Answers up to a batch of queries; whether there may be more."""
-        served = self._serve(self.sock.recvfrom, RECEIVE)
+        served = self.serve(self.sock.recvfrom, RECEIVE)
         if served == BATCH:
             self._full += 1
             if self._full >= FULL:
@@ -171,10 +142,10 @@ class Datagrams:
             self._full = 0
         return served < 0 or served == BATCH
 
-    def _serve(self, receive: Callable[[int], tuple[bytes, Peer]], argument: int) -> int:
+    def serve(self, receive: Callable[[int], tuple[bytes, Peer]], argument: int, keep: bool = True) -> int:
         """Answers up to a batch of what `receive` gives; how many, or -1 when an error ended it. The hot loop.
 
-        receive: the socket's `recvfrom`, or `pop` of a list of packets that were read already (with -1).
+        receive: the socket's `recvfrom`, or `pop` of a list of packets that were read already (with -1). keep: remember what was not, too.
         """
         send, family, port = self.sock.sendto, self.family, self.port
         caches, slowly = self.caches, self._slowly
@@ -208,7 +179,7 @@ class Datagrams:
                             errors += 1
                         continue
                 slow += 1
-                slowly(self, data, peer, True)
+                slowly(self, data, peer, keep)
             served = BATCH
         except BlockingIOError:
             pass
@@ -267,124 +238,11 @@ class Datagrams:
         self._slowly(self, data, peer, keep)
 
     def _overloaded(self) -> None:
-        self._hot.counters["overloads"] += 1
-        self._overload_until = perf_counter() + CALM_S
-        self._read = self._drain_fairly
-        if self._adjusting is None:
-            self._adjusting = asyncio.get_running_loop().call_later(ADJUST_S, self._adjust)
-
-    def _adjust(self) -> None:
-        """Fifty times a second while there is overload: the kernel lets through what can be answered of the heavy sources, and no more.
-
-        What passes follows what could be answered within a few looks, in both directions: a client that asks a little too much for a
-        moment, or whose worker had no processor for one, must not be cut off for seconds.
-        """
-        now, heavy = perf_counter(), self._shares.heavy
-        before = self._share
-        self._shares.crowded = sieve.filled(self.sock) > CROWDED
-        if heavy and (self._shed or self._shares.crowded):
-            kept = self._waited / (self._waited + self._shed) if self._shed else 1.0
-            kept = max(TIGHTEST, min(kept, 0.5 if self._shares.crowded else 1.0))
-            self._share, self._changed = max(LEAST_SHARE, self._share * kept), now
-        elif self._share < 1.0 and now - self._changed > EASE_S:
-            self._share, self._changed = min(1.0, self._share * EASE), now
-        self._waited = self._shed = 0
-        if self._share < 1.0:
-            wanted = (heavy | self._sieved) if self._sieved else heavy
-            if self._share != before or wanted != self._sieved:
-                self._sieved = frozenset(sorted(wanted)[: sieve.SOURCES])
-                sieve.attach(self.sock, sieve.program(self._sieved, self.sock.family, self._share))
-        elif self._sieved:
-            sieve.detach(self.sock)
-            self._sieved = frozenset()
-        if self._share == 1.0 and not self._line and now > self._overload_until:
-            self._adjusting = None
-            self._calm()
-        else:
-            self._adjusting = asyncio.get_running_loop().call_later(ADJUST_S, self._adjust)
-
-    def _drain_fairly(self) -> bool:
-        """Reads what there is. Answers at once who is not heavy; the others stand in line, or are dropped where that is full."""
-        receive, shares, read = self.sock.recvfrom, self._shares, 0
-        packets: list[tuple[bytes, Peer]] = []
-        blocked = False
-        while read < READ and not blocked:
-            packets.clear()
-            try:
-                for _ in _NUMBERS:
-                    packets.append(receive(RECEIVE))
-            except BlockingIOError:
-                blocked = True
-            except OSError:
-                self._hot.counters["socket_errors"] += 1
-                blocked = not packets
-            read += len(packets)
-            shares.arrived([peer[0] for _, peer in packets])
-            if shares.heavy and not shares.alone:
-                packets = self._without_heavy(packets)
-            self._answer_all(packets)
-        now = perf_counter()
-        if read >= BATCH:
-            self._overload_until = now + CALM_S
-        if self._line and self._turn is None:
-            self._next_turn()
-        return read > 0
-
-    def _answer_all(self, packets: list[tuple[bytes, Peer]]) -> None:
-        if self.is_watched:
-            for data, peer in packets:
-                self.answer(data, peer)
+        if self._looked == inf:  # finishing
             return
-        packets.reverse()  # `pop` takes from the end
-        while packets:
-            self._serve(packets.pop, -1)
-
-    def _without_heavy(self, packets: list[tuple[bytes, Peer]]) -> list[tuple[bytes, Peer]]:
-        """The packets of those who are not heavy; the others' are in line, or dropped."""
-        heavy, line = self._shares.heavy, self._line
-        found = []
-        for packet in packets:
-            if packet[1][0] not in heavy:
-                found.append(packet)
-            elif len(line) < LINE:
-                self._waited += 1
-                line.append(packet)
-            else:
-                self._drop(*packet)
-        return found
-
-    def _next_turn(self) -> None:
-        self._asked = perf_counter()
-        self._turn = asyncio.get_running_loop().call_later(0.001, self._their_turn)
-
-    def _their_turn(self) -> None:
-        """The line moves on, for a part of every millisecond; where the processor is shared and this comes late, for that part of the wait.
-
-        Else a worker that sleeps most of the time would drop what it has time for.
-        """
-        self._turn = None
-        line, answer = self._line, self.answer
-        now = perf_counter()
-        until = now + max(TURN_S, min((now - self._asked) * TURN_S / 0.001, LONGEST_TURN_S))
-        while line and perf_counter() < until:
-            data, peer = line.popleft()
-            answer(data, peer, keep=False)  # a flood of ever new names must not throw out what others ask for
-        if line:
-            self._next_turn()
-        if self._shares.dropped:
-            self._limited(self._shares.take())
-
-    def _drop(self, data: bytes, peer: Peer) -> None:
-        counters = self._hot.counters
-        counters["queries_udp"] += 1
-        counters["limited"] += 1
-        self._shed += 1
-        if self._shares.drop(peer[0]) and len(data) >= 12 and not data[2] & 0x80:
-            # QR and TC, the opcode and RD as they came; nothing but the header: TCP will tell the rest
-            self.send(data[:2] + bytes((0x82 | (data[2] & 0x79), 0)) + b"\0\0\0\0\0\0\0\0", peer)
+        self._overload.begin()
+        self._read = self._overload.drain
 
     def _calm(self) -> None:
-        self._overload_until = 0.0
         self._full = 0
-        self._shares.calm()
         self._read = self._drain_watched if self.is_watched else self._drain

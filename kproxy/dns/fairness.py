@@ -1,13 +1,13 @@
 """Who takes more than their share of an overloaded socket, and how much of it they get all the same.
 
 In: source addresses of packets, as they are read while there are more than can be answered. Out: whether a source is *heavy*: it sends
-more than twice its even share while others are there. What must not happen here: clocks, any cost while there is no overload (nobody calls
+more than twice of what the others send on the average. What must not happen here: clocks, any cost while there is no overload (nobody calls
 this then), or a memory of addresses that grows.
 
-Queries of a heavy source wait behind all others, in a line of bounded length that gets part of the worker's time; beyond it they are
-dropped. Of those dropped every SLIP-th is answered with nothing but TC instead, so that a client which means it well comes by TCP, where a
-connection's pace is the server's (what response rate limiting calls slip). An only source is not heavy, there is nobody to be fair to;
-unless the queue is so full that nobody else's packets could be seen.
+Queries of a heavy source wait behind all others (overload.py), in a line of bounded length; beyond it they are dropped. Of those dropped
+every SLIP-th is answered with nothing but TC instead, so that a client which means it well comes by TCP, where a connection's pace is the
+server's (what response rate limiting calls slip). An only source is heavy as well: waiting behind nobody costs it nothing, and the next one
+to come does not have to wait until it is known who is who.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ class Shares:
 
     def __init__(self) -> None:
         self.heavy: frozenset[str] = frozenset()
-        self.alone = False  # one source was all there was to see, so nobody waits behind another
-        self.crowded = False  # the socket's queue is nearly full: packets that are not seen are being lost
+        self.alone = (
+            False  # one source was all there was to see: none of its queries has to be dropped for the sake of others
+        )
         self.dropped: Counter[str] = Counter()  # by source, since `take` was called last
         self._counts: Counter[str] = Counter()
         self._seen = 0
@@ -43,16 +44,13 @@ class Shares:
             self._judge()
 
     def _judge(self) -> None:
-        even = self._seen / max(1, len(self._counts))
-        heavy = frozenset(s for s, n in self._counts.items() if n > 2 * even and n > LEAST)
+        counts, seen, others = self._counts, self._seen, max(1, len(self._counts) - 1)
+        heavy = {s for s, n in counts.items() if n > LEAST and n * others > 2 * (seen - n)}
         # Who was heavy stays so while half of that is still too much: no hopping in and out at the border.
-        still = frozenset(s for s in self.heavy if self._counts[s] > even and self._counts[s] > LEAST // 2)
-        self.alone = len(self._counts) == 1
-        if not self.alone:
-            self.heavy = heavy | still
-        else:
-            self.heavy = frozenset(self._counts) if self.crowded or self.heavy else frozenset()
-        self._counts.clear()
+        still = {s for s in self.heavy if counts[s] > LEAST // 2 and counts[s] * others > seen - counts[s]}
+        self.alone = len(counts) == 1
+        self.heavy = frozenset(heavy | still)
+        counts.clear()
         self._seen = 0
 
     def drop(self, source: str) -> bool:
@@ -69,6 +67,6 @@ class Shares:
 
     def calm(self) -> None:
         """The overload is over."""
-        self.heavy, self.crowded, self.alone = frozenset(), False, False
+        self.heavy, self.alone = frozenset(), False
         self._counts.clear()
         self._seen = 0

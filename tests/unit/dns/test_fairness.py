@@ -11,22 +11,20 @@ def send(shares: Shares, *pattern: str) -> None:
         shares.arrived([pattern[number % len(pattern)]])
 
 
-def test_an_only_source_is_never_heavy() -> None:
+def test_an_only_source_is_heavy_and_known_to_be_alone() -> None:
     shares = Shares()
     send(shares, "a")
+    assert shares.heavy == {"a"} and shares.alone
+    send(shares, *["a"] * 30, "b")
+    assert shares.heavy == {"a"} and not shares.alone
+
+
+def test_of_two_one_is_heavy_that_sends_more_than_twice_as_much() -> None:
+    shares = Shares()
+    send(shares, "a", "a", "a", "b", "b")
     assert not shares.heavy
-
-
-def test_an_only_source_is_heavy_when_nobody_else_could_be_seen() -> None:
-    shares = Shares()
-    shares.crowded = True
-    send(shares, "a")
+    send(shares, "a", "a", "a", "b")
     assert shares.heavy == {"a"}
-    shares.crowded = False
-    send(shares, "a")
-    assert shares.heavy == {"a"}, "the overload is not over because the queue was shortened"
-    shares.calm()
-    assert not shares.heavy
 
 
 def test_one_that_sends_most_is_heavy_and_nobody_else() -> None:
