@@ -114,11 +114,11 @@ class Ground:
         return found[0]
 
     @contextmanager
-    def connected(self, source: Source, to: tuple[str, int]) -> Iterator[socket.socket]:
-        """An open connection, the first words read."""
+    def connected(self, source: Source, to: tuple[str, int], port: int = 0) -> Iterator[socket.socket]:
+        """An open connection, the first words read. port: the client's, if it matters."""
         with self.at(source).entered(), socket.socket(socket.AF_INET6 if ":" in to[0] else socket.AF_INET) as sock:
             sock.settimeout(PATIENCE_S)
-            sock.bind((source.address, 0))
+            sock.bind((source.address, port))
             sock.connect(to)
             assert sock.recv(256)
             yield sock

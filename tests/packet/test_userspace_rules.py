@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -27,7 +28,7 @@ from tests.packet.entered import Ground
 from tests.support.addressing import CLUSTER_IP, EXTERNAL_IP, NODE_IP, NODE_IP_2, VIP, six, twin
 from tests.support.answering import Answering
 from tests.support.builders import Built, ep, port, slice_, svc
-from tests.support.entrance import PORTS, Entrance
+from tests.support.entrance import LAST, PORTS, Entrance
 from tests.support.flows import SETTINGS, XB, H, L, P, Place, Source, X, host
 from tests.support.netns import ip, run, sysctl
 from tests.support.probing import Answered, Refused, Result, Silent
@@ -77,6 +78,12 @@ def _entered(entry: str, to: tuple[str, int], source: Source) -> Answered:
 
 def _passed(to: tuple[str, int], source: Source) -> Answered:
     return Answered(f"[{to[0]}]:{to[1]}" if ":" in to[0] else f"{to[0]}:{to[1]}", source.address)
+
+
+def _sent_again(sock: socket.socket) -> int:
+    """Segments, the first one included: tcpi_total_retrans (linux/tcp.h)."""
+    told: int = struct.unpack_from("=I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 100)[0]
+    return told
 
 
 def _with(settings: NodeSettings = SETTINGS, **changes: object) -> NodeSettings:
@@ -274,6 +281,22 @@ def test_open_connections_outlive_their_element(ground: Ground, is_six: bool) ->
         ground.bring(*objects)
 
 
+@_FOUR_SIX
+def test_a_client_port_that_is_used_again(ground: Ground, is_six: bool) -> None:
+    """While the node's side of the connection before is in TIME_WAIT: the first packet is enough, as it is with any server."""
+    objects = _objects(ep("10.180.0.1"), is_six=is_six, lb=[VIP])
+    ground.bring(*objects)
+    for source, address, number in ((P, CLUSTER_IP, 80), (H, CLUSTER_IP, 80), (X, VIP, 80), (X, NODE_IP, 3001)):
+        who, to = (twin(source), (six(address), number)) if is_six else (source, (address, number))
+        local = 0
+        for _ in range(2):
+            with ground.connected(who, to, local) as sock:
+                local = sock.getsockname()[1]
+                assert _sent_again(sock) == 0, (who, to)
+                sock.send(LAST)
+                assert sock.recv(16) == b""
+
+
 def test_a_connection_that_nobody_knows_is_reset(ground: Ground) -> None:
     """Its worker died while the node was away from the net, say: the client hears it at its next word instead of waiting."""
     ground.bring(*_objects(ep("10.180.0.1")))
@@ -334,6 +357,7 @@ def test_somebody_elses_transparent_socket_gets_nothing_of_what_is_forwarded(gro
     ground.bring(*_objects(ep("10.180.0.1")))
     with ground.node.entered(), socket.socket() as other:
         other.setsockopt(socket.SOL_IP, 19, 1)
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("0.0.0.0", 3001))
         other.listen()
         assert ground.ask(P, (VIP, 3001)) == _passed((VIP, 3001), P)

@@ -3,8 +3,8 @@
     with Entrance(node) as entrance:        # 127.0.0.1 and ::1, ports 10270 (inside) and 10271 (outside), TCP and UDP
         ...
 
-A TCP client is told `inside/LOCAL PEER` and then hears its own octets back; a UDP client is told the same for each datagram, from the
-address that it asked. Runs in a thread of its own; its sockets stay in the namespace that they were made in.
+A TCP client is told `inside/LOCAL PEER` and then hears its own octets back, until it says `LAST`; a UDP client is told the same for each
+datagram, from the address that it asked. Runs in a thread of its own; its sockets stay in the namespace that they were made in.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ PORTS = (10270, 10271)
 _IP_TRANSPARENT, _IP_RECVORIGDSTADDR = 19, 20
 _IPV6_TRANSPARENT, _IPV6_RECVORIGDSTADDR = 75, 74
 _LARGEST = 2048
+LAST = b"you first"  # a TCP client that says so is hung up on, so that the last state of the connection, TIME_WAIT, is here
 
 
 class Entrance:
@@ -82,7 +83,7 @@ class Entrance:
             data = sock.recv(_LARGEST)
         except OSError:
             data = b""
-        if data:
+        if data and data != LAST:
             sock.send(data)
         else:
             self._selector.unregister(sock)

@@ -81,7 +81,7 @@ def _wrk(ground: Ground, way: Way, seconds: float, *more: str, count: int = _CON
     spent = ground.cpu_s(way) - before if way in ground.relays else 0.0
     errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", out)
     assert errors is None or not any(map(int, errors.groups())), out
-    late = re.search(r"99%\s+(\S+)", out)
+    late = re.search(r"^\s+99%\s+(\S+)", out, re.MULTILINE)
     assert late is not None, out
     return _number(r"Requests/sec:\s+([\d.]+)", out), _time(late[1]), spent / _number(r"(\d+) requests in", out)
 
