@@ -153,12 +153,7 @@ def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
         names.NODE_PORT_REFUSE: tuple(_on_node(frame, f"goto {names.REFUSE}")),
         names.NODE_PORT_DROP: tuple(_on_node(frame, "drop")),
         "prerouting": (f"socket transparent 1 goto {_KNOWN}", f"goto {_NEW_ARRIVALS}"),
-        _KNOWN: (
-            f"socket wildcard 1 goto {_NEW_ARRIVALS}",
-            f"{_FIRST} goto {_NEW_ARRIVALS}",
-            *_untracked(frame),
-            f"{mark.set} accept",
-        ),
+        _KNOWN: (*_anew(), *_untracked(frame), f"{mark.set} accept"),
         _NEW_ARRIVALS: (
             f"{mark.is_set} accept",
             *_dns(frame, "daddr", "dport", f"jump {_OWN_DNS}"),
@@ -214,6 +209,12 @@ def _listener(frame: Frame, port: int) -> Iterator[str]:
     to = f"{_LISTENS_ON[frame.family]}:{port}"
     yield f"{_TRANSPORT} tproxy to {to} {_Mark(frame.mark).set} accept"
     yield "drop"  # nobody listens at present
+
+
+def _anew() -> Iterator[str]:
+    """What has a socket, and is looked at as if it had none."""
+    yield f"socket wildcard 1 goto {_NEW_ARRIVALS}"
+    yield f"{_FIRST} goto {_NEW_ARRIVALS}"
 
 
 def _untracked(frame: Frame) -> Iterator[str]:
