@@ -10,7 +10,8 @@
 
 `chain` runs the directives of a Corefile (`corefile` reads one, `blocks` is what it says) in CoreDNS's order; `answer` is its `kubernetes`.
 Beside the way of a query: `clients` (who asks), `fairness` and `sieve` (who sends too much), `cookies`, `tally` (what is counted),
-`records` and `observing` (who looks on), `presence` and `handover` (which addresses this node holds).
+`batches` (many packets to a system call), `remembered` (the caches of a port), `records` and `observing` (who looks on), `presence` and
+`handover` (which addresses this node holds).
 
 Pure or not is said in tests/unit/test_architecture.py. A worker imports only this package, `kproxy.model` and the standard library with
 msgspec: its memory is paid once per core.

@@ -43,7 +43,7 @@ class _Round:
 
 
 class AnswerCache:
-    """The two halves: `lasting` by Service, `fleeting` for all else. The server reads both dictionaries directly.
+    """The two halves: `lasting` by Service, `fleeting` for all else; and `rounds` of orders. The hot loop reads all three directly.
 
     entries, octets: bounds of each half.
     """
@@ -53,7 +53,7 @@ class AnswerCache:
         self.octets = octets
         self.lasting: dict[Hashable, Entry] = {}
         self.fleeting: dict[Hashable, Entry] = {}
-        self._rounds: dict[Hashable, _Round] = {}
+        self.rounds: dict[Hashable, _Round] = {}
         self._by_owner: dict[bytes, list[Hashable]] = {}
         self._lasting_octets = 0
         self._fleeting_octets = 0
@@ -64,7 +64,7 @@ class AnswerCache:
 
     def next_order(self, key: Hashable) -> Entry | None:
         """The next order of a reply with several addresses; None until all of its orders are made."""
-        known = self._rounds.get(key)
+        known = self.rounds.get(key)
         if known is None or len(known.orders) < known.wanted:
             return None
         known.next = (known.next + 1) % known.wanted
@@ -72,7 +72,7 @@ class AnswerCache:
 
     def turn_to_make(self, key: Hashable) -> int:
         """The address that the next order to be made begins with; evenly spread where there are more addresses than orders."""
-        known = self._rounds.get(key)
+        known = self.rounds.get(key)
         return 0 if known is None else len(known.orders) * known.addresses // known.wanted
 
     def store(
@@ -101,11 +101,11 @@ class AnswerCache:
             self.keep(key, entry)
             return
         size = _octets(entry)
-        if len(self.lasting) + len(self._rounds) >= self.entries or self._lasting_octets + size > self.octets:
+        if len(self.lasting) + len(self.rounds) >= self.entries or self._lasting_octets + size > self.octets:
             self._empty_lasting()
         self._lasting_octets += size
         if outcome.turns > 1:
-            orders = self._rounds.setdefault(key, _Round(outcome.turns)).orders
+            orders = self.rounds.setdefault(key, _Round(outcome.turns)).orders
             orders.append(entry)
             if len(orders) > 1:
                 return
@@ -118,8 +118,8 @@ class AnswerCache:
         self._empty_fleeting()
         for owner in (*owners, b""):
             for key in self._by_owner.pop(owner, ()):
-                if key in self._rounds:
-                    gone = self._rounds.pop(key).orders
+                if key in self.rounds:
+                    gone = self.rounds.pop(key).orders
                 else:
                     gone = [self.lasting.pop(key)]
                 self._lasting_octets -= sum(map(_octets, gone))
@@ -131,7 +131,7 @@ class AnswerCache:
 
     def _empty_lasting(self) -> None:
         self.lasting.clear()
-        self._rounds.clear()
+        self.rounds.clear()
         self._by_owner.clear()
         self._lasting_octets = 0
 

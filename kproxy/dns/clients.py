@@ -11,12 +11,12 @@ the same search list and lie in the same of those networks, so that equal querie
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from kproxy.dns import names
 
-CAPACITY = 65536  # addresses remembered: twelve megabytes at most
+CAPACITY = 65536  # addresses remembered: twenty megabytes at most
 VIEWS = (
     4096  # different search lists and places; clients beyond them are answered without cache where it depends on them
 )
@@ -98,7 +98,10 @@ class Networks:
 
 
 class Clients:
-    """The table. `known` holds the allowed ones and may be read directly by the hot loop: who is missing there is asked of `find`."""
+    """The table. `known` holds the allowed ones and may be read directly: who is missing there is asked of `find`.
+
+    seen: the same by their addresses as the kernel writes them into memory, for the hot loop, which makes no text of them.
+    """
 
     def __init__(
         self,
@@ -113,6 +116,7 @@ class Clients:
         Raises ValueError for a text that is no network.
         """
         self.known: dict[str, Client] = {}
+        self.seen: dict[Hashable, Client] = {}
         self._strangers: dict[str, Client] = {}
         self._allowed = Networks(allowed)
         self._places = tuple(map(Networks, places))
@@ -138,6 +142,14 @@ class Clients:
                 table.clear()
             table[address] = client
         return client
+
+    def see(self, sender: Hashable, address: str) -> None:
+        """Whoever sends from `address`, if allowed, is known by `sender` from now on."""
+        client = self.find(address)
+        if client.allowed:
+            if len(self.seen) >= self._capacity:
+                self.seen.clear()
+            self.seen[sender] = client
 
     def _joined(self, pod: PodView) -> tuple[SearchList, ...]:
         """The lists at a pod's address with its own. Of two that begin alike and go on differently neither can be told from the other."""

@@ -1,62 +1,32 @@
-"""One UDP socket of a worker: queries in, replies out, at the cost of two system calls and a look-up.
+"""One UDP socket of a worker: queries in, replies out, at the cost of a look-up and a part of two system calls (batches.py).
 
 In: packets. Out: replies that are remembered (cache.py), found by the bytes behind the ID; everything else goes to `slowly`. What must not
 happen here:
 * asyncio's DatagramProtocol: it costs five times the CPU of draining the socket on a readable event (28 us a query against 5, measured);
-* an OSError ending a batch: a packet from port 0 makes sendto fail with EINVAL, and the others behind it are innocent;
+* an OSError ending a batch: a packet from port 0 makes a send fail with EINVAL, and the others behind it are innocent;
+* a remembered reply waiting for one that is not: those leave first, and the rest of the batch is looked at again, one by one;
 * a cost for what happens rarely. There are three ways to read, one in force at a time: `_drain`; `_drain_watched` while somebody observes;
-  and overload.py's when batches come back full, which reads everything first and lets those wait who send more than others.
+  and overload.py's when readings come back full, which reads everything first and lets those wait who send more than others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections import Counter
 from collections.abc import Callable
 from math import inf
 from time import perf_counter
 from typing import Any
 
-from kproxy.dns.cache import AnswerCache, Entry
-from kproxy.dns.cache_forward import AgingReplies
-from kproxy.dns.clients import Client, Clients
-from kproxy.dns.denial import Denials
+from kproxy.dns.batches import BATCH, NOTHING, RECEIVE, STARTS, Peer
 from kproxy.dns.overload import Overload
+from kproxy.dns.remembered import Caches, Hot
 
-BATCH = 128  # packets per readable event: under a millisecond, so TCP, forwards and the channel get their turn
-RECEIVE = 4096  # octets of a query; longer ones are cut by the kernel and then malformed
-FULL = 3  # batches in a row that came back full: more comes than is answered
+MORE = 8  # packets in a reading after which another one is worth more than a round of the event loop: more have come
+FULL = 3  # readings in a row that came back full, so many stood in the queue: more comes than is answered
 GLANCE_S = 0.001  # for so long at most queries wait behind replies that others were asked for
 
 _NUMBERS = range(BATCH)
-
-Peer = Any  # (address, port) of IPv4, with two numbers more of IPv6
-
-
-class Caches:
-    """What is remembered for one port: for everybody, for clients of one view, and for this second alone (replies that age)."""
-
-    def __init__(self) -> None:
-        self.common = AnswerCache()
-        self.personal = AnswerCache()
-        self.dated = AnswerCache(entries=8192, octets=4 << 20)
-        self.aging = AgingReplies()  # what the dated ones of the next second are made from
-        self.denials = Denials()
-
-    def further(self, own: tuple[int, bytes], client: Client, key: bytes) -> Entry | None:
-        """What is remembered for some clients alone. own: view and bytes; key: the bytes behind the ID."""
-        return self.personal.get(own) or self.dated.get(own) or self.dated.get((client.address, key))
-
-
-class Hot:
-    """What all sockets of a worker share and read anew for every batch."""
-
-    def __init__(self, counters: Counter[str]) -> None:
-        self.counters = counters
-        self.clients = Clients()
-        self.quick_s = 0.0  # time that batches took
-        self.slow_s = 0.0  # of it, in `slowly`
 
 
 class Datagrams:
@@ -80,6 +50,8 @@ class Datagrams:
         self.caches = caches
         self.family = 1 if sock.family == socket.AF_INET6 else 0
         self._hot = hot
+        self._batch = hot.batch(self.family)
+        self._own = socket.htons(port)
         self._slowly = slowly
         self._watched = watched
         self._full = 0
@@ -132,31 +104,86 @@ class Datagrams:
             self._hot.counters["socket_errors"] += 1
 
     def _drain(self) -> bool:
-        """Answers up to a batch of queries; whether there may be more."""
-        served = self.serve(self.sock.recvfrom, RECEIVE)
-        if served == BATCH:
-            self._full += 1
-            if self._full >= FULL:
-                self._overloaded()
-        elif served >= 0:
+        """Answers what has come, up to two batches; whether there was anything."""
+        total = 0
+        while total < BATCH:
+            served = self._answer_batch()
+            total += max(served, 0)
+            if served == BATCH:
+                self._full += 1
+                if self._full >= FULL:
+                    self._overloaded()
+                break
             self._full = 0
-        return served < 0 or served == BATCH
+            if served < MORE:
+                break
+        return total > 0
+
+    def _answer_batch(self) -> int:
+        """Answers one reading of the socket; how many packets that were, or -1 when it failed. The hot loop."""
+        batch, family, clients = self._batch, self.family, self._hot.clients
+        began = perf_counter()
+        try:
+            count = batch.receive(self.sock.fileno())
+        except OSError:  # an error of an earlier send, reported here; the next readable event goes on
+            self._count(0, 0, 1, began)
+            return -1
+        if count <= NOTHING:
+            return 0 if count == NOTHING else self.serve(self.sock.recvfrom, RECEIVE)
+        lasting, fleeting, dated, rounds, seldom = self.caches.quick
+        known, next_order = clients.seen.get, self.caches.common.next_order
+        packets, lengths, senders, sizes = batch.packets, batch.lengths, batch.senders(count), batch.sizes(count)
+        ports = batch.ports(count)
+        if self._own in ports:  # from a port like ours: perhaps from ourselves
+            senders = [None if port == self._own else sender for port, sender in zip(ports, senders, strict=True)]
+        late: list[int] = []
+        for number, start, size, sender in zip(_NUMBERS, STARTS, sizes, senders, strict=False):
+            client = known(sender)
+            if client is not None:
+                begin = start + 2
+                key = packets[begin : start + size]
+                found = lasting(key) or fleeting(key)
+                if found is None:  # in the order of how many come, and of what a look costs
+                    own = (client.view, key)
+                    found = dated(own) or (next_order(key) if key in rounds else None) or seldom(key, client, own)
+                if found is not None:
+                    reply, counts = found
+                    counts[family] += 1
+                    end = begin + len(reply)
+                    packets[begin:end] = reply
+                    lengths[number] = end - start
+                    continue
+            late.append(number)
+        if late:
+            self._answer_late(count, late, senders, sizes, began)
+        else:
+            self._count(count, 0, batch.send(self.sock.fileno(), 0, count), began)
+        return count
+
+    def _answer_late(self, count: int, late: list[int], senders: list[Any], sizes: list[int], began: float) -> None:
+        """Sends the replies of a batch but for those of the packets `late`, and then answers these one by one."""
+        batch, descriptor = self._batch, self.sock.fileno()
+        rest, first, errors = [], 0, 0
+        for number in late:
+            start, peer = STARTS[number], batch.peer(number)
+            rest.append((batch.packets[start : start + sizes[number]], peer))
+            errors += batch.send(descriptor, first, number)
+            first = number + 1
+            if senders[number] is not None:
+                self._hot.clients.see(senders[number], peer[0])
+        errors += batch.send(descriptor, first, count)
+        self._count(count - len(late), 0, errors, began)
+        rest.reverse()  # `pop` takes from the end
+        self.serve(rest.pop, -1)
 
     def serve(self, receive: Callable[[int], tuple[bytes, Peer]], argument: int, keep: bool = True) -> int:
-        """Answers up to a batch of what `receive` gives; how many, or -1 when an error ended it. The hot loop.
+        """Answers up to a batch of what `receive` gives; how many, or -1 when an error ended it.
 
         receive: the socket's `recvfrom`, or `pop` of a list of packets that were read already (with -1). keep: remember what was not, too.
         """
         send, family, port = self.sock.sendto, self.family, self.port
-        caches, slowly = self.caches, self._slowly
-        lasting, fleeting = caches.common.lasting.get, caches.common.fleeting.get
-        dated, next_order, denied, further = (
-            caches.dated.fleeting.get,
-            caches.common.next_order,
-            caches.denials.find,
-            caches.further,
-        )
-        known = self._hot.clients.known.get
+        lasting, fleeting, dated, rounds, seldom = self.caches.quick
+        known, next_order, slowly = self._hot.clients.known.get, self.caches.common.next_order, self._slowly
         served = slow = errors = 0
         failed = False
         began = perf_counter()
@@ -167,9 +194,9 @@ class Datagrams:
                 if client is not None and peer[1] != port:
                     key = data[2:]
                     found = lasting(key) or fleeting(key)
-                    if found is None:  # in the order of how many come, and of what a look costs
+                    if found is None:
                         own = (client.view, key)
-                        found = dated(own) or next_order(key) or denied(data, client) or further(own, client, key)
+                        found = dated(own) or (next_order(key) if key in rounds else None) or seldom(key, client, own)
                     if found is not None:
                         reply, counts = found
                         counts[family] += 1
@@ -186,7 +213,7 @@ class Datagrams:
         except IndexError:  # the list is empty
             if argument != -1:
                 raise
-        except OSError:  # an error of an earlier send, reported here; the next readable event goes on
+        except OSError:
             errors += 1
             failed = True
         self._count(served, slow, errors, began)
@@ -225,8 +252,7 @@ class Datagrams:
         client = self._hot.clients.known.get(peer[0])
         if client is not None and peer[1] != self.port:
             caches, key = self.caches, data[2:]
-            found = caches.common.get(key) or caches.denials.find(data, client)
-            found = found or caches.further((client.view, key), client, key)
+            found = caches.find(key, client)
             if found is not None:
                 counters["cache_hits"] += 1
                 found[1][self.family] += 1

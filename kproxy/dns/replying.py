@@ -15,9 +15,10 @@ from typing import Any
 from kproxy.dns.answer import Forward, Outcome, Transfer
 from kproxy.dns.cache import comes_again
 from kproxy.dns.clients import Client
-from kproxy.dns.datagrams import Caches, Datagrams, Hot
+from kproxy.dns.datagrams import Datagrams
 from kproxy.dns.observing import Observing
 from kproxy.dns.refusing import Strangers
+from kproxy.dns.remembered import Caches, Hot
 from kproxy.dns.responding import Pending, Responder, Spawn, may_be_dated
 from kproxy.dns.room import Pace
 from kproxy.dns.savings import Savings

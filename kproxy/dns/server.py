@@ -17,10 +17,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from kproxy.dns import chain
 from kproxy.dns.blocks import ServerBlock
 from kproxy.dns.clients import Clients, PodView, served_networks
-from kproxy.dns.datagrams import Caches, Datagrams, Hot
+from kproxy.dns.datagrams import Datagrams
 from kproxy.dns.denial import denying
 from kproxy.dns.files import at_first
 from kproxy.dns.observing import Observing
+from kproxy.dns.remembered import Caches, Hot
 from kproxy.dns.replying import Replying
 from kproxy.dns.responding import Responder, Spawn
 from kproxy.dns.settings import DnsSettings

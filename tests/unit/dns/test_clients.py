@@ -85,6 +85,15 @@ def test_the_table_does_not_grow_with_forged_addresses() -> None:
     assert len(clients.known) <= 100
 
 
+def test_who_is_served_is_known_by_what_the_kernel_writes() -> None:
+    clients = Clients(("10.0.0.0/8",), capacity=100)
+    for number in range(1000):
+        clients.see(number, f"10.0.{number // 250}.{number % 250}")
+        assert clients.seen[number] is clients.find(f"10.0.{number // 250}.{number % 250}")
+    clients.see(b"stranger", "192.0.2.1")
+    assert b"stranger" not in clients.seen and 0 < len(clients.seen) <= 100
+
+
 def test_views_are_bounded() -> None:
     pods = [
         PodView(address=f"10.{n // 65536}.{n // 256 % 256}.{n % 256}", name="a/b", searches=(b"%d" % n,))

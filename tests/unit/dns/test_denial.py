@@ -14,9 +14,9 @@ from kproxy.dns import blocks
 from kproxy.dns.answer import Outcome, respond
 from kproxy.dns.blocks import Autopath, Kubernetes, ServerBlock
 from kproxy.dns.clients import ANYBODY, UNCACHED, Client, SearchList
-from kproxy.dns.denial import ENDS, TEMPLATES, Denials, deniable, denying, zones_of
+from kproxy.dns.denial import ENDS, RESTS, TEMPLATES, Denials, deniable, denying, zones_of
 from kproxy.dns.settings import DnsSettings
-from kproxy.dns.wire import Transport
+from kproxy.dns.wire import Rcode, Transport
 from tests.support.queries import zone_of
 
 SETTINGS = DnsSettings(own_addresses=("10.0.0.10",))
@@ -48,7 +48,7 @@ def test_a_name_that_was_never_asked_is_denied_like_one_that_was() -> None:
     denials = learned(query("host1.example.com.testns.svc.cluster.local."))
     for name in ("host2.example.com.testns.svc.cluster.local.", "host2.example.com.nobody.svc.cluster.local."):
         data = query(name)
-        assert denials.find(data, ANYBODY) == (said(data).reply[2:], [0, 0]), name
+        assert denials.find(data[2:], ANYBODY) == (said(data).reply[2:], [0, 0]), name
 
 
 def test_nothing_is_denied_that_exists_or_that_the_zone_would_say_otherwise() -> None:
@@ -57,7 +57,7 @@ def test_nothing_is_denied_that_exists_or_that_the_zone_would_say_otherwise() ->
         for depth, qtype, edns in product(range(4), ("A", "AAAA", "SRV"), (-1, 0)):
             for labels in product(LABELS, repeat=depth):
                 data = query(".".join((*labels, "svc.cluster.local.")), qtype, use_edns=edns)
-                outcome, found = said(data), denials.find(data, ANYBODY)
+                outcome, found = said(data), denials.find(data[2:], ANYBODY)
                 assert found is None or found[0] == outcome.reply[2:], labels
                 denied += found is not None and turn
                 denials.learn(data, ANYBODY, outcome, ZONE, [0, 0])
@@ -72,7 +72,7 @@ def test_packets_that_are_no_queries_are_not_denied() -> None:
         data = bytearray(choice.choice(seeds))
         for _ in range(choice.randrange(1, 4)):
             data[choice.randrange(len(data))] = choice.choice((0, 1, 2, 63, 64, 192, 255, choice.randrange(256)))
-        found = denials.find(bytes(data), ANYBODY)
+        found = denials.find(bytes(data[2:]), ANYBODY)
         if found is not None:
             assert found[0] == said(bytes(data)).reply[2:], data.hex()
 
@@ -80,11 +80,11 @@ def test_packets_that_are_no_queries_are_not_denied() -> None:
 def test_a_label_of_64_octets_is_malformed_however_well_it_fits() -> None:
     name = f"{'a' * 31}.{'b' * 32}.example.testns.svc.cluster.local."
     denials = learned(query(name))
-    assert denials.find(query(name), ANYBODY) is not None
+    assert denials.find(query(name)[2:], ANYBODY) is not None
     merged = bytearray(query(name))
     assert merged[12] == 31
     merged[12] = 64
-    assert denials.find(bytes(merged), ANYBODY) is None
+    assert denials.find(bytes(merged[2:]), ANYBODY) is None
 
 
 @pytest.mark.parametrize(
@@ -108,10 +108,51 @@ def test_names_below_the_head_of_a_pods_search_list_are_walked() -> None:
     inside, outside = "host1.com.testns.svc.cluster.local.", "host1.com.nobody.svc.cluster.local."
     assert len(learned(query(inside), client=POD)) == 0
     denials = learned(query(outside), client=POD)
-    assert denials.find(query(outside), POD) is not None
-    assert denials.find(query(inside), POD) is None
-    assert denials.find(query(outside), ANYBODY) is None, "another view"
+    assert denials.find(query(outside)[2:], POD) is not None
+    assert denials.find(query(inside)[2:], POD) is None
+    assert denials.find(query(outside)[2:], ANYBODY) is None, "another view"
     assert len(learned(query(outside), client=replace(POD, view=UNCACHED))) == 0
+
+
+def test_what_stands_behind_the_first_label_is_enough_where_it_lacks_namespace_or_service() -> None:
+    """Whatever the first label: a Service, a namespace, no label at all. Equally long, so that one template is for all."""
+    tail = "svc.cluster.local."
+    for rest, known in (
+        (f"com.testns.{tail}", "svc1"),
+        (f"testns.{tail}", "svc1"),
+        (f"nobody.{tail}", "svc1"),
+        (tail, "testns"),
+    ):
+        missing = "x" * len(known)
+        denials = learned(query(f"{missing}.{rest}"))
+        for first in (missing, known, missing, "y" * len(known), known.upper(), "z" * len(known) + "z") * 2:
+            data = query(f"{first}.{rest}")
+            outcome, found = said(data), denials.find(data[2:], ANYBODY)
+            assert (found is not None) is (outcome.rcode == Rcode.NXDOMAIN and len(first) == len(known)), data
+            assert found is None or found[0] == outcome.reply[2:], data
+            for length in range(256):  # another one, with the same octets behind it
+                broken = bytearray(data)
+                broken[12] = length
+                found = denials.find(bytes(broken[2:]), ANYBODY)
+                assert (found is None) or length == len(first) or found[0] == said(bytes(broken)).reply[2:]
+
+
+def test_a_search_list_that_begins_with_the_first_label_is_walked_all_the_same() -> None:
+    head = b"\x04here\x06nobody\x03svc\x07cluster\x05local\0"
+    pod = replace(POD, lists=(SearchList((head,)),))
+    denials = learned(query("away.nobody.svc.cluster.local."), client=pod)
+    for first, denied in (("away", True), ("here", False), ("away", True), ("here", False)):
+        found = denials.find(query(f"{first}.nobody.svc.cluster.local.")[2:], pod)
+        assert (found is not None) is denied, first
+
+
+def test_what_is_kept_of_rests_is_bounded() -> None:
+    denials = learned(query("x.yyyyyy.nobody.svc.cluster.local."))
+    for number in range(2 * RESTS):
+        assert denials.find(query(f"x.{number:06}.nobody.svc.cluster.local.")[2:], ANYBODY) is not None
+        assert len(denials._rests) <= RESTS
+    denials.clear()
+    assert denials.find(query("x.000001.nobody.svc.cluster.local.")[2:], ANYBODY) is None and not denials._rests
 
 
 def test_what_is_kept_is_bounded() -> None:
@@ -122,7 +163,7 @@ def test_what_is_kept_is_bounded() -> None:
             denials.learn(data, replace(ANYBODY, view=view), said(data), ZONE, [0, 0])
             assert len(denials) <= TEMPLATES
     denials.clear()
-    assert len(denials) == 0 and denials.find(data, ANYBODY) is None
+    assert len(denials) == 0 and denials.find(data[2:], ANYBODY) is None
 
 
 def test_a_new_kind_of_end_beyond_the_bound_goes_to_the_zone() -> None:
