@@ -33,7 +33,8 @@ One pipeline, and state flows one way through it:
     cli/          one file per command; exit codes 0 ok, 1 findings, 2 usage, 3 not supported here
     app.py        the only wiring: builds everything, owns the task group; app_rules*.py the half of the data plane
                   that `mode` chooses, app_left.py what other modes left; app_dns.py the DNS half, app_corefile.py its Corefile
-    supervisor.py the parent process; process.py what every process does first; early.py, lean.py a start that does not wait
+    supervisor.py the parent process; process.py what every process does first; early.py, lean.py, recorded.py
+                  a start that does not wait
 
 Below the purity line (model, names/ruleset/compile/plan of a backend, zone/compile/answer/wire/cache of dns, sync.pacer, explain) there
 is no I/O, no clock, no logging and no await; `tests/unit/test_architecture.py` reads the syntax trees and fails on a forbidden import.

@@ -28,7 +28,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import uvloop
 
-from kproxy import lean  # noqa: F401 - before the other imports, which it makes cost less
+from kproxy import lean, recorded  # noqa: F401 - before the other imports, which they make cost less
 from kproxy.app_nodns import dns_of
 from kproxy.app_rules import relay_news, relay_pages, rules_of
 from kproxy.config.config import Config
@@ -350,6 +350,7 @@ def _collect_from_now_on() -> None:
     quarter of the CPU time of a start over 10,000 Services).
     """
     if not gc.isenabled():
+        recorded.end()
         with suppress(OSError):  # threads and tools that it starts from now on have it as well
             os.nice(_NICE)
         gc.freeze()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import click
 
-from kproxy import early
+from kproxy import early, recorded
 from kproxy.errors import ExitCode, KproxyError
 
 _COMMANDS = {
@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and ends the process."""
     if argv is None and sys.argv[1:2] == ["run"]:
         early.begin(sys.argv[2:])
+        recorded.begin(recorded.CONTROLLER)  # which defines what this process does, and more; it alone writes the file
         gc.disable()  # until this process is another program, a moment later
     run_command(cli, argv, "kproxy")
 

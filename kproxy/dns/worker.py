@@ -29,6 +29,7 @@ from pathlib import Path
 
 import msgspec
 
+from kproxy import recorded  # before the others, which it makes cost less
 from kproxy.dns.chain import serve as serve_chain
 from kproxy.dns.directives import zone_settings
 from kproxy.dns.feed import Feed
@@ -138,6 +139,7 @@ async def serve(
             if why := drop_capabilities([NET_BIND_SERVICE]):
                 log.warning("the capabilities cannot be given up: %s", why)
             feed.listening()
+            recorded.end()
             settle_memory()
             log.info("answering on %s port %d", ", ".join(server.settings.listen), server.settings.port)
             if announce:
