@@ -8,8 +8,10 @@ In: the configuration. Out: `RulesHalf`: what the sync loop writes with, what he
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from kproxy.relay.publisher import RelayPublisher
     from kproxy.telemetry.inspect_relay import RelayPages
 
+_REST_S = 20.0  # without a sync
 _BE_LIBERAL = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
 
 
@@ -88,6 +91,7 @@ class IptablesHalf:
         self.plane = IptablesPlane(self.backend, tally, services=config.iptables.service_counters)
         self.publisher = None
         self._config = config
+        self._changed = asyncio.Event()
 
     def left(self, written: Written) -> Sequence[Left]:
         """Mode userspace's rules; kube-proxy's in its nftables mode."""
@@ -97,15 +101,29 @@ class IptablesHalf:
         """At once."""
 
     def written(self, outcome: SyncOutcome) -> None:
-        """Nobody needs to know."""
+        """There may be something to remember."""
+        self._changed.set()
 
     def tasks(self) -> Iterator[Coroutine[Any, Any, None]]:
-        """None: the kernel does the rest."""
-        return iter(())
+        """The kernel does the rest."""
+        yield self._remember()
+
+    async def _remember(self) -> None:
+        """For an end that is none in good order: what the rules are is on disk once nothing has been written for a while."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_REST_S):
+                    await self._changed.wait()
+                    continue
+            if (remember := self.backend.remembering()) is not None:
+                await asyncio.to_thread(remember)
 
     def ended(self) -> None:
         """Remembers for the next start what the rules are."""
-        self.backend.remember()
+        if (remember := self.backend.remembering()) is not None:
+            remember()
 
 
 def rules_of(config: Config, renew: Callable[[], None]) -> RulesHalf:

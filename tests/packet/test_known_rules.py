@@ -10,14 +10,20 @@ from pathlib import Path
 
 import pytest
 
+from kproxy import app_rules
+from kproxy.app_rules import IptablesHalf
 from kproxy.backends.base import ApplyReport
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.guard import IptablesGuard
 from kproxy.backends.iptables.known import NAME, Known
 from kproxy.backends.iptables.lazy import Lazy, Seen
 from kproxy.backends.iptables.ruleset import Ruleset
+from kproxy.config.config import Config, IptablesConfig
 from kproxy.errors import ApplyError
+from kproxy.model.desired import DesiredState
 from kproxy.model.names import Family
+from kproxy.model.snapshot import Snapshot
+from kproxy.sync.loop import SyncOutcome
 from tests.packet.node import Node, desired
 from tests.support.builders import Built, ep, port, slice_, svc
 
@@ -58,7 +64,9 @@ class Life:
             return self.backend.plan(asyncio.run(self.backend.observe()), self.wanted).batches == ()
 
     def end(self) -> None:
-        self.backend.remember()
+        remember = self.backend.remembering()
+        assert remember is not None
+        remember()
 
 
 def test_rules_of_an_earlier_life_are_recognised_and_stay_as_they_are(node: Node, tmp_path: Path) -> None:
@@ -74,6 +82,31 @@ def test_rules_of_an_earlier_life_are_recognised_and_stay_as_they_are(node: Node
     second.end()
     third = Life(node, tmp_path, *OBJECTS, svc("172.30.1.1", name="new"), slice_(ep("10.180.1.1"), of="new"))
     assert not third.recognised and third.report.batches and third.in_order()
+
+
+def test_what_was_written_is_on_disk_after_a_rest(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For an end that is none in good order."""
+    monkeypatch.setattr(app_rules, "_REST_S", 0.05)
+    variant = IptablesConfig(variant=node.backend.tools.variant.value)
+    half = IptablesHalf(Config(node_name="node-1", run_dir=str(tmp_path), iptables=variant))
+    half.backend.tools = node.backend.tools
+    nothing = DesiredState()
+    outcome = SyncOutcome(
+        started=0.0, ended=0.0, snapshot=Snapshot(), before=nothing, after=nothing, full=True, report=ApplyReport()
+    )
+
+    async def live() -> None:
+        resting = asyncio.gather(*half.tasks())
+        await half.backend.bring(await half.backend.observe(), desired(*OBJECTS))
+        half.written(outcome)
+        async with asyncio.timeout(10):
+            while not (tmp_path / NAME).exists():
+                await asyncio.sleep(0.01)
+        resting.cancel()
+
+    with node.space.entered():
+        asyncio.run(live())
+    assert Life(node, tmp_path, *OBJECTS).recognised
 
 
 def test_a_change_after_a_recognised_start_is_written(node: Node, tmp_path: Path) -> None:

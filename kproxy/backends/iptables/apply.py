@@ -244,13 +244,19 @@ class IptablesBackend:
         log.info("The rules of an earlier life are those that are wanted")
         return lazy
 
-    def remember(self) -> None:
-        """Keeps what compiling came to for the next start. 0.2 s at 10,000 Services."""
-        made = self._compiled
-        if self._known is None or made is None or self._refused or (isinstance(made, Lazy) and not made.is_made):
-            return
-        rules = {family: of_rules(made.of(family)) for family in _FAMILIES}
-        self._known.remember(of_states(self._wanted, self.settings), rules)
+    def remembering(self) -> Callable[[], None] | None:
+        """What keeps, for the next start, what compiling came to; 0.2 s of work at 10,000 Services, for whichever thread. None: nothing to.
+
+        What it keeps is decided now: a state and the rules of another would be recognised for what they are not.
+        """
+        made, wanted, known, settings = self._compiled, self._wanted, self._known, self.settings
+        if known is None or made is None or self._refused or (isinstance(made, Lazy) and not made.is_made):
+            return None
+
+        def remember() -> None:
+            known.remember(of_states(wanted, settings), {f: of_rules(made.of(f)) for f in _FAMILIES})
+
+        return remember
 
     async def _fill(self, applied: Ruleset, desired: DesiredState) -> tuple[Ruleset | None, int]:
         """What the kernel holds after the first filling of nat, and the number of rules; None when something of it was refused.

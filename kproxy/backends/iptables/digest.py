@@ -9,14 +9,15 @@ Whoever gets them compares the rules themselves. What must not happen here: leav
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.rules import Rule
 from kproxy.backends.iptables.ruleset import BUILT_IN, Chain, FamilyRuleset
 
-_OURS = ("-A KUBE-", "-A KPROXY-")
+_OTHERS = re.compile(r"\n((?!-A KUBE-|-A KPROXY-)[^\n]*)")
 _UNORDERED = names.DISPATCH_CHAINS["filter"]  # what excludes each other: the newest is inserted at the head
 
 
@@ -34,24 +35,29 @@ def _table(table: str, chains: Mapping[str, Chain]) -> Iterator[str]:
 
 def of_print(text: str) -> str:
     """Of what a save printed."""
-    lines = text.split("\n")
-    starts = [number for number, line in enumerate(lines) if line[:1] == "*"]
-    tables = {
-        lines[start][1:].strip(): lines[start + 1 : end]
-        for start, end in zip(starts, [*starts[1:], len(lines)], strict=False)
-    }
-    return _digest(line for table in sorted(tables) for line in _printed(table, tables[table]))
+    bodies = {}
+    for section in ("\n" + text).split("\n*")[1:]:
+        name, _, body = section.partition("\n")
+        bodies[name.strip()] = "\n" + body
+    return _digest(piece for table in sorted(bodies) for piece in _printed(table, bodies[table]))
 
 
-def _printed(table: str, lines: Sequence[str]) -> Iterable[str]:
-    declared = [line[1:].partition(" ")[0] for line in lines if line[:1] == ":"]
+def _printed(table: str, body: str) -> Iterable[str]:
+    """Our rules stand together, as one text: of 80,000 lines only those that are not ours are looked at one by one (0.1 s → 0.05 s)."""
+    start = body.find("\n-A ")
+    head, rules = (body[:start], body[start:]) if start >= 0 else (body, "")
+    ours, *found = _OTHERS.split(rules)
+    others = found[::2]
+    ours = "".join((ours, *found[1::2]))[1:]
+    declared = [line[1:].partition(" ")[0] for line in (*head.split("\n"), *others) if line[:1] == ":"]
     own = sorted(chain for chain in declared if names.is_known(table, chain))
-    others = [line for line in lines if line[:3] == "-A " and not line.startswith(_OURS)]
     entered = [
-        line for line in others if line[3:].partition(" ")[0] in BUILT_IN and names.is_entered(table, Rule(line).jump)
+        line
+        for line in others
+        if line[:3] == "-A " and line[3:].partition(" ")[0] in BUILT_IN and names.is_entered(table, Rule(line).jump)
     ]
     entered.sort(key=_chain)  # the order within each is kept
-    return _lines(table, own, entered, [line for line in lines if line.startswith(_OURS)])
+    return _lines(table, own, entered, ours.split("\n") if table == "filter" and ours else [ours] if ours else [])
 
 
 def _lines(table: str, own: list[str], entered: list[str], lines: list[str]) -> Iterator[str]:
