@@ -12,7 +12,7 @@ controller sends. While no controller is there it goes on with what it has. Noth
 It gives up every capability but two: CAP_NET_RAW, which is enough for IP_TRANSPARENT (kernel 6.18: ip_sockglue.c, tried one by one; where
 a container has not got it, CAP_NET_ADMIN has to do), and CAP_NET_BIND_SERVICE, because sockets bear the ports that clients asked for.
 
-It imports the standard library, msgspec, uvloop and this package, nothing more: what it weighs is paid once per core.
+It imports the standard library, msgspec and this package, nothing more: what it weighs is paid once per core.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from dataclasses import fields as fields_of
 from itertools import chain, islice
 from pathlib import Path
 
-from kproxy.eventloop import run
 from kproxy.process import drop_capabilities, settle
 from kproxy.relay import channel
 from kproxy.relay.affinity import Remembered
@@ -44,7 +43,7 @@ from kproxy.relay.counts import Counts
 from kproxy.relay.feed import Feed
 from kproxy.relay.limits import Limits
 from kproxy.relay.listening import BACKLOG, Listener, listeners
-from kproxy.relay.poller import Poller
+from kproxy.relay.poller import poller, run
 from kproxy.relay.targets import End, Flow, Table
 from kproxy.relay.tcp import TcpRelay
 from kproxy.relay.totals import Row
@@ -81,9 +80,9 @@ class Settings:
 class Worker:
     """The relays of this process and what they share."""
 
-    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._counts, self._chooser, self._poller = Counts(), Chooser(random.random), Poller(loop)
+        self._counts, self._chooser, self._poller = Counts(), Chooser(random.random), poller()
         parts = (self._poller, self._chooser, self._counts, settings.limits, time.monotonic)
         self.tcp, self.udp = TcpRelay(*parts), UdpRelay(*parts)
         self._table = Table()
@@ -263,7 +262,7 @@ async def _for_ever(work: Callable[[], Awaitable[None]]) -> None:
 async def serve(settings: Settings, made: list[Listener]) -> None:
     """Relays until SIGTERM or SIGINT, and until that is done."""
     loop = asyncio.get_running_loop()
-    worker = Worker(settings, loop)
+    worker = Worker(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.drain, settings.hand_over_s)
     loop.add_signal_handler(signal.SIGUSR2, worker.leave)

@@ -13,11 +13,11 @@ import struct
 import time
 from collections.abc import Iterator
 
+from kproxy.relay import poller
 from kproxy.relay.chooser import Chooser
 from kproxy.relay.counts import Counts
 from kproxy.relay.limits import Limits
 from kproxy.relay.listening import BACKLOG, listeners
-from kproxy.relay.poller import Poller
 from kproxy.relay.targets import End, Key, Table, Target
 from kproxy.relay.tcp import TcpRelay
 from tests.packet.udp_ground import FOUR, PORT, SIX, Family, Ground, grounded, scene, until
@@ -41,7 +41,7 @@ class Relay:
 
     def __init__(self, ground: Ground, served: Target, limits: Limits) -> None:
         self.ground, self.later = ground, 0.0
-        self.counts, self.poller = Counts(), Poller(asyncio.get_running_loop())
+        self.counts, self.poller = Counts(), poller.poller()
         self.chooser = Chooser(random.Random(1).random)
         self.relay = TcpRelay(self.poller, self.chooser, self.counts, limits, self.now)
         self.use(served)
@@ -83,7 +83,7 @@ def relaying(ground: Ground, served: Target, *, faults: int = 0, **limits: float
     finally:
         made.relay.close_listeners()
         made.relay.close()
-        made.poller.close()
+        made.poller.leave()
     assert made.poller.failures == faults
     assert made.relay.open == 0 and made.relay.buffers.waiting == 0
 

@@ -16,12 +16,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
+from kproxy.relay import poller
 from kproxy.relay.chooser import Chooser
 from kproxy.relay.counts import (
     Counts,
 )
 from kproxy.relay.limits import Limits
-from kproxy.relay.poller import Poller
 from kproxy.relay.targets import INSIDE, Key, Table, Target
 from kproxy.relay.udp import UdpRelay
 from kproxy.relay.udp_sockets import Address, listening
@@ -127,7 +127,7 @@ class Relay:
     def __init__(self, ground: Ground, table: Table, sessions: int = 1000) -> None:
         self.later = 0.0
         self.counts = Counts()
-        self.poller = Poller(asyncio.get_running_loop())
+        self.poller = poller.poller()
         self.chooser = Chooser(random.Random(1).random)
         self.relay = UdpRelay(self.poller, self.chooser, self.counts, Limits(sessions=sessions), self.now)
         self.relay.use(table)
@@ -154,7 +154,7 @@ def relaying(ground: Ground, target: Target, **rest: int) -> Iterator[Relay]:
             yield made
     finally:
         made.relay.close()
-        made.poller.close()
+        made.poller.leave()
     assert made.poller.failures == 0
     assert made.relay.open == 0
 
@@ -202,4 +202,7 @@ async def until(holds: Callable[[], bool], wait_s: float = 30.0) -> None:
 
 
 def scene(play: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(play(), 120))
+    async def within() -> None:
+        await asyncio.wait_for(play(), 120)
+
+    poller.run(within())
