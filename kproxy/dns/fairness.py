@@ -29,6 +29,8 @@ class Shares:
         self.alone = (
             False  # one source was all there was to see: none of its queries has to be dropped for the sake of others
         )
+        self.sieved: frozenset[str] = frozenset()  # of whose packets the kernel lets only a part through
+        self.share = 1.0  # which part
         self.dropped: Counter[str] = Counter()  # by source, since `take` was called last
         self._counts: Counter[str] = Counter()
         self._seen = 0
@@ -44,13 +46,17 @@ class Shares:
             self._judge()
 
     def _judge(self) -> None:
-        counts, seen, others = self._counts, self._seen, max(1, len(self._counts) - 1)
+        # What was sent, not what passed: else a flood that is held back would make its neighbour the one that sends most.
+        counts = {s: n / self.share if s in self.sieved else n for s, n in self._counts.items()}
+        seen, others = self._seen - self._counts.total() + sum(counts.values()), max(1, len(counts) - 1)
         heavy = {s for s, n in counts.items() if n > LEAST and n * others > 2 * (seen - n)}
         # Who was heavy stays so while half of that is still too much: no hopping in and out at the border.
-        still = {s for s in self.heavy if counts[s] > LEAST // 2 and counts[s] * others > seen - counts[s]}
+        still = {
+            s for s in self.heavy & counts.keys() if counts[s] > LEAST // 2 and counts[s] * others > seen - counts[s]
+        }
         self.alone = len(counts) == 1
         self.heavy = frozenset(heavy | still)
-        counts.clear()
+        self._counts.clear()
         self._seen = 0
 
     def drop(self, source: str) -> bool:

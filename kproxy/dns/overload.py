@@ -29,19 +29,21 @@ CALM_S = 1.0  # without a sign of it, after which overload is over
 CROWDED = 0.5  # of a socket's queue: it may overflow before it is looked at again
 ADJUST_S = 0.02  # how often it is looked at how much of the heavy sources the kernel lets through
 LEAST_SHARE = 1 / 256
-TIGHTEST = 0.25  # one look lets through at least this part of what the look before did: a burst is not a flood
-EASE = 1.25  # and this much more where all of it could be answered
-EASE_S = 0.04
-CROWDED_S = 0.1  # between two looks that halve it because of a full queue: what is in there already passed
+TIGHTEST = 0.25  # a span lets through at least this part of what the one before did
+EASE = 1.25  # and each look this much more where all of it could be answered
+# Looks in a span. In one alone more may come than is answered because the worker had no processor for a moment; what stood in the queue
+# by then says nothing of what comes, and a client that was cut down to a hundredth for it needed a second to be heard again.
+SPAN = 5
 READ = 512  # packets of one reading; a millisecond when they are put in line
 RECEIVE = 4096
 MANY = 200  # packets between two looks with heavy sources among them: ten thousand a second are a flood, also where all can be answered
-LINE = 2048  # queries of heavy sources that wait
+# Queries of heavy sources that wait, at least and at most; in between as many as are answered in two spans.
+SHORTEST_LINE, LONGEST_LINE = 2048, 8192
 PATIENCE_S = 0.25  # of an only source's line that is full: so long it may take to work off what came in a moment without a processor
-FEW, FEW_S = (
-    24,
-    0.00015,
-)  # queries of the line between two readings at most, and how much processor time may pass, tasks included
+# Queries of the line between two readings at most, and how much processor time may pass, tasks included; the same for an only source, where
+# nobody is known to wait: fewer readings are more answers.
+FEW, FEW_S = 24, 0.0003
+FEW_ALONE, FEW_ALONE_S = 96, 0.0015
 
 Packet = tuple[bytes, Any]
 
@@ -80,17 +82,17 @@ class Overload:
         self._read_again, self._over = again, over
         self._shares = Shares()
         self._line: deque[Packet] = deque()
-        self._few, self._spent = (
-            FEW // 2,
-            0.0,
-        )  # the processor time of this thread when the last few were begun with; 0: there was no line
+        self._few = FEW // 2
+        self._spent = 0.0  # the processor time of this thread when the last few were begun with; 0: there was no line
         self._standing = 0.0  # since when there is a line
         self._until = 0.0
-        self._share, self._changed = 1.0, 0.0  # of heavy sources, that passes; when that was last another
-        self._halved = 0.0
+        self._share = 1.0  # of heavy sources, that passes
         self._sieved: frozenset[str] = frozenset()
-        # queries of heavy sources that stood in line and that did not, and all that were read, since the last look
-        self._waited = self._shed = self._seen = 0
+        self._seen = 0  # packets that were read since the last look
+        # Since the span began: looks, queries of heavy sources that stood in line, that did not, and that were answered out of it.
+        self._looks = self._waited = self._shed = self._done = 0
+        self._was_too_much = False  # in the span before
+        self._room = LONGEST_LINE
         self._adjusting: asyncio.TimerHandle | None = None
         self._turn: asyncio.Handle | None = None
 
@@ -129,20 +131,24 @@ class Overload:
         self._read_again()
         spent = thread_time()
         took = spent - self._spent
-        if self._spent and took > FEW_S:
-            self._few = max(1, self._few // 2)
-        elif took < FEW_S / 2:
-            self._few = min(FEW, self._few + 1)
+        most, most_s = (FEW_ALONE, FEW_ALONE_S) if self._shares.alone else (FEW, FEW_S)
+        if self._spent and took > most_s:
+            self._few = max(1, self._few * 3 // 4)
+        elif took < most_s / 2:
+            self._few += 1
+        self._few = min(most, self._few)
         self._spent = spent
         line = self._line
+        few = min(self._few, len(line))
+        self._done += few
         # A flood of ever new names must not throw out what others ask for.
-        self._answer_all([line.popleft() for _ in range(min(self._few, len(line)))], keep=False)
+        self._answer_all([line.popleft() for _ in range(few)], keep=False)
 
     def _read(self, now: float) -> int:
         """Reads what there is. Answers at once who is not heavy; the others stand in line, or are dropped where that is full."""
         receive, shares, read = self._serving.sock.recvfrom, self._shares, 0
         packets: list[Packet] = []
-        blocked = shares.alone and len(self._line) >= LINE and now - self._standing < PATIENCE_S
+        blocked = shares.alone and len(self._line) >= self._room and now - self._standing < PATIENCE_S
         while read < READ and not blocked:
             packets.clear()
             try:
@@ -171,12 +177,12 @@ class Overload:
 
     def _without_heavy(self, packets: list[Packet]) -> list[Packet]:
         """The packets of those who are not heavy; the others' are in line, or dropped."""
-        heavy, line = self._shares.heavy, self._line
+        heavy, line, room = self._shares.heavy, self._line, self._room
         found = []
         for packet in packets:
             if packet[1][0] not in heavy:
                 found.append(packet)
-            elif len(line) < LINE:
+            elif len(line) < room:
                 self._waited += 1
                 line.append(packet)
             else:
@@ -201,10 +207,13 @@ class Overload:
         now, heavy = perf_counter(), self._shares.heavy
         if self._line or (heavy and not self._shares.alone and self._seen > MANY):
             self._until = now + CALM_S
-        self._choose_share(now, heavy)
+        self._seen = 0
+        share = self._next_share(heavy)
+        if share != self._share or (share < 1.0 and not heavy <= self._sieved):
+            self._share = share
+            self._sieve(heavy)
         if self._shares.dropped:
             self._limited(self._shares.take())
-        self._waited = self._shed = self._seen = 0
         if self._share == 1.0 and not self._line and now > self._until:
             self._adjusting = None
             self._shares.calm()
@@ -212,21 +221,28 @@ class Overload:
         else:
             self._adjusting = asyncio.get_running_loop().call_later(ADJUST_S, self._adjust)
 
-    def _choose_share(self, now: float, heavy: frozenset[str]) -> None:
-        before, sock = self._share, self._serving.sock
-        crowded = now - self._halved > CROWDED_S and sieve.filled(sock) > CROWDED
-        if heavy and (self._shed or crowded):
-            kept = self._waited / (self._waited + self._shed) if self._shed else 1.0
-            kept = max(TIGHTEST, min(kept, 0.5 if crowded else 1.0))
-            self._halved = now if crowded else self._halved
-            self._share, self._changed = max(LEAST_SHARE, self._share * kept), now
-        elif self._share < 1.0 and now - self._changed > EASE_S:
-            self._share, self._changed = min(1.0, self._share * EASE), now
+    def _next_share(self, heavy: frozenset[str]) -> float:
+        """The part of the heavy sources' packets that is to pass from now on: less after two spans in which it was too much."""
+        self._looks += 1
+        if self._looks < SPAN:
+            return self._share if self._shed or self._was_too_much else min(1.0, self._share * EASE)
+        crowded = sieve.filled(self._serving.sock) > CROWDED
+        kept = self._waited / (self._waited + self._shed) if self._shed else 1.0
+        too_much, before = bool(heavy) and (self._shed > 0 or crowded), self._was_too_much
+        self._was_too_much = too_much
+        self._room = min(LONGEST_LINE, max(SHORTEST_LINE, 2 * self._done, self._room // 2))
+        self._looks = self._waited = self._shed = self._done = 0
+        if not (too_much and before):
+            return self._share
+        return max(LEAST_SHARE, self._share * max(TIGHTEST, min(kept, 0.5 if crowded else 1.0)))
+
+    def _sieve(self, heavy: frozenset[str]) -> None:
+        """Tells the kernel."""
+        sock = self._serving.sock
         if self._share < 1.0:
-            wanted = (heavy | self._sieved) if self._sieved else heavy
-            if self._share != before or wanted != self._sieved:
-                self._sieved = frozenset(sorted(wanted)[: sieve.SOURCES])
-                sieve.attach(sock, sieve.program(self._sieved, sock.family, self._share))
+            self._sieved = frozenset(sorted(heavy | self._sieved)[: sieve.SOURCES])
+            sieve.attach(sock, sieve.program(self._sieved, sock.family, self._share))
         elif self._sieved:
             sieve.detach(sock)
             self._sieved = frozenset()
+        self._shares.sieved, self._shares.share = self._sieved, self._share

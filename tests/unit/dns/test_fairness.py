@@ -33,6 +33,14 @@ def test_one_that_sends_most_is_heavy_and_nobody_else() -> None:
     assert shares.heavy == {"flood"}
 
 
+def test_a_flood_that_is_held_back_does_not_make_its_neighbour_heavy() -> None:
+    shares = Shares()
+    send(shares, *["flood"] * 30, "b", "c")
+    shares.sieved, shares.share = frozenset({"flood"}), 1 / 64
+    send(shares, "flood", "b", "b", "b", "b", "c")
+    assert shares.heavy == {"flood"}
+
+
 def test_equals_are_not_heavy() -> None:
     shares = Shares()
     send(shares, "a", "b", "c")
