@@ -14,6 +14,7 @@ import asyncio
 import fcntl
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -46,7 +47,12 @@ Runner = Callable[
 ]  # program, input, seconds → None when it did not end
 
 
-async def run_tool(program: Sequence[str], text: Text, timeout_s: float) -> Done | None:
+Beside = Callable[[int], AbstractContextManager[None]]  # entered with the process id for as long as a tool runs
+
+
+async def run_tool(
+    program: Sequence[str], text: Text, timeout_s: float, *, beside: Beside = nullcontext
+) -> Done | None:
     """Runs one tool with `text` as its input; None when it had to be ended after `timeout_s`. Raises OSError if it cannot be started."""
     if not isinstance(text, str):
         return await _pour(program, text, timeout_s)
@@ -63,7 +69,8 @@ async def run_tool(program: Sequence[str], text: Text, timeout_s: float) -> Done
             *program, stdin=stdin, stdout=stdout, stderr=asyncio.subprocess.PIPE
         )
         try:
-            return await _end_of(process, timeout_s, stdout)
+            with beside(process.pid):
+                return await _end_of(process, timeout_s, stdout)
         finally:
             await _ended(process)
 
