@@ -97,6 +97,10 @@ class Client:
         """A query every 1/rate seconds, timed, ahead of everything else on its core."""
         return self._run(space, ["paced", source, *_where(names), str(seconds), str(rate)], seconds, _FIRST)
 
+    def flood(self, space: Namespace, names: Path, seconds: float, rate: int, source: str) -> dict[str, float]:
+        """As `paced`, ahead of nobody: dnsperf waits seconds for each query that is lost, and sends nothing once a hundred are."""
+        return self._run(space, ["paced", source, *_where(names), str(seconds), str(rate)], seconds)
+
     def _run(
         self, space: Namespace, words: list[str], seconds: float, first: list[str] | None = None
     ) -> dict[str, float]:

@@ -196,7 +196,7 @@ class Bench:
 
     def flood(self, server: Server) -> None:
         """A neighbour's p99 alone, and while another pod asks for names that nobody has."""
-        with self.running(server, pinned=True) as running:
+        with self.running(server, pinned=True):
             pods, names = self.stage.bed.pods, self.questions["a"]
 
             def timed(seconds: float) -> dict[str, float]:
@@ -204,13 +204,12 @@ class Bench:
 
             timed(_WARM_S)
             calm = timed(_FLOOD_S)
-            questions = self.questions["new"]
-            flood = Background(
-                lambda: dnsperf(pods, running, questions, _FLOOD_S + 2, rate=_FLOOD_RATE, source=cluster.PODS[0])
-            )
+            questions, lasts = self.questions["new"], _FLOOD_S + 2
+            flood = Background(lambda: self.client.flood(pods, questions, lasts, _FLOOD_RATE, cluster.PODS[0]))
             time.sleep(1.0)
             meanwhile = timed(_FLOOD_S)
-            rate = flood.result().rate
+            told = flood.result()
+            asked, rate = told["asked"] / lasts, (told["asked"] - told["lost"]) / lasts
             self.figures.add("flood.calm", server, calm["p99_us"])
             self.figures.add("flood.p50calm", server, calm["p50_us"])
             self.figures.add("flood.other", server, meanwhile["p99_us"])
@@ -218,8 +217,8 @@ class Bench:
             self.figures.add("flood.lost", server, meanwhile["lost"])
             self.figures.add("flood.rate", server, rate)
             self.say(
-                f"{server.value}: p99 {calm['p99_us']:.0f} us, beside {rate:,.0f} q/s of a flood {meanwhile['p99_us']:.0f} us, "
-                f"p50 {meanwhile['p50_us']:.0f}, {meanwhile['lost']:.0f} lost"
+                f"{server.value}: p99 {calm['p99_us']:.0f} us, beside {asked:,.0f} q/s of a flood, {rate:,.0f} answered, "
+                f"{meanwhile['p99_us']:.0f} us, p50 {meanwhile['p50_us']:.0f}, {meanwhile['lost']:.0f} lost"
             )
 
 
