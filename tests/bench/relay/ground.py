@@ -4,34 +4,34 @@
     clients ─┼─ node with HAProxy, mode tcp       ┼─ endpoints: HAProxy in mode http, which answers by itself; iperf3
              └─ node with rules and kproxy        ┘
 
-Each node has links and addresses of its own, so kproxy's rules are in nobody else's way. Relays have the first core, everybody else the
+kproxy's rules are those of mode userspace as a node has them, conntrack included, with a thousand Services in them; they are in nobody
+else's way, for each node has links and addresses of its own. Relays have the first core, everybody else the
 second. All namespaces use one congestion control without pacing: under bbr, which some hosts have by default, timers are what is measured.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import resource
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from kproxy.relay.publisher import RelayPublisher
-from kproxy.relay.targets import INSIDE, Key, Table, Target
+from kproxy.model.resolve import resolve
 from kproxy.relay.worker import limits
-from tests.support.capturing import capture
+from tests.support.builders import Built, ep, port, slice_, svc
+from tests.support.flows import SETTINGS, step
 from tests.support.netns import Namespace, ip, link, run, sysctl
+from tests.support.relaying import Relaying
 
 RELAY_CORE, LOAD_CORE = 0, 1
 HTTP, STREAM, PARTLY_DEAD = 80, 5201, 81  # ports of the Service
 ENDPOINTS = 4
-_PORTS = (10270, 10271)
+SERVICES = 1_000
 _VIRTUAL = "10.96.0.10"
 
 
@@ -102,7 +102,7 @@ class Ground:
     clients: Namespace
     ends: Namespace
     nodes: dict[Way, Namespace]
-    relays: dict[Way, subprocess.Popen[bytes]] = field(default_factory=dict)
+    relays: dict[Way, subprocess.Popen[bytes] | subprocess.Popen[str]] = field(default_factory=dict)
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def words(self, core: int, command: Sequence[str]) -> list[str]:
@@ -163,6 +163,11 @@ def ground(scratch: Path, *, first: bool) -> Iterator[Ground]:
         made = Ground(scratch, first, clients, ends, nodes)
         try:
             _start(made)
+            relaying = Relaying(nodes[Way.KPROXY], scratch, workers=1, prefix=made.words(RELAY_CORE, []))
+            stack.enter_context(relaying)
+            relaying.bring(resolve(step(_objects()).snapshot(), SETTINGS))
+            made.relays[Way.KPROXY] = relaying.workers[0]
+            _until_answered(made, asked(Way.KPROXY))
             yield made
         finally:
             made.close()
@@ -179,9 +184,9 @@ def _link(way: Way, node: Namespace, clients: Namespace, ends: Namespace) -> Non
 
 def _start(made: Ground) -> None:
     many = connections() + 100
-    for port, words in ((HTTP, "hello"), (PARTLY_DEAD, "alive")):
-        answering = made.scratch / f"answering{port}.cfg"
-        answering.write_text(_ANSWERING.format(connections=many, port=port, words=words))
+    for number, words in ((HTTP, "hello"), (PARTLY_DEAD, "alive")):
+        answering = made.scratch / f"answering{number}.cfg"
+        answering.write_text(_ANSWERING.format(connections=many, port=number, words=words))
         made.start(made.ends, LOAD_CORE, "haproxy", "-f", str(answering))
     made.start(made.ends, LOAD_CORE, "iperf3", "-s")
     servers = "\n".join(f"  server s{number} {one}:{HTTP}" for number, one in enumerate(pods(Way.HAPROXY)))
@@ -197,29 +202,20 @@ def _start(made: Ground) -> None:
         )
     )
     made.relays[Way.HAPROXY] = made.start(made.nodes[Way.HAPROXY], RELAY_CORE, "haproxy", "-f", str(relaying))
-    capture(made.nodes[Way.KPROXY], _PORTS[0], [_VIRTUAL])
-    made.relays[Way.KPROXY] = asyncio.run(_worker(made))
-    for way in Way:
+    for way in (Way.DIRECT, Way.HAPROXY):
         _until_answered(made, asked(way))
 
 
-async def _worker(made: Ground) -> subprocess.Popen[bytes]:
-    """One worker that holds the table. Its controller is not needed after that."""
-    path = made.scratch / "relay.sock"
-    publisher = RelayPublisher(path)
-    await publisher.start()
-    words = ["--channel", str(path), "--ports", ",".join(map(str, _PORTS)), "--verbosity", "0"]
-    worker = made.start(made.nodes[Way.KPROXY], RELAY_CORE, sys.executable, "-m", "kproxy.relay.worker", *words)
-    assert await publisher.workers(20)
-    table = {}
-    for port, ends in ((HTTP, pods(Way.KPROXY)), (PARTLY_DEAD, pods(Way.KPROXY)), (STREAM, pods(Way.KPROXY)[:1])):
-        target = Target(
-            name=f"bench/relay:{port}", family="IPv4", protocol="TCP", endpoints=tuple((one, port) for one in ends)
-        )
-        table[Key(INSIDE, "IPv4", "TCP", _VIRTUAL, port)] = target
-    await publisher.publish(Table(table))
-    await publisher.close()
-    return worker
+def _objects() -> tuple[Built, ...]:
+    """The Service that is asked, and as many others as rules and tables hold on a busy node."""
+    ends = [ep(one) for one in pods(Way.KPROXY)]
+    asked = svc(_VIRTUAL, ports=[port(HTTP, "http"), port(PARTLY_DEAD, "partly"), port(STREAM, "stream")])
+    found = [asked, slice_(*ends, ports=(("http", HTTP, "TCP"), ("partly", PARTLY_DEAD, "TCP")))]
+    found.append(slice_(ends[0], name="stream", ports=(("stream", STREAM, "TCP"),)))
+    for number in range(SERVICES - 1):
+        name = f"other{number}"
+        found += [svc(f"10.97.{number // 250}.{number % 250 + 1}", name=name), slice_(ends[0], of=name)]
+    return (*found,)
 
 
 def _until_answered(made: Ground, address: str) -> None:
