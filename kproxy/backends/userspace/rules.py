@@ -179,7 +179,7 @@ def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
         ),
         "output": (
             # The workers' own. To an endpoint that is a process of this node, with a client's address: its answers are led back in.
-            f"socket transparent 1 fib daddr type local ct mark set ct mark | {mark.number}",
+            f"ct state new socket transparent 1 fib daddr type local ct mark set ct mark | {mark.number}",
             "socket transparent 1 accept",
             f"ct direction reply ct mark & {mark.number} == {mark.number} {own.set} accept",
             "ct status dnat accept",
