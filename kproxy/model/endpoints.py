@@ -52,7 +52,7 @@ def _add(found: dict[str, Candidate], member: SliceEndpoint, port: int, is_local
     endpoint = Endpoint(address=member.address, port=port, is_local=is_local)
     text = endpoint.text
     ready = member.ready
-    draining = member.serving and member.terminating and not ready
+    draining = not ready and member.serving and member.terminating
     old = found.get(text)
     if old is None or (is_local, ready, draining) > (old.endpoint.is_local, old.ready, old.draining):
         serving = ready or member.serving

@@ -210,9 +210,10 @@ def _resolve_service(
         for family in _FAMILIES:
             if family in here:
                 ports += _ports_of_family(service, slices, family, facts, guard, problems)
-    old = {(p.family, p.name): p for p in before.service_ports} if before is not None else {}
-    kept = tuple(was if (was := old.get((p.family, p.name))) == p and was is not None else p for p in ports)
-    return ServiceMemo(service, slices, kept, tuple(problems))
+    if before is not None:
+        old = {(p.family, p.name): p for p in before.service_ports}
+        ports = [was if (was := old.get((p.family, p.name))) == p and was is not None else p for p in ports]
+    return ServiceMemo(service, slices, tuple(ports), tuple(problems))
 
 
 def unserved(service: Service) -> str:
@@ -323,9 +324,10 @@ def _route(found: Usable, local_only: bool, masquerade: Masquerade) -> Route:
 
 def _union(*routes: Route) -> tuple[Endpoint, ...]:
     longest = max((route.endpoints for route in routes), key=len)
-    known = set(longest)
-    extra = {e for route in routes if route.endpoints is not longest for e in route.endpoints if e not in known}
-    return tuple(sorted(known | extra, key=lambda e: e.text)) if extra else longest
+    if all(not route.endpoints or route.endpoints is longest for route in routes):
+        return longest  # nearly always, and every endpoint's hash is some Python
+    every = {endpoint for route in routes for endpoint in route.endpoints}
+    return tuple(sorted(every, key=lambda e: e.text)) if len(every) > len(longest) else longest
 
 
 def _external_policy_is_local(service: Service) -> bool:
@@ -387,7 +389,7 @@ def _virtual_ips_of_port(
 def _source_ranges(
     service: Service, virtual_ips: tuple[VirtualIP, ...], family: Family, facts: NodeFacts
 ) -> SourceRanges | None:
-    networks = tuple(sorted(set(of_family(service.source_ranges, family))))
+    networks = tuple(sorted(set(of_family(service.source_ranges, family)))) if service.source_ranges else ()
     if not networks or all(v.kind is not VirtualIPKind.LOAD_BALANCER for v in virtual_ips):
         return None
     own = facts.node_ips[0 if family is Family.IPV4 else 1]

@@ -82,9 +82,20 @@ def hints_in_force(ready: Sequence[Candidate], place: Place) -> Hints:
     """Which hints of the `ready` endpoints count at `place`."""
     if not ready:
         return Hints.NONE
-    if place.node and all(c.hint_nodes for c in ready) and any(place.node in c.hint_nodes for c in ready):
+    first = ready[0]  # tells of most Services that their endpoints have no hints
+    if (
+        place.node
+        and first.hint_nodes
+        and all(c.hint_nodes for c in ready)
+        and any(place.node in c.hint_nodes for c in ready)
+    ):
         return Hints.SAME_NODE
-    if place.zone and all(c.hint_zones for c in ready) and any(place.zone in c.hint_zones for c in ready):
+    if (
+        place.zone
+        and first.hint_zones
+        and all(c.hint_zones for c in ready)
+        and any(place.zone in c.hint_zones for c in ready)
+    ):
         return Hints.SAME_ZONE
     return Hints.NONE
 
@@ -101,11 +112,11 @@ def _hinted(ready: Sequence[Candidate], place: Place) -> Sequence[Candidate]:
 
 def usable(candidates: Sequence[Candidate], place: Place) -> Usable:
     """What of `candidates` may be used at `place`."""
-    everywhere, candidates = candidates, elsewhere(candidates, place)
+    everywhere, candidates = candidates, elsewhere(candidates, place) if place.own_dns else candidates
     ready = [c for c in candidates if c.ready]
     # Only where nothing is ready do draining endpoints serve, so that a rollout without a spare pod loses no request (KEP-1669).
     cluster = _hinted(ready, place) if ready else [c for c in candidates if c.draining]
     local = [c.endpoint for c in everywhere if c.ready and c.endpoint.is_local]
     if not local:
         local = [c.endpoint for c in everywhere if c.draining and c.endpoint.is_local]
-    return Usable(cluster=tuple(c.endpoint for c in cluster), local=tuple(local), any_anywhere=bool(cluster))
+    return Usable(cluster=tuple([c.endpoint for c in cluster]), local=tuple(local), any_anywhere=bool(cluster))

@@ -68,6 +68,8 @@ def first(items: Sequence[A] | None, limit: int, path: str, notes: Notes) -> Seq
 def addresses_of(items: Sequence[str] | None, path: str, notes: Notes, refuse: Refusal) -> tuple[str, ...]:
     """Canonical addresses in their order, each once."""
     found: dict[str, None] = {}
+    if not items:
+        return ()
     for index, text in enumerate(first(items, MAX_ADDRESSES, path, notes)):
         address = address_of(text, f"{path}[{index}]", notes, refuse)
         if address:

@@ -27,6 +27,8 @@ def is_label(text: str) -> bool:
 
 def is_subdomain(text: str) -> bool:
     """Labels joined by dots, at most 253 octets: names of all other objects."""
+    if _LABEL.match(text) is not None:  # nearly all
+        return True
     return _SUBDOMAIN.match(text) is not None and all(_LABEL.match(part) for part in text.split("."))
 
 

@@ -125,6 +125,8 @@ def _external_name(spec: ServiceSpec, kind: str, notes: Notes) -> str:
 def _load_balancer_ips(found: WireService, notes: Notes) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The addresses that the load balancer leaves on the packet, and those of ipMode Proxy: it sends to node ports, nothing to serve."""
     balancer = found.status.load_balancer if found.status else None
+    if balancer is None or not balancer.ingress:
+        return (), ()
     texts: tuple[dict[str, None], dict[str, None]] = ({}, {})
     path = "status.loadBalancer.ingress"
     for index, ingress in enumerate(first(balancer.ingress if balancer else None, MAX_ADDRESSES, path, notes)):
@@ -139,6 +141,8 @@ def _load_balancer_ips(found: WireService, notes: Notes) -> tuple[tuple[str, ...
 
 def _load_balancer_hostnames(found: WireService, notes: Notes) -> tuple[str, ...]:
     balancer = found.status.load_balancer if found.status else None
+    if balancer is None or not balancer.ingress:
+        return ()
     kept: dict[str, None] = {}
     path = "status.loadBalancer.ingress"
     for index, ingress in enumerate((balancer.ingress if balancer else None) or ()[:MAX_ADDRESSES]):
@@ -153,6 +157,8 @@ def _source_ranges(spec: ServiceSpec, notes: Notes) -> tuple[str, ...]:
     """Who may come in. Ranges of which none can be read let nobody in: a typing error must not open a Service to the world."""
     path = "spec.loadBalancerSourceRanges"
     found: dict[str, None] = {}
+    if not spec.load_balancer_source_ranges and not notes.unreadable:
+        return ()
     ranges = first(spec.load_balancer_source_ranges, MAX_ADDRESSES, path, notes)
     for index, text in enumerate(ranges):
         try:
