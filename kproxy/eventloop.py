@@ -1,7 +1,7 @@
 """The event loop of a worker process: uvloop where it is installed (its wake-up costs a third of asyncio's), else asyncio's own.
 
-What must not happen here: anything else. DNS and loopback workers begin with it, and pay for each import on every node. (Relay workers have a
-loop of their own: relay/poller.py.)
+What must not happen here: anything else. DNS and loopback workers begin with it, and pay for each import on every node; relay workers
+have a loop of their own (relay/poller.py).
 """
 
 from __future__ import annotations
