@@ -132,9 +132,14 @@ def _protocols(_here: Here, state: State, found: re.Match[str]) -> Found:
     return Found(state.protocol in found[1].split(", "))
 
 
-@_reads(r"tcp flags & \(fin \| syn \| rst \| ack\) != syn")
-def _no_first_packet(_here: Here, _state: State, _found: re.Match[str]) -> Found:
-    return Found(False)
+@_reads(r"tcp flags & \(fin \| syn \| rst \| ack\) (==|!=) syn")
+def _first_packet(_here: Here, state: State, found: re.Match[str]) -> Found:
+    return Found(state.protocol == "tcp" and found[1] == "==")
+
+
+@_reads(r"ct state new")
+def _is_new(_here: Here, state: State, _found: re.Match[str]) -> Found:
+    return Found(not state.untracked)
 
 
 @_reads(r"ip6? daddr \. meta l4proto \. th dport vmap @(\S+)")
