@@ -106,29 +106,28 @@ def _gathered(
 
 def _targets(port: ServicePort, options: RelayOptions, known: Mapping[Key, Target]) -> Iterator[Bound]:
     """Every key of the ServicePort with what stands behind it, the cluster IP's first."""
-    family, protocol = port.family.value, port.name.protocol.value
+    keys = [*_keys(port)]
     shared: dict[tuple[Endpoint, ...], Target] = {}
+    for key, route in keys:  # all of them before the first is told: any may be the one that had this Target before
+        made = shared.get(route.endpoints) or _target(port, route, options)
+        was = known.get(key)
+        shared[route.endpoints] = was if was is not None and was == made else made
+    for key, route in keys:
+        yield key, shared[route.endpoints]
 
-    def target(route: Route, key: Key) -> Target:
-        had = shared.get(route.endpoints)
-        if had is None:
-            made, was = _target(port, route, options), known.get(key)
-            had = shared[route.endpoints] = was if was is not None and was == made else made
-        return had
 
+def _keys(port: ServicePort) -> Iterator[tuple[Key, Route]]:
+    family, protocol = port.family.value, port.name.protocol.value
     for virtual_ip in port.virtual_ips:
         if virtual_ip.kind is VirtualIPKind.CLUSTER:
             if port.internal.endpoints:
-                key = Key(INSIDE, family, protocol, virtual_ip.address, port.port)
-                yield key, target(port.internal, key)
+                yield Key(INSIDE, family, protocol, virtual_ip.address, port.port), port.internal
             continue
         for entry, route in _ways(port):
-            key = Key(entry, family, protocol, virtual_ip.address, port.port)
-            yield key, target(route, key)
+            yield Key(entry, family, protocol, virtual_ip.address, port.port), route
     if port.node_port is not None:
         for entry, route in _ways(port):
-            key = Key(entry, family, protocol, "", port.node_port)
-            yield key, target(route, key)
+            yield Key(entry, family, protocol, "", port.node_port), route
 
 
 def _ways(port: ServicePort) -> Iterator[tuple[str, Route]]:

@@ -47,7 +47,7 @@ Runner = Callable[
 ]  # program, input, seconds → None when it did not end
 
 
-Beside = Callable[[int], AbstractContextManager[None]]  # entered with the process id for as long as a tool runs
+Beside = Callable[[int], AbstractContextManager[object]]  # entered with the process id for as long as a tool runs
 
 
 async def run_tool(
