@@ -62,16 +62,17 @@ class Following:
 
 
 @asynccontextmanager
-async def following(api: Any, *resources: Resource) -> AsyncIterator[Following]:
-    """Runs reflectors of `resources` and waits until all are synced."""
+async def following(api: Any, *resources: Resource, since: str | None = None) -> AsyncIterator[Following]:
+    """Runs reflectors of `resources` and waits until all are synced. since: how far a life before has seen them."""
     found = Following()
     tasks = []
     try:
         for resource in resources:
             stats = found.stats[resource.kind] = WatchStats(resource.kind)
             work = reflect(
-                api, resource, found.emit, now=time.monotonic, sleep=impatient, random=random.random, stats=stats
-            )
+                api, resource, found.emit,
+                now=time.monotonic, sleep=impatient, random=random.random, stats=stats, since=since,
+            )  # fmt: skip
             tasks.append(asyncio.ensure_future(work))
         await found.until(lambda: found.snapshot.synced >= {r.kind for r in resources}, "every kind is synced")
         yield found
@@ -103,9 +104,9 @@ class Changed:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._api, name)
 
-    async def get(self, path: str, params: Mapping[str, str]) -> bytes:
+    async def get(self, path: str, params: Mapping[str, str], most: int = 0) -> bytes:
         self.requests.append(dict(params))
-        return await self._api.get(path, self._bend(dict(params)))
+        return await self._api.get(path, self._bend(dict(params)), most)
 
     async def stream(self, path: str, params: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
         self.requests.append(dict(params))
@@ -237,6 +238,30 @@ def test_pages_are_one_list(
                 )
 
     asyncio.run(run())
+
+
+def test_a_life_that_was_here_before_lists_in_one_answer(
+    kubectl: Kubectl, admin_kubeconfig: Path, fresh_namespace: str
+) -> None:
+    """At least as new as what was seen; a version that no server reaches (a backup was restored) is given up for what there is."""
+    kubectl.succeed("--namespace", fresh_namespace, "create", "service", "clusterip", "first", "--tcp=80")
+
+    async def life(since: str) -> tuple[str, list[dict[str, str]]]:
+        async with connect(ClientSettings(kubeconfig=str(admin_kubeconfig))) as api:
+            changed = Changed(api, lambda params: params)
+            async with following(changed, SERVICES, since=since) as seen:
+                assert seen.has_service(fresh_namespace, "first")
+                name = f"since-{since}"
+                await kubectl_in(kubectl, fresh_namespace, "create", "service", "clusterip", name, "--tcp=80")
+                await seen.until(lambda: seen.has_service(fresh_namespace, name), "the watch goes on from the list")
+                return seen.stats[Kind.SERVICE].version, changed.requests
+
+    version, (first, then, *_) = asyncio.run(life("0"))
+    assert first == {"resourceVersion": "0"} and then["watch"] == "1" and "sendInitialEvents" not in then
+    _, (first, then, *_) = asyncio.run(life(version))
+    assert first == {"resourceVersion": version, "resourceVersionMatch": "NotOlderThan"} and "limit" not in then
+    _, (first, *rest) = asyncio.run(life("999999999"))
+    assert first["resourceVersion"] == "999999999" and all(r.get("resourceVersion") != "999999999" for r in rest)
 
 
 def test_a_version_from_the_future_is_what_a_restored_backup_looks_like(admin_kubeconfig: Path) -> None:
