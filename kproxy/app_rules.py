@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,7 +26,6 @@ from kproxy.backends.iptables.tool_runs import run_tool
 from kproxy.backends.iptables.variant import Variant
 from kproxy.config.config import Config
 from kproxy.model.snapshot import Snapshot
-from kproxy.node.aside import Aside
 from kproxy.sync.healing import Guard
 from kproxy.sync.loop import SyncOutcome
 from kproxy.sync.succession import Left
@@ -86,8 +84,7 @@ class IptablesHalf:
         settings = IptablesSettings(
             masquerade_bit=config.iptables.masquerade_bit, conntrack_tcp_be_liberal=_kernel_is_liberal()
         )
-        self._aside = Aside()
-        tally = Tally(partial(run_tool, beside=self._beside))
+        tally = Tally(run_tool)
         known = Known(Path(config.run_dir) / NAME)
         self.backend = IptablesBackend(settings, variant=variant, runner=tally.run, known=known)
         self.guard = IptablesGuard(self.backend)
@@ -95,10 +92,6 @@ class IptablesHalf:
         self.publisher = None
         self._config = config
         self._changed = asyncio.Event()
-
-    def _beside(self, tool: int) -> AbstractContextManager[None]:
-        """Nobody has to make way for the tools of the other variant: they hold the kernel for no such time."""
-        return self._aside.beside(tool) if self.backend.tools.variant is Variant.LEGACY else nullcontext()
 
     def left(self, written: Written) -> Sequence[Left]:
         """Mode userspace's rules; kube-proxy's in its nftables mode."""

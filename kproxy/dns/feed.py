@@ -7,7 +7,6 @@ controller; a whole zone comes in parts, and queries are answered between two of
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import random
@@ -62,7 +61,6 @@ class Feed:
         self._writer: asyncio.StreamWriter | None = None
         self._listening = False
         self._complaint = ""
-        self._processors = os.sched_getaffinity(0)
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
         self.arrived = asyncio.Event()  # the first zones
         server.strangers.notice = self._limited
@@ -104,8 +102,6 @@ class Feed:
         finally:
             self._writer = None
             self._server.observing.observe(False)
-            with contextlib.suppress(OSError):  # a controller that was killed may have left us aside (node/aside.py)
-                os.sched_setaffinity(0, self._processors)
             for timer in self._timers.values():
                 timer.cancel()
 

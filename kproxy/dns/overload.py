@@ -141,8 +141,8 @@ class Overload:
         line = self._line
         few = min(self._few, len(line))
         self._done += few
-        # A flood of ever new names must not throw out what others ask for.
-        self._answer_all([line.popleft() for _ in range(few)], keep=False)
+        # A flood of ever new names must not throw out what others ask for. Where nobody else asks, each name is worked out once.
+        self._answer_all([line.popleft() for _ in range(few)], keep=self._shares.alone)
 
     def _read(self, now: float) -> int:
         """Reads what there is. Answers at once who is not heavy; the others stand in line, or are dropped where that is full."""
@@ -205,7 +205,7 @@ class Overload:
         moment, or whose worker had no processor for one, must not be cut off for seconds.
         """
         now, heavy = perf_counter(), self._shares.heavy
-        if self._line or (heavy and not self._shares.alone and self._seen > MANY):
+        if len(self._line) > FEW or (heavy and not self._shares.alone and self._seen > MANY):
             self._until = now + CALM_S
         self._seen = 0
         share = self._next_share(heavy)

@@ -14,7 +14,6 @@ import asyncio
 import fcntl
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -47,12 +46,7 @@ Runner = Callable[
 ]  # program, input, seconds → None when it did not end
 
 
-Beside = Callable[[int], AbstractContextManager[object]]  # entered with the process id for as long as a tool runs
-
-
-async def run_tool(
-    program: Sequence[str], text: Text, timeout_s: float, *, beside: Beside = nullcontext
-) -> Done | None:
+async def run_tool(program: Sequence[str], text: Text, timeout_s: float) -> Done | None:
     """Runs one tool with `text` as its input; None when it had to be ended after `timeout_s`. Raises OSError if it cannot be started."""
     if not isinstance(text, str):
         return await _pour(program, text, timeout_s)
@@ -69,8 +63,7 @@ async def run_tool(
             *program, stdin=stdin, stdout=stdout, stderr=asyncio.subprocess.PIPE
         )
         try:
-            with beside(process.pid):
-                return await _end_of(process, timeout_s, stdout)
+            return await _end_of(process, timeout_s, stdout)
         finally:
             await _ended(process)
 
