@@ -23,6 +23,7 @@ from time import perf_counter, thread_time
 from typing import Any, Protocol
 
 from kproxy.dns import sieve
+from kproxy.dns.batches import RECEIVE
 from kproxy.dns.fairness import Shares
 
 CALM_S = 1.0  # without a sign of it, after which overload is over
@@ -35,7 +36,6 @@ EASE = 1.25  # and each look this much more where all of it could be answered
 # by then says nothing of what comes, and a client that was cut down to a hundredth for it needed a second to be heard again.
 SPAN = 5
 READ = 512  # packets of one reading; a millisecond when they are put in line
-RECEIVE = 4096
 MANY = 200  # packets between two looks with heavy sources among them: ten thousand a second are a flood, also where all can be answered
 # Queries of heavy sources that wait, at least and at most; in between as many as are answered in two spans.
 SHORTEST_LINE, LONGEST_LINE = 2048, 8192
