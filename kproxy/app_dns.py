@@ -1,9 +1,8 @@
 """The DNS half of a controller, wired: zone, workers' feed, the addresses on the node; `app` owns it and the tasks' group.
 
 In: the configuration, the sync loop (for its snapshot, its right to write and its syncs) and the upstreams that rules must know of. Out:
-zones for the workers, coroutines for the group, facts for the pages. With `dns.enabled: false` there is a half that does nothing, so that
-`app` asks no questions. What must not happen here: a decision about a name (kproxy/dns decides those), a rule (the sync loop writes them
-from `held`).
+zones for the workers, coroutines for the group, facts for the pages. With `dns.enabled: false` app_nodns.py's half stands here instead.
+What must not happen here: a decision about a name (kproxy/dns decides those), a rule (the sync loop writes them from `held`).
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ _TOLD_AFTER_S = 3.0  # an API server that is there has been heard by now
 
 
 class DnsHalf:
-    """Of one controller. `settings` is None where DNS is off."""
+    """Of one controller whose DNS is on (app_nodns.py is the other one)."""
 
     def __init__(
         self,
@@ -83,10 +82,9 @@ class DnsHalf:
         refused: what is wrong with a Corefile that was not taken. limited: who sends more than
         its share of queries. Raises ConfigError for one that cannot be begun with.
         """
-        base = dns_settings(config, os.environ) if config.dns.enabled else None
-        self.corefile = CorefileHalf(config, base, use=self.use, refused=refused) if base is not None else None
-        self.settings = self.corefile.settings if self.corefile is not None else None
-        self.addresses = (*config.dns.cluster_dns, *config.dns.local_addresses) if config.dns.enabled else ()
+        self.corefile = CorefileHalf(config, dns_settings(config, os.environ), use=self.use, refused=refused)
+        self.settings = self.corefile.settings
+        self.addresses = (*config.dns.cluster_dns, *config.dns.local_addresses)
         self.publisher = ZonePublisher(Path(channel_path(config, family_name(os.getppid()))), limited)
         self.presence = Presence(self.addresses)
         self.zones: tuple[Zone, ...] = ()
@@ -119,12 +117,11 @@ class DnsHalf:
     @property
     def own_addresses(self) -> tuple[str, ...]:
         """Where this node's DNS is asked by others: its metrics are there as well."""
-        return self.settings.own_addresses if self.settings is not None else ()
+        return self.settings.own_addresses
 
     async def start(self) -> None:
         """Listens for workers. Raises OSError when the run directory takes no socket."""
-        if self.settings is not None:
-            await self.publisher.start()
+        await self.publisher.start()
 
     async def close(self) -> None:
         """Hangs up; workers go on with what they have."""
@@ -132,7 +129,7 @@ class DnsHalf:
 
     async def publish(self, snapshot: Snapshot) -> None:
         """Compiles the zones of `snapshot` and sends what is new to the workers."""
-        if self.settings is None or self.corefile is None or not self.corefile.known:
+        if not self.corefile.known:
             return
         # The serial grows with every change, also with several in one second (RFC 1982 arithmetic has room).
         serial = max(int(time.time()), *(zone.serial + 1 for zone in self.zones), 0)
@@ -147,7 +144,7 @@ class DnsHalf:
 
     def resolvers(self, now: float) -> tuple[str, ...]:
         """Whom a Corefile forwards to: no Service may stand between. now: monotonic seconds."""
-        return self.corefile.resolvers(now) if self.corefile is not None else ()
+        return self.corefile.resolvers(now)
 
     async def use(self, settings: DnsSettings) -> None:
         """Follows other settings from now on: a Corefile that has changed. Raises ValueError when they cannot be."""
@@ -159,8 +156,6 @@ class DnsHalf:
 
     def _describe(self, snapshot: Snapshot) -> None:
         """Tells the workers who is served and whose pod each address is, when that has changed."""
-        if self.settings is None:
-            return
         known = (snapshot.pods, snapshot.local_addresses, snapshot.nodes, self.settings)
         files = tuple(map(stamp, self.settings.resolv_conf))
         if self._described and all(map(is_, known, self._described)) and files == self._files:
@@ -183,7 +178,6 @@ class DnsHalf:
 
     def _node_file(self) -> ResolverConfig | None:
         """The resolv.conf that the kubelet adds to those of pods: the first one that is there, as the workers look for upstreams."""
-        assert self.settings is not None
         for path in self.settings.resolv_conf:
             with suppress(OSError, UnicodeDecodeError), Path(path).open(encoding="utf-8") as file:
                 return read_config(file.read(NODE_OCTETS))
@@ -195,8 +189,6 @@ class DnsHalf:
         At 10,000 Services the state is resolved for a quarter of a second, in which nothing else happens here, while the workers are quick
         to take the zones in. And rules that are made when the address is held need not be made again because it is.
         """
-        if self.settings is None:
-            return
         with suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_S):
                 while True:
@@ -230,38 +222,32 @@ class DnsHalf:
 
     def tasks(self, api: Api) -> Iterator[Coroutine[Any, Any, None]]:
         """What has to run for as long as the controller does."""
-        if self.settings is not None and self.corefile is not None:
-            yield from self.corefile.tasks(api, lambda: self.publish(self._loop().snapshot))
-            yield self.presence.keep(self.may_be_present, lambda: self._loop().snapshot.local_addresses)
-            yield self.memory.keep()
-            yield self._tell_of_memory()
-            yield self._tell_of_loops()
-            if self.addresses:
-                yield self.handover.keep()
+        yield from self.corefile.tasks(api, lambda: self.publish(self._loop().snapshot))
+        yield self.presence.keep(self.may_be_present, lambda: self._loop().snapshot.local_addresses)
+        yield self.memory.keep()
+        yield self._tell_of_memory()
+        yield self._tell_of_loops()
+        if self.addresses:
+            yield self.handover.keep()
 
-    def pages(self) -> DnsPages | None:
+    def pages(self) -> DnsPages:
         """For the state socket: what `kproxy dig` and `kproxy dns observe` ask."""
-        base = self.settings
-        if base is None:
-            return None
         inquiry = Inquiry(
             publisher=self.publisher,
             snapshot=lambda: self._loop().snapshot,
-            settings=lambda: self.settings or base,
+            settings=lambda: self.settings,
             zones=lambda: self.zones,
             node_file=self._node_file,
             cluster_dns=self.addresses,
         )
         return inquiry.pages()
 
-    def workers(self) -> int | None:
-        """How many workers are connected; None where DNS is off."""
-        return len(self.publisher.workers()) if self.settings is not None else None
+    def workers(self) -> int:
+        """How many workers are connected."""
+        return len(self.publisher.workers())
 
     def metrics(self, requests: RequestCounts | None) -> Iterator[Metric]:
         """Everything of DNS. requests: to the API server."""
-        if self.settings is None or self.corefile is None:
-            return
         facts = DnsFacts(
             blocks=default_blocks(self.settings),
             port=self.settings.port,
@@ -305,14 +291,12 @@ class DnsHalf:
     @property
     def lameduck_s(self) -> float:
         """How long to go on after the signal to end, as the Corefile's `health` says; within what a pod is given to end."""
-        return min(self.settings.pages.lameduck_s, LONGEST_LAMEDUCK_S) if self.settings is not None else 0.0
+        return min(self.settings.pages.lameduck_s, LONGEST_LAMEDUCK_S)
 
     def further_pages(self, metrics: Routes, failed: Callable[[str], None]) -> Iterator[Coroutine[Any, Any, None]]:
         """The pages that the Corefile asks for."""
-        base = self.settings
-        if base is not None:
-            self._pages = CorefilePages(lambda: (self.settings or base).pages, self._not_ready, metrics, failed)
-            yield self._pages.keep()
+        self._pages = CorefilePages(lambda: self.settings.pages, self._not_ready, metrics, failed)
+        yield self._pages.keep()
 
     def _not_ready(self) -> list[str]:
         heard = self.publisher.number > 0 or self.from_memory
@@ -333,15 +317,13 @@ class DnsHalf:
 
     def lines(self) -> dict[str, Any]:
         """For /statusz."""
-        if self.settings is None:
-            return {}
         held = self.held(self._loop().snapshot)
         return {"dns addresses held": ", ".join(held), "dns workers": len(self.publisher.workers())}
 
 
-def demands_of(settings: DnsSettings | None) -> Demands:
+def demands_of(settings: DnsSettings) -> Demands:
     """What has to be watched for the `kubernetes` directives beside what every node watches. Only where a Corefile asks for it."""
-    flat = zone_settings(settings) if settings is not None else ()
+    flat = zone_settings(settings)
     return Demands(
         all_pods=any(zone.pods is PodRecords.VERIFIED for zone in flat),
         imports=any(zone.multicluster for zone in flat),
