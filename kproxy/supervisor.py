@@ -12,7 +12,8 @@ no connection with it.
 
 It asks the DNS addresses all the time whether somebody answers (dns/vigil.py). When nobody does it ends the workers, which hang: that is
 the controller's to do, and sooner, but it may hang as well. A dead worker's sockets are gone, and the rules send queries to other nodes by
-themselves while nobody listens here.
+themselves while nobody listens here. Relay workers that hang (relay/stillness.py) are ended as well: new connections that the kernel gives
+to their sockets would wait for ever.
 
 At the end the first child is asked first: the controller gives the DNS address back while the workers still answer on it. Relay workers
 (mode userspace) have longer than the others, because their connections have.
@@ -37,6 +38,7 @@ from dataclasses import dataclass, field
 from kproxy.dns.pulse import Pulses
 from kproxy.dns.vigil import Vigil
 from kproxy.process import END_OF_ALL, settle
+from kproxy.relay.stillness import LOOK_S, Stillness
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 30.0
@@ -91,10 +93,16 @@ class Family:
     renewing: bool = False  # it ends for that one
     before: list[int] = field(default_factory=list)  # relay workers of families before, the oldest first
     hurried: set[int] = field(default_factory=set)  # those of them that were told to end
+    stillness: Stillness = field(default_factory=Stillness)  # of relay workers
 
     @property
     def running(self) -> list[Child]:
         return [child for child in self.children if child.pid]
+
+    @property
+    def relay_workers(self) -> list[int]:
+        """Process ids of all of them."""
+        return [*self.before, *(child.pid for child in self.running if child.relays)]
 
     @property
     def in_the_way(self) -> bool:
@@ -223,10 +231,12 @@ def _hurry(family: Family, pids: list[int]) -> None:
 
 def _next_wake(family: Family, now: float) -> float:
     """Seconds until something is due; an hour when nothing is."""
+    longest = LOOK_S if family.relay_workers else 3600.0
     if family.stopping:
         waiting = any(not child.told for child in family.running)
-        return max(0.0, (family.asked_at + _HAND_OVER_S + family.lameduck_s if waiting else family.killed_at) - now)
-    longest = _LOOK_S if family.vigil is not None else 3600.0
+        due = family.asked_at + _HAND_OVER_S + family.lameduck_s if waiting else family.killed_at
+        return max(0.0, min(longest, due - now))
+    longest = _LOOK_S if family.vigil is not None else longest
     return max(0.0, min([longest, *(child.due - now for child in family.children if not child.pid)]))
 
 
@@ -249,12 +259,21 @@ def _look(family: Family, vigil: Vigil, now: float) -> None:
             os.kill(child.pid, signal.SIGKILL)
 
 
+def _end_hanging(family: Family, now: float) -> None:
+    """Ends relay workers that hang: those of before as well, and while everything ends, for what they had is lost anyway."""
+    for pid in family.stillness.look(family.relay_workers, now):
+        name = next((child.name for child in family.running if child.pid == pid), "relay worker of before")
+        _say(f"{name} hangs: it is ended, pid {pid}")
+        os.kill(pid, signal.SIGKILL)
+
+
 def supervise(family: Family) -> int:
     """Runs until told to stop and all children have ended; returns the exit code."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     _hurry(family, family.before[:-_MOST_BEFORE])
     while True:
         now = time.monotonic()
+        _end_hanging(family, now)
         if family.stopping:
             if not family.in_the_way:
                 return family.exit_code
@@ -326,7 +345,7 @@ def _is_ours(pid: int) -> bool:
 
 def _renew(family: Family) -> None:
     """Becomes the command that makes the next family. Raises OSError when it cannot."""
-    left = [*family.before, *(child.pid for child in family.running)]
+    left = family.relay_workers
     os.environ[BEFORE] = ",".join(map(str, left))
     _say(f"starting anew; {len(left)} relay workers go on beside it")
     os.execv(family.again[0], family.again)

@@ -8,6 +8,9 @@ controller sends. While no controller is there it goes on with what it has. Noth
     SIGUSR2   others will take its place, and nobody waits for this process: it goes on as before until the controller says that rules
               lead elsewhere, and then until nothing is open, however long that takes
     SIGKILL   its own connections, and no others, are reset
+    itself    when it has been ten seconds on a processor without coming back to its event loop: its share of new connections would wait
+              for ever. The kernel counts (ITIMER_PROF: time without a processor does not count) and faulthandler tells where it was.
+              One that hangs without a processor is the supervisor's to end (relay/stillness.py)
 
 It gives up every capability but two: CAP_NET_RAW, which is enough for IP_TRANSPARENT (kernel 6.18: ip_sockglue.c, tried one by one; where
 a container has not got it, CAP_NET_ADMIN has to do), and CAP_NET_BIND_SERVICE, because sockets bear the ports that clients asked for.
@@ -20,6 +23,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import logging
 import os
@@ -58,6 +62,7 @@ _FILES = 262_144  # 1 KB of kernel memory each while open, nothing while not
 _SPARE_FILES = 128
 _SWEEP_S, _TELL_S, _AFFINITY_S = 1.0, 2.0, 0.2
 _FORGET_S = 60.0
+_LOOP_S = 10.0  # the longest step that is known, a table of 100,000 endpoints, takes a fifth of a second
 _IDLE_S = 1.0  # a SYN that was on its way when rules changed comes again after a second: by then it goes elsewhere
 _LOOK_S = 0.1
 _FLOWS_AT_ONCE = 150  # told without giving the loop back: 1 ms
@@ -185,6 +190,7 @@ class Worker:
         """What is over ends; runs for ever."""
         forget_at = time.monotonic() + _FORGET_S
         while True:
+            signal.setitimer(signal.ITIMER_PROF, _LOOP_S)
             await asyncio.sleep(_SWEEP_S)
             now = time.monotonic()
             for sweep in (self.tcp.sweep, self.udp.sweep, self._chooser.sweep):
@@ -268,6 +274,7 @@ async def serve(settings: Settings, made: list[Listener]) -> None:
     loop.add_signal_handler(signal.SIGUSR2, worker.leave)
     for number in (signal.SIGHUP, signal.SIGUSR1):
         loop.add_signal_handler(number, lambda: None)
+    faulthandler.register(signal.SIGPROF, all_threads=False, chain=True)  # and then the end
     worker.listen(made)
     gc.collect()
     gc.freeze()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 import struct
@@ -66,19 +67,38 @@ class Family:
     workers: list[subprocess.Popen[str]] = field(default_factory=list)
     publisher: RelayPublisher | None = None
 
-    def start_worker(self) -> subprocess.Popen[str]:
-        words = [
-            "--channel",
-            str(self.path),
-            "--ports",
-            f"{self.ports[0]},{self.ports[1]}",
-            "--parent",
-            str(os.getpid()),
-        ]
+    @property
+    def _command(self) -> list[str]:
+        words = ["--channel", str(self.path), "--ports", f"{self.ports[0]},{self.ports[1]}"]
+        return [*words, "--parent", str(os.getpid()), *self.words]
+
+    def start_worker(self, fault: str = "") -> subprocess.Popen[str]:
+        """fault: Python that runs first, in the worker."""
+        how = ["-m", "kproxy.relay.worker"]
+        if fault:
+            how = ["-c", f"{fault}\nimport sys, kproxy.relay.worker as it\nsys.exit(it.main(sys.argv[1:]))"]
         with self.node.entered():
-            command = [sys.executable, "-m", "kproxy.relay.worker", *words, *self.words]
+            command = [sys.executable, *how, *self._command]
             self.workers.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
         return self.workers[-1]
+
+    @contextlib.contextmanager
+    def supervised(self, workers: int) -> Iterator[subprocess.Popen[bytes]]:
+        """A supervisor that looks ten times as often, over so many workers."""
+        words = self._command
+        words[words.index("--parent") : words.index("--parent") + 2] = []
+        argv = [sys.executable, "-m", "kproxy.relay.worker", *words]
+        listed = [{"name": "controller", "argv": [sys.executable, "-c", "import time; time.sleep(600)"]}]
+        listed += [{"name": f"relay worker {number}", "argv": argv} for number in range(workers)]
+        patch = "import kproxy.relay.stillness as s, kproxy.supervisor as one; one.LOOK_S = s.LOOK_S = 0.1"
+        code = f"import sys; {patch}; sys.exit(one.main([{json.dumps(listed)!r}]))"
+        with self.node.entered():
+            process = subprocess.Popen([sys.executable, "-c", code])
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
 
     async def start_controller(self, wanted: Table, workers: int, remembered: Path | None = None) -> RelayPublisher:
         """A new one; returns when `workers` workers hold the table."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -80,6 +81,67 @@ def test_fault_09_a_worker_that_is_killed_loses_its_own_connections_and_no_other
                     assert all(await _work(more))
 
     _scene(scene)
+
+
+def test_a_worker_that_hangs_is_ended_and_another_takes_its_port(ground: Node, tmp_path: Path) -> None:
+    """The supervisor looks ten times, each a tenth of a second after the one before. The other one, idle and busy, is left alone."""
+
+    async def scene() -> None:
+        async with ground.pod(0), ground.pod(1), ground.relays(tmp_path / "s", FIRST, table(0, 1), workers=0) as family:
+            publisher = family.publisher
+            assert publisher is not None
+            with family.supervised(2) as supervisor:
+                await until(lambda: len(publisher.pids()) == 2, "workers connect")
+                await publisher.publish(table(0, 1))
+                with closing(await _open(ground, 40)) as clients:
+                    mine = [flow.worker for flow in await publisher.flows(100)]
+                    (stopped, _), (other, _) = publisher.pids()
+                    os.kill(stopped, signal.SIGSTOP)
+                    await until(lambda: stopped not in dict(publisher.pids()), "it is ended")
+                    assert (await _work(clients)).count(True) == mine.count(other), "the other one's go on"
+                    await until(lambda: len(publisher.pids()) == 2, "its successor is there")
+                    await publisher.publish(table(0, 1))
+                    with closing(await _open(ground, 40)) as more:
+                        assert all(await _work(more))
+                        assert {flow.worker for flow in await publisher.flows(200)} == set(dict(publisher.pids()))
+                await asyncio.sleep(2.0)  # twice as long as a worker may be still
+                assert other in dict(publisher.pids()) and supervisor.poll() is None
+
+    _scene(scene)
+
+
+def test_a_worker_in_an_endless_loop_ends_itself_and_one_that_is_busy_does_not(ground: Node, tmp_path: Path) -> None:
+    """A fault of ours that nobody has found: it is put in for the test, behind SIGUSR2."""
+    fault = (
+        "import kproxy.relay.worker as one\none._LOOP_S, one._SWEEP_S = 0.5, 0.02\n"
+        "def endless(self):\n    while True: pass\none.Worker.leave = endless\n"
+    )
+
+    async def scene() -> None:
+        async with ground.pod(0), ground.relays(tmp_path / "s", FIRST, table(0), workers=0) as family:
+            assert family.publisher is not None
+            worker, publisher = family.start_worker(fault), family.publisher
+            await until(lambda: len(publisher.pids()) == 1, "it connects")
+            await publisher.publish(table(0))
+            with closing(await _open(ground, 4)) as clients:
+                pushing = [asyncio.ensure_future(_push(client)) for client in clients]
+                reading = [asyncio.ensure_future(_drain(client)) for client in clients]
+                began = _processor_s(worker.pid)
+                await until(lambda: worker.poll() is not None or _processor_s(worker.pid) > began + 1.5, "it is busy")
+                assert worker.poll() is None, "for three times as long as a loop may take"
+                for task in (*pushing, *reading):
+                    task.cancel()
+                await asyncio.gather(*pushing, *reading, return_exceptions=True)
+                worker.send_signal(signal.SIGUSR2)
+                assert await family.ended(worker) == -signal.SIGPROF
+                assert worker.stderr is not None and "in endless" in worker.stderr.read()
+
+    _scene(scene)
+
+
+def _processor_s(pid: int) -> float:
+    """How long it has been on a processor."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0]) * 1e-9
 
 
 def test_a_worker_has_two_capabilities_and_all_the_descriptors_it_may_have(ground: Node, tmp_path: Path) -> None:
@@ -271,6 +333,13 @@ def test_an_endpoint_that_misbehaves_costs_no_other_flow(ground: Node, tmp_path:
             assert all(worker.poll() is None for worker in family.workers)
 
     _scene(scene)
+
+
+async def _drain(client: Client) -> None:
+    """Reads what comes, until the end."""
+    with contextlib.suppress(OSError):
+        while await asyncio.get_running_loop().sock_recv(client.sock, 65536):
+            pass
 
 
 async def _push(client: Client) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -178,7 +179,7 @@ def _relaying(path: Path, seconds: float) -> str:
         "signal.signal(signal.SIGUSR2, lambda *_: say('leave'))\n"
         f"signal.signal(signal.SIGTERM, lambda *_: (say('drain'), time.sleep({seconds}), say('over'), os._exit(0)))\n"
         "say('up')\n"
-        "while True: time.sleep(60)\n"
+        "while True: time.sleep(0.2)\n"
     )
 
 
@@ -226,6 +227,52 @@ def test_a_second_sigterm_does_not_wait_for_connections(supervise: Supervise, tm
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=5) == 0
     assert _said(c) == ["up", "drain"]
+
+
+@pytest.mark.parametrize("moment", ["while all is well", "while everything ends"])
+def test_a_relay_worker_that_hangs_is_ended_and_started_again_and_its_sibling_is_left_alone(
+    tmp_path: Path, moment: str
+) -> None:
+    """Ten looks of a hundredth of what they are, so that an idle worker must not be still for longer than that: it wakes all the time."""
+    waking, quiet, first = "time.sleep(0.005)", "time.sleep(60)", tmp_path / "first"
+    program = (
+        "import os, signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "open({!r}, 'a').write(f'{{os.getpid()}}\\n')\nwhile True: {}\n"
+    )
+    a, b = tmp_path / "a", tmp_path / "b"
+    listed = [("controller", _beating(first))]
+    listed += [("relay worker 0", program.format(str(a), waking)), ("relay worker 1", program.format(str(b), waking))]
+    listed += [("loopback", program.format(str(tmp_path / "d"), quiet))]
+    arguments = [
+        json.dumps([{"name": name, "argv": [sys.executable, "-c", code]} for name, code in listed]),
+        "text",
+        json.dumps({"hand_over": 60}),
+    ]
+    patch = "import kproxy.relay.stillness as s, kproxy.supervisor as one; one.LOOK_S = s.LOOK_S = 0.05"
+    code = f"import sys; {patch}; sys.exit(one.main({arguments!r}))"
+    with open(tmp_path / "said", "w", encoding="utf-8") as said:
+        process = subprocess.Popen([sys.executable, "-c", code], stderr=said)
+    try:
+        _wait_for(lambda: all(len(_pids(path)) == 1 for path in (a, b, first, tmp_path / "d")), "the children start")
+        if moment == "while everything ends":
+            process.send_signal(signal.SIGTERM)
+            _wait_for(lambda: not _alive(_pids(first)[0]), "the end has begun")
+        (stopped,), (other,) = _pids(a), _pids(b)
+        os.kill(stopped, signal.SIGSTOP)
+        _wait_for(lambda: not _alive(stopped), "the one that hangs is ended")
+        if moment == "while all is well":
+            _wait_for(lambda: len(_pids(a)) == 2, "and started again")
+        assert _alive(other) and _pids(b) == [other]
+        assert len(_pids(tmp_path / "d")) == 1, "what may sleep for ever is no relay worker"
+    finally:
+        process.kill()
+        process.wait()
+        for path in (a, b, first, tmp_path / "d"):
+            for pid in _pids(path):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    told = (tmp_path / "said").read_text(encoding="utf-8")
+    assert told.count("relay worker 0 hangs: it is ended") == told.count(" hangs") == 1, told
 
 
 def _renewing(tmp_path: Path, controller: str) -> tuple[str, ...]:
