@@ -16,6 +16,7 @@ What exists (the reference is the DNS-Based Service Discovery specification 1.1.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from kproxy.dns import names, selector
 from kproxy.dns.blocks import PodRecords
@@ -30,6 +31,7 @@ from kproxy.dns.zone import (
     empty_zone,
     with_changes,
 )
+from kproxy.model.layered import reading
 from kproxy.model.names import NamespacedName
 from kproxy.model.objects import EndpointSlice, Kind
 from kproxy.model.snapshot import Snapshot
@@ -91,14 +93,16 @@ def _services(
     """The records that changed and the keys that are gone since `base`; `problems` follows."""
     changed, removed = [], []
     wanted = selector.parse(settings.labels)
-    for name in _touched(old, snapshot):
+    touched = _touched(old, snapshot)
+    services, slices_of = reading(snapshot.services, len(touched)), reading(snapshot.slices_of, len(touched))
+    for name in touched:
         key = key_of(name)
         if key is None:
             continue
-        service = snapshot.services.get(name)
+        service = services.get(name)
         if service is not None and wanted.requirements and not wanted.holds(dict(service.labels)):
             service = None
-        records, problem = compile_service(service, snapshot.slices_of.get(name, _NO_SLICES), settings, key)
+        records, problem = compile_service(service, slices_of.get(name, _NO_SLICES), settings, key)
         if records is None:
             if key in base.services:
                 removed.append(key)
@@ -114,9 +118,14 @@ def _services(
 def key_of(name: NamespacedName) -> bytes | None:
     """A Service's key in the zone; None when its name cannot stand in DNS."""
     try:
-        return (names.label(name.name.encode()) + names.label(name.namespace.encode())).lower()
+        return (names.label(name.name.encode()) + _namespace(name.namespace)).lower()
     except ValueError:
         return None
+
+
+@lru_cache(maxsize=4096)
+def _namespace(name: str) -> bytes:
+    return names.label(name.encode())
 
 
 def exposed(snapshot: Snapshot, settings: DnsSettings) -> frozenset[bytes]:

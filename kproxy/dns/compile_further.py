@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from kproxy.dns import names
-from kproxy.dns.compile_service import groups_of, port_of
+from kproxy.dns.compile_service import groups_of, ports_of
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.zone import ImportChange, RecordKind, ServiceRecords, changes
 from kproxy.model.names import NamespacedName
@@ -82,6 +82,6 @@ def _import(found: ServiceImport, slices: tuple[EndpointSlice, ...], settings: D
         return ServiceRecords(key, RecordKind.HEADLESS, groups=groups) if groups else None
     if not found.ips:
         return None
-    ports = tuple(port_of(port.name, port.protocol.lower, port.port) for port in found.ports)
+    ports = ports_of(found.ports)
     addresses = tuple(dict.fromkeys(map(names.pack, found.ips)))
     return ServiceRecords(key, RecordKind.CLUSTER, addresses, ports, groups)

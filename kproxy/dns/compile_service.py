@@ -11,7 +11,8 @@ from functools import lru_cache
 from kproxy.dns import names
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.zone import Group, Member, Port, RecordKind, ServiceRecords
-from kproxy.model.objects import EndpointSlice, Service, SliceEndpoint
+from kproxy.model.names import Protocol
+from kproxy.model.objects import EndpointSlice, PortSpec, Service, SliceEndpoint, SlicePort
 
 
 def compile_service(
@@ -27,8 +28,8 @@ def compile_service(
         return (ServiceRecords(key, RecordKind.HEADLESS, groups=groups), "") if groups else (None, "")
     if not service.cluster_ips or (settings.ignore_empty_service and not groups):
         return None, ""
-    addresses = tuple(dict.fromkeys(names.pack(ip) for ip in service.cluster_ips))
-    ports = tuple(port_of(port.name, port.protocol.lower, port.port) for port in service.ports)
+    addresses = tuple(dict.fromkeys([names.pack(ip) for ip in service.cluster_ips]))
+    ports = ports_of(service.ports)
     if not settings.external:
         return ServiceRecords(key, RecordKind.CLUSTER, addresses, ports, groups), ""
     outside, hostnames, problem = _outside(service)
@@ -68,28 +69,39 @@ def groups_of(slices: tuple[EndpointSlice, ...], settings: DnsSettings) -> tuple
     """Ready endpoints by their ports; an address that stands in two slices with the same label and ports counts once."""
     by_ports: dict[tuple[tuple[Port, ...], bytes, bytes], dict[Member, None]] = {}
     for item in slices:
-        ports = tuple(port_of(port.name, port.protocol.lower, port.port) for port in item.ports)
+        ports = ports_of(item.ports)
         cluster = item.cluster.lower().encode()
-        for endpoint in item.endpoints:
-            if endpoint.ready:
-                place = endpoint.zone.lower().encode() if settings.zonal else b""
-                member = Member(_label(endpoint, settings), names.pack(endpoint.address))
-                by_ports.setdefault((ports, cluster, place), {})[member] = None
-    return tuple(Group(ports, tuple(members), *where) for (ports, *where), members in by_ports.items())
+        for place, endpoints in _places(item, settings):
+            members = [Member(_label(endpoint, settings), names.pack(endpoint.address)) for endpoint in endpoints]
+            by_ports.setdefault((ports, cluster, place), {}).update(dict.fromkeys(members))
+    return tuple([Group(ports, tuple(members), *where) for (ports, *where), members in by_ports.items()])
+
+
+def _places(item: EndpointSlice, settings: DnsSettings) -> list[tuple[bytes, list[SliceEndpoint]]]:
+    """The ready endpoints of a slice by topology zone, where zonal names are on; all of them in one else."""
+    ready = [endpoint for endpoint in item.endpoints if endpoint.ready]
+    if not settings.zonal:
+        return [(b"", ready)] if ready else []
+    found: dict[bytes, list[SliceEndpoint]] = {}
+    for endpoint in ready:
+        found.setdefault(endpoint.zone.lower().encode(), []).append(endpoint)
+    return list(found.items())
+
+
+def ports_of(ports: tuple[PortSpec, ...] | tuple[SlicePort, ...]) -> tuple[Port, ...]:
+    """The ports of a Service, an import or a slice."""
+    return tuple([_port_of(port.name, port.protocol, port.port) for port in ports])
 
 
 @lru_cache(maxsize=4096)
-def port_of(name: str, protocol: str, number: int) -> Port:
+def _port_of(name: str, protocol: Protocol, number: int) -> Port:
     """A port; equal ones are the same object."""
-    return Port(name.lower().encode(), protocol.encode(), number)
+    return Port(name.lower().encode(), protocol.lower.encode(), number)
 
 
 def _label(endpoint: SliceEndpoint, settings: DnsSettings) -> bytes:
     """hostname, else the pod's name if wanted and short enough for a label, else the dashed address."""
-    candidates = [endpoint.hostname]
-    if settings.endpoint_pod_names:
-        candidates.append(endpoint.pod)
-    for text in candidates:
+    for text in (endpoint.hostname, endpoint.pod if settings.endpoint_pod_names else ""):
         if text and len(text.encode()) <= names.MAX_LABEL and "." not in text:
             return text.lower().encode()
     return names.dashed(endpoint.address)

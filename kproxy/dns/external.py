@@ -16,7 +16,9 @@ Names below a zone:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from kproxy.dns import names, wire
 from kproxy.dns.answer import MISSED, NOT_READY, Forward, Missed, Outcome

@@ -20,8 +20,10 @@ endpoints of a headless Service in one topology zone, and `<place>.prefer._zoneâ
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
+
+from msgspec.structs import replace
 
 from kproxy.dns import names
 from kproxy.dns.apexes import Apex, Tree

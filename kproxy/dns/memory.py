@@ -1,6 +1,6 @@
 """The zones on disk, for a start without an API server: the very frames that a worker would be sent, and proof that they are whole.
 
-    kproxy-zones 1\\n  ·  {"version": …}\\n  ·  frames: About, Begin, Part …, End  ·  SHA-256 of all before (32 octets)
+    kproxy-zones 2\\n  ·  {"version": …}\\n  ·  frames: About, Begin, Part …, End  ·  SHA-256 of all before (32 octets)
 
 Out of the controller: the file, written anew a few seconds after a change and replaced in one step, so that no reader ever sees half of
 one; its time of modification says when it was last known to be true. Into a worker that no controller brings a zone: the frames. A file
@@ -29,7 +29,7 @@ NAME = "dns-zones"
 MAX_OCTETS = 64 << 20  # 10,000 Services with 50,000 endpoints are 4 MB
 WRITE_EVERY_S = 5.0
 TRUE_EVERY_S = 10.0  # how often it is said that the file is still true
-_FORMAT = b"kproxy-zones 1\n"
+_FORMAT = b"kproxy-zones 2\n"
 _DIGEST = 32
 
 

@@ -6,6 +6,10 @@ What must not happen here: looking at an API object, or building wire messages (
 A Service's key is two labels in wire form, `\\x04name\\x09namespace`, exactly the bytes that stand in the question before `\\x03svc…`.
 Records are kept per Service, not per owner name: 10,000 Services with four endpoints each have 70,000 names, but a change touches one
 entry, and a worker holds them in 14 MB. Finished answers are made from them on the first question and then kept by `cache`.
+
+Records are msgspec's structs and no dataclasses: there are 50,000 of them, and a frozen dataclass takes 1 to 3 us to make, to decode or to
+copy, a struct a fifth of that. With them 10,000 Services are compiled in 0.17 s instead of 0.26, and taken in by a worker in 0.05 s instead
+of 0.14. They hold octets and tuples of their own kind, so no cycle can begin in one, and the collector need not know of them.
 """
 
 from __future__ import annotations
@@ -16,6 +20,9 @@ from enum import Enum
 from itertools import compress, islice
 from operator import is_not
 from typing import Any, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace as with_other
 
 from kproxy.dns import names
 from kproxy.dns.apexes import Apex, apexes
@@ -36,8 +43,7 @@ class RecordKind(Enum):
     EXTERNAL = "external"
 
 
-@dataclass(frozen=True, slots=True)
-class Port:
+class Port(Struct, frozen=True, gc=False, array_like=True):
     """A port by its lower-case name (b"" for none) and protocol (`tcp`)."""
 
     name: bytes
@@ -45,16 +51,14 @@ class Port:
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(Struct, frozen=True, gc=False, array_like=True):
     """A ready endpoint: its label (hostname, pod name or dashed address; no length byte) and packed address."""
 
     label: bytes
     address: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(Struct, frozen=True, gc=False, array_like=True):
     """Ready endpoints that share their ports, as a slice gives them.
 
     cluster: the label of the cluster they run in, for imported Services. place: their topology zone, lower case, where zonal names are on.
@@ -71,8 +75,7 @@ class Group:
         return bytes((len(member.label),)) + member.label + cluster + key
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceRecords:
+class ServiceRecords(Struct, frozen=True, gc=False, array_like=True):
     """All that DNS says about one Service.
 
     addresses: cluster IPs, packed (CLUSTER only). groups: ready endpoints. target: the external name, wire form (EXTERNAL only).
@@ -107,7 +110,10 @@ class ServiceRecords:
 
     def owned(self) -> set[bytes]:
         """Every packed address that has a reverse name because of this Service."""
-        return {*self.addresses, *self.external, *(member.address for group in self.groups for member in group.members)}
+        found = {*self.addresses, *self.external}
+        for group in self.groups:
+            found.update([member.address for member in group.members])
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,8 +242,8 @@ class Loading:
 
     def _shared(self, records: ServiceRecords) -> ServiceRecords:
         once = self._ports.setdefault
-        groups = tuple(replace(group, ports=once(group.ports, group.ports)) for group in records.groups)
-        return replace(records, ports=once(records.ports, records.ports), groups=groups)
+        groups = tuple([with_other(group, ports=once(group.ports, group.ports)) for group in records.groups])
+        return with_other(records, ports=once(records.ports, records.ports), groups=groups)
 
     def finish(self, delta: ZoneDelta) -> Zone:
         """The zone; `delta` tells everything but the Services, see `rest_of`."""
@@ -283,16 +289,21 @@ def _apply(zone: Zone, changed: Sequence[ServiceRecords], removed: Sequence[byte
             _disown(owners, address, key)
     for records in changed:
         old = services.get(records.key)
-        before = old.owned() if old else set()
         after = records.owned()
         services[records.key] = records
-        touched |= before ^ after
-        for address in before - after:
-            _disown(owners, address, records.key)
         alone = (records.key,)
-        for address in after - before:
+        if old is not None:
+            before = old.owned()
+            for address in before - after:
+                _disown(owners, address, records.key)
+                touched.add(address)
+            after -= before
+        touched |= after
+        for address in after:
             others = owners.get(address)
             owners[address] = alone if others is None else tuple(sorted({*others, records.key}))
+    if not zone.owners:
+        return finished(services), finished(owners), Order.of(owners)
     lost = [address for address in touched if address in zone.owners and address not in owners]
     gained = [address for address in touched if address not in zone.owners and address in owners]
     return finished(services), finished(owners), zone.order.after(lost, gained)

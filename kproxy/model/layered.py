@@ -228,6 +228,11 @@ def changeable(before: Mapping[K, V], changes: int) -> Changeable[K, V]:
     return dict(before.whole() if isinstance(before, Layered) else before)
 
 
+def reading(found: Mapping[K, V], looks: int) -> Mapping[K, V]:
+    """The same content, in the form in which so many look-ups cost least: a dict's cost a third of a layered map's."""
+    return found.whole() if looks > LAYER and isinstance(found, Layered) else found
+
+
 def finished(changed: Changeable[K, V]) -> Mapping[K, V]:
     """The next version."""
     return changed.finish() if isinstance(changed, Draft) else Layered.of(changed)

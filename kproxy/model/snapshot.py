@@ -118,6 +118,11 @@ class _Draft:
             self.touched_services.add(obj.service)
 
     def replace_kind(self, event: Replaced) -> None:
+        """A list; the first one of a kind has nothing to be compared with."""
+        self.changes["synced"] = self.changes.get("synced", self.base.synced) | {event.kind}
+        if not self.read(_FIELDS[event.kind]) and not any(key.kind is event.kind for key in self.read("problems")):
+            self._begin_kind(event)
+            return
         listed = {decoded.key for decoded in event.objects}
         for name in list(self.read(_FIELDS[event.kind])):
             if ObjectKey(event.kind, name) not in listed:
@@ -128,7 +133,17 @@ class _Draft:
         self.of(_FIELDS[event.kind], new)  # else a first list would go entry by entry through a layer
         for decoded in event.objects:
             self.put(decoded)
-        self.changes["synced"] = self.changes.get("synced", self.base.synced) | {event.kind}
+
+    def _begin_kind(self, event: Replaced) -> None:
+        target = self.of(_FIELDS[event.kind], len(event.objects))
+        for decoded in event.objects:
+            if decoded.problems or decoded.object is None:
+                self.put(decoded)
+            else:
+                target[decoded.key.name] = decoded.object
+        if event.kind is Kind.ENDPOINT_SLICE:
+            self.fresh_slices.update(target)
+            self.touched_services.update([item.service for item in target.values()])
 
     def finish(self) -> Snapshot:
         if self.touched_services:
@@ -148,12 +163,12 @@ class _Draft:
         else:
             candidates = self._candidates()
         for item in candidates:
-            if item.service in found:
-                found[item.service].append(item)
+            if (listed := found.get(item.service)) is not None:
+                listed.append(item)
         index = self.of("slices_of", len(found))
         for service, items in found.items():
             if items:
-                index[service] = tuple(sorted(items, key=lambda s: s.name))
+                index[service] = tuple(sorted(items, key=lambda s: s.name)) if len(items) > 1 else (items[0],)
             elif service in index:
                 del index[service]
 
