@@ -10,7 +10,7 @@ import json
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -228,6 +228,30 @@ def test_what_is_no_destination_passes(ground: Ground, protocol: str, is_six: bo
     ground.bring()
     to, sender = ((six(CLUSTER_IP), 80), twin(P)) if is_six else ((CLUSTER_IP, 80), P)
     assert ground.ask(sender, to, protocol) == _passed(to, sender)
+
+
+@_FOUR_SIX
+def test_a_health_check_node_port_passes_a_closed_input_with_the_rule_that_lets_relayed_packets_in(
+    ground: Ground, is_six: bool
+) -> None:
+    """Every packet of the connection, whoever asks, while the Service has the port; another machine's port is not ours."""
+    to, sender, pod = ((six(NODE_IP), 30000), twin(X), twin(P)) if is_six else ((NODE_IP, 30000), X, P)
+    checked = _objects(ep("10.180.0.1"), is_six=is_six, lb=[VIP], external_policy="Local", health=30000)
+    closed = "add table inet closed; add chain inet closed in { type filter hook input priority 0; policy drop; }"
+    let_in = f"add rule inet closed in meta mark & {_MARK} == {_MARK} accept; add rule inet closed in meta l4proto ipv6-icmp accept"
+    with closing(Answering([ground.node, ground.pod], {"TCP": [30000, 30001]})):
+        run(ground.node, "nft", f"{closed}; {let_in}")
+        try:
+            ground.bring(*checked)
+            for source in (sender, pod):
+                assert ground.ask(source, to, count=3) == _passed(to, source)
+                assert ground.ask(source, (to[0], 30001), silent=True) == Silent()
+            elsewhere = (pod.address, 30000)
+            assert ground.ask(sender, elsewhere) == _passed(elsewhere, sender)
+            ground.bring(*_objects(ep("10.180.0.1"), is_six=is_six, lb=[VIP]))
+            assert ground.ask(sender, to, silent=True) == Silent()
+        finally:
+            run(ground.node, "nft", "delete table inet closed")
 
 
 @_PROTOCOLS

@@ -100,7 +100,8 @@ DIFFERENCES = (
     ),
     Difference(
         "health check node port under a closed firewall",
-        "no rule lets it in past somebody else's INPUT policy, as in upstream's nftables mode.",
+        "no rule lets it in past somebody else's INPUT policy, as in upstream's nftables mode; it bears the mark of what is relayed, and "
+        "the one rule that lets this in past such a policy lets in both.",
         _of_rows(DROP, "N14"),
     ),
 )

@@ -34,6 +34,7 @@ _LEADS_TO = {
     names.INSIDE_ONLY: (INSIDE,),
     names.GUARDED_INSIDE_ONLY: (INSIDE,),
     names.NODE_PORT_INSIDE_ONLY: (INSIDE,),
+    names.HEALTH_CHECK: (),
 }
 
 

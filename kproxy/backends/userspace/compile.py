@@ -5,6 +5,7 @@
       no endpoint for those outside         relay-inside-only, and a refusal for whom that leaves over
       with source ranges (load-balancer IP) relay-guarded…, and a SOURCES element for each range
     no endpoint at all                      a refusal: ICMP port unreachable, or silence
+    health check node port                  the mark and nothing else
 
 Each ServicePort compiles alone into a `Fragment`, used again for as long as its ServicePort is the same object; one change among 10,000
 costs a look at who is not the same object any more, and a layer on the maps (model/layered.py). Where two ServicePorts claim a
@@ -151,6 +152,10 @@ def fragment_of(port: ServicePort) -> Fragment:
     entries = [_virtual_ip(port, virtual_ip) for virtual_ip in port.virtual_ips]
     if port.node_port is not None:
         entries.append(_node_port(port, port.node_port))
+    if port.health_check_node_port is not None:
+        key = f"tcp . {port.health_check_node_port}"
+        way = Element(f"goto {names.HEALTH_CHECK}", names.comment(str(port.name)))
+        entries.append(Entry(key, False, ((names.NODE_PORTS, key, way),)))
     return Fragment(service_port=port, entries=tuple(entries))
 
 

@@ -13,7 +13,7 @@ NFT_FAMILY = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 
 # Maps and sets. What a destination of a Service leads to:
 DESTINATIONS = "destinations"  # address . protocol . port → way
-NODE_PORTS = "node-ports"  # protocol . port → way, on addresses of this node
+NODE_PORTS = "node-ports"  # protocol . port → way, on addresses of this node; and health check node ports
 RELAYED = "relayed"  # the keys of DESTINATIONS: a map that leads to `tproxy` may not be asked in an output hook
 SOURCES = "sources"  # address . protocol . port . client's network, for destinations with source ranges
 REFUSALS = "refusals"  # address . protocol . port → drop or refuse
@@ -29,6 +29,9 @@ GUARDED = "relay-guarded"  # by source, if its network is among SOURCES; else dr
 GUARDED_INSIDE_ONLY = "relay-guarded-inside-only"
 NODE_PORT_BY_SOURCE = "node-port-by-source"  # the same two on addresses where node ports answer
 NODE_PORT_INSIDE_ONLY = "node-port-inside-only"
+HEALTH_CHECK = (
+    "health-check"  # not relayed, and marked as if: who lets marked packets past a closed INPUT lets these in
+)
 
 # What the two maps of refusals lead to: chains, and the verdict `drop`
 REFUSE = "refuse"  # a chain: ICMP port unreachable

@@ -33,6 +33,9 @@ Why each is as it is:
 - `notrack` spares conntrack what comes from other machines and pods (setting `notrack`). What this node itself sends is always tracked.
 - `dnat to` a packet's own destination changes nothing, and settles the matter: chains behind it (mode iptables before it is cleared away, a
   network plug-in's host ports) are not asked.
+- A health check node port is a process of this node; its packets, the first ones in `prerouting` and the others in `strays`, get the mark
+  all the same. kube-proxy's iptables mode lets them in past a closed INPUT, and no rule of nftables can overrule the drop of another table:
+  here they need the one rule more that all that is relayed needs there.
 - A marked packet that is forwarded has lost its policy route: it is dropped, as if nobody listened.
 """
 
@@ -85,6 +88,7 @@ _CHAINS = (
     names.GUARDED_INSIDE_ONLY,
     names.NODE_PORT_BY_SOURCE,
     names.NODE_PORT_INSIDE_ONLY,
+    names.HEALTH_CHECK,
     names.REFUSE,
     names.NODE_PORT_REFUSE,
     names.NODE_PORT_DROP,
@@ -149,6 +153,7 @@ def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
         names.GUARDED_INSIDE_ONLY: (f"{to} . {ip} saddr @{names.SOURCES} goto {names.INSIDE_ONLY}", "drop"),
         names.NODE_PORT_BY_SOURCE: tuple(_on_node(frame, f"goto {names.BY_SOURCE}")),
         names.NODE_PORT_INSIDE_ONLY: tuple(_on_node(frame, f"goto {names.INSIDE_ONLY}")),
+        names.HEALTH_CHECK: (f"fib daddr type local {mark.set} accept",),
         names.REFUSE: (f"reject with {_REFUSE[frame.family]}",),
         names.NODE_PORT_REFUSE: tuple(_on_node(frame, f"goto {names.REFUSE}")),
         names.NODE_PORT_DROP: tuple(_on_node(frame, "drop")),

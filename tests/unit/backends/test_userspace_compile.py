@@ -79,6 +79,15 @@ def test_no_endpoint_anywhere_is_refused() -> None:
     }
 
 
+def test_a_health_check_node_port_is_marked_once_for_a_service_with_and_without_endpoints() -> None:
+    ports = [port(80, "a", node=3001), port(81, "b", node=3002)]
+    for members in ((), (ep("10.180.0.1"),)):
+        found = _compiled(svc(ports=ports, lb=[VIP], external_policy="Local", health=30000), slice_(*members))
+        assert _told(found)[names.NODE_PORTS]["tcp . 30000"] == f"goto {names.HEALTH_CHECK}"
+        gone = _compiled(svc(ports=ports, lb=[VIP]), slice_(*members), previous=found)
+        assert "tcp . 30000" not in gone.elements[names.NODE_PORTS]
+
+
 def test_internal_policy_local_without_an_endpoint_here_drops() -> None:
     found = _compiled(svc(internal_policy="Local"), slice_(ep("10.180.0.1")))
     assert _told(found) == {names.REFUSALS: {_C: "drop"}}

@@ -191,6 +191,7 @@ def test_every_rule_behind_an_element_has_areason(detector: LocalDetector | None
     ways = (
         names.INSIDE, names.OUTSIDE, names.BY_SOURCE, names.INSIDE_ONLY, names.GUARDED, names.GUARDED_INSIDE_ONLY,
         names.NODE_PORT_BY_SOURCE, names.NODE_PORT_INSIDE_ONLY, names.REFUSE, names.NODE_PORT_REFUSE, names.NODE_PORT_DROP,
+        names.HEALTH_CHECK,
     )  # fmt: skip
     without = [(way, rule) for way in ways for rule in made[way] if reason_of(rule, ()) == "goes on"]
     assert without == []
