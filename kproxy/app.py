@@ -99,7 +99,7 @@ class Controller:
         self.kernel_notes = set_sysctls(wanted(config.conntrack, os.cpu_count() or 1))
         self.rules = rules_of(config, lambda: self.loop.renew())
         self.upstreams = upstreams_of(config.dns)
-        self.dns = dns_of(config, lambda: self.loop, self._record, self._is_heard, self._refused, self._limited)
+        self.dns = dns = dns_of(config, lambda: self.loop, self._record, self._is_heard, self._refused, self._limited)
         self.api: Api | None = None
         # Only what is needed: kube-proxy's ClusterRole, system:node-proxier, knows neither Namespaces nor Pods.
         watched = RESOURCES(config.node_name, self.dns.demands)
@@ -107,7 +107,7 @@ class Controller:
         self.watches = tuple(WatchStats(resource.kind) for resource in self.resources)
         period = config.iptables
         pacer = Pacer(min_period_s=period.min_sync_period_s, max_retry_s=min(period.sync_period_s, _LONGEST_RETRY_S))
-        self.loop = SyncLoop(self.rules.backend, self.settings_for, pacer, self.publish, self.dns.answers)
+        self.loop = SyncLoop(self.rules.backend, self.settings_for, pacer, self.publish, dns.answers, dns.strained)
         patience = Patience(period_s=config.healing.period_s, full_period_s=config.healing.full_period_s)
         self.healer = Healer(self.loop, self.rules.backend, self.rules.guard, patience)
         self.seen = Seen(Path(config.run_dir) / SEEN)

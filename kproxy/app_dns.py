@@ -242,6 +242,10 @@ class DnsHalf:
         )
         return inquiry.pages()
 
+    def strained(self) -> bool:
+        """Whether those who answer wait for a processor: syncs may come seldomer then."""
+        return self.handover.short_of_time
+
     def workers(self) -> int:
         """How many workers are connected."""
         return len(self.publisher.workers())

@@ -65,6 +65,10 @@ class NoDns:
         """None."""
         return None
 
+    def strained(self) -> bool:
+        """Nobody is."""
+        return False
+
     def workers(self) -> int | None:
         """None: DNS is off."""
         return None

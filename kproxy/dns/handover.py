@@ -34,6 +34,7 @@ HANGS_ALONE_S = 1.5  # without a word and with questions lost, while its sibling
 HANGS_S = 0.3  # … while nobody does
 FIRST_PAUSE_S = 0.5  # from the hand-over to taking the addresses again; doubles while that goes wrong
 LONGEST_PAUSE_S = 30.0
+WAITS = 0.2  # of a second in which a worker that could work has no processor: this node has more to do than it can
 STEADY_S = 60.0  # of answers, after which the pause is short again
 
 
@@ -91,6 +92,11 @@ class HandOver:
                 await self._hand_back(now)
             elif self.since is not None and now - self.since > STEADY_S:
                 self._pause_s = FIRST_PAUSE_S
+
+    @property
+    def short_of_time(self) -> bool:
+        """Whether a worker waits for a processor as much as it should not: what can be done later or seldomer had better be."""
+        return self._pulses.longest_wait() > WAITS
 
     def _strains(self) -> bool:
         """Whether a worker has more to do than it gets time for: it answers others, and has no time for those who only look."""

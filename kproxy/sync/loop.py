@@ -45,6 +45,7 @@ LONGEST_GATHER_S = 0.05
 # A new Service without endpoints is refused packets a moment later than it could be; in most cases its slices follow at once, and one sync
 # instead of two serves it sooner.
 SLICES_FOLLOW_S = 0.05
+_LOOK_AGAIN_S = 0.25  # whether a pause has to be as long as it seemed: the node may be strained no longer
 _LOOK_LASTS_S = 5.0  # how old an early look at the kernel may be for the first sync to start from it
 
 
@@ -96,8 +97,12 @@ class SyncLoop:
         pacer: Pacer,
         publish_zone: Callable[[Snapshot], Awaitable[None]],
         before_first: Callable[[], Awaitable[None]] | None = None,
+        strained: Callable[[], bool] = lambda: False,
     ) -> None:
-        """before_first: awaited once, when everything has been heard and the first sync could begin."""
+        """before_first: awaited once, when everything has been heard and the first sync could begin.
+
+        strained: whether processors are so short that syncs had better come seldomer.
+        """
         self.snapshot = Snapshot()
         self.desired = DesiredState()
         self.status = SyncStatus()
@@ -108,6 +113,7 @@ class SyncLoop:
         self._pacer = pacer
         self._publish_zone = publish_zone
         self._before_first = before_first
+        self._strained = strained
         self._pending: list[Event] = []
         self._events = asyncio.Event()
         self._rules = asyncio.Event()
@@ -198,8 +204,13 @@ class SyncLoop:
             await self._before_first()
         while True:
             await self._rules.wait()
-            await asyncio.sleep(max(0.0, self._pacer.next_run(time.monotonic()) - time.monotonic()))
+            while (pause_s := self._pause_s()) > 0.0:  # noqa: ASYNC110 - time passes, and nobody tells
+                await asyncio.sleep(min(pause_s, _LOOK_AGAIN_S))
             await self.sync()
+
+    def _pause_s(self) -> float:
+        now = time.monotonic()
+        return self._pacer.next_run(now, strained=self._strained()) - now
 
     @property
     def heard_enough(self) -> bool:

@@ -34,6 +34,15 @@ def test_who_works_or_waits_for_a_processor_is_strained_and_who_sleeps_or_is_sto
         pulses.look(pids, time.monotonic())
         assert not any(map(pulses.strained, pids)), "nothing is known yet"
         _until(pulses, pids, [True, True, False])
+        assert pulses.longest_wait() == 0.0, "a moment is none"
+        limit = time.monotonic() + 20
+        while pulses.longest_wait() < 0.2:  # each of two has half of what there is, and on a busy machine less
+            assert time.monotonic() < limit, pulses.longest_wait()
+            time.sleep(WINDOW_S / 10)
+            pulses.look(pids, time.monotonic())
+        pulses.look(pids[2:], time.monotonic())
+        assert pulses.longest_wait() == 0.0, "who sleeps waits for no processor, and others are forgotten"
+        _until(pulses, pids, [True, True, False])
         later = LOOP_S + 1.0
         pulses.look([], time.monotonic())
         assert not pulses.strained(pids[0]), "forgotten"

@@ -141,6 +141,27 @@ def test_events_that_come_by_the_dozen_are_gathered_and_a_lone_one_is_not(monkey
     asyncio.run(scenario())
 
 
+def test_a_pause_is_over_when_the_node_has_time_again() -> None:
+    async def scenario() -> None:
+        backend, strains = MemoryBackend(), [True]
+        settings = NodeSettings(name="node-1")
+        loop = SyncLoop(backend, lambda _: settings, Pacer(min_period_s=60.0), Zones(), strained=lambda: strains[0])
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(loop.keep_snapshot()), tasks.create_task(loop.keep_rules())]
+            for event in lists(service(1), slice_of(1, "10.244.0.5")):
+                loop.emit(event)
+            await until(lambda: backend.kernel == {("ns/svc1", "10.244.0.5:8080")})
+            loop.emit(Applied(slice_of(1, "10.244.0.6")))
+            await asyncio.sleep(0.1)
+            assert backend.kernel == {("ns/svc1", "10.244.0.5:8080")}, "at least a minute while it strains"
+            strains[0] = False
+            await until(lambda: backend.kernel == {("ns/svc1", "10.244.0.6:8080")})
+            for task in running:
+                task.cancel()
+
+    asyncio.run(scenario())
+
+
 def test_random_changes_converge_in_bad_weather() -> None:
     """One application in three is refused; the kernel still ends where the last snapshot says."""
 
