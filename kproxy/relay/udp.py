@@ -41,6 +41,7 @@ from kproxy.relay.udp_speakers import Speakers
 UNANSWERED_S, STREAM_S = 30.0, 120.0
 _STREAM_AFTER_S = _DRAINING_S = 2.0
 _LASTING = 16  # datagrams of a client that ask for a socket of its own; so does speaking for two seconds
+_FITS = 1232  # octets: IPv6 has 1280 everywhere
 _BURST = 64  # datagrams of a listener in a row; others have their turn then
 _TRIES = 8  # endpoints that may report errors for one datagram
 _LARGE_HELD = 128  # datagrams of SMALL octets and more that are held to be sent again: 8 MiB
@@ -248,12 +249,14 @@ class UdpRelay:
             if other.held is not None and len(other.held) >= SMALL:
                 other.held = None
 
-    def first_answer(self, session: Session) -> None:
-        """The endpoint answers."""
+    def first_answer(self, session: Session, size: int) -> None:
+        """The endpoint answers. A router's word that the answer is too large finds its way only to a socket connected to the client."""
         session.answered = True
         session.tried.clear()
         if session.end is not None:
             self._chooser.worked(session.target, session.end, self.now)
+        if size > _FITS and session.client_sock is None and session.key.family == "IPv6":
+            self._house(session)
 
     def choose(self, session: Session, last: bool = False) -> None:
         """Finds an endpoint for a session that has none, and sends it what is held. Endpoints that cannot be reached are passed over.

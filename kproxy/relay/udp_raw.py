@@ -16,7 +16,7 @@ import socket
 import struct
 from collections.abc import Callable
 
-from kproxy.relay.udp_sockets import IP_TRANSPARENT, IPV6_TRANSPARENT, Address
+from kproxy.relay.udp_sockets import IP_TRANSPARENT, IPV6_TRANSPARENT, Address, divide
 
 _IP_PKTINFO = 8
 _IPV6_CHECKSUM = 7
@@ -40,6 +40,7 @@ class Answerer:
                 self._sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_CHECKSUM, _CHECKSUM_AT)
             else:
                 self._sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+            divide(self._sock)
             self._sock.bind((_NOBODY[family], 0))
         except OSError:
             self._sock.close()

@@ -146,7 +146,7 @@ class Session:
         self.received_datagrams += 1
         self.held = None
         if not self.answered:
-            self.relay.first_answer(self)
+            self.relay.first_answer(self, size)
         send = self.client_send
         try:
             send(VIEWS[size] if size < SMALL else WHOLE[:size])

@@ -20,6 +20,8 @@ Address = tuple[str, int] | tuple[str, int, int, int]  # as recvmsg tells and co
 IP_TRANSPARENT, IP_RECVORIGDSTADDR = 19, 20
 IPV6_TRANSPARENT, IPV6_RECVORIGDSTADDR = 75, 74
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER = 10, 23
+_PMTUDISC_DONT = 0  # of both families
 _SO_BINDTODEVICE = 25
 _SO_RCVBUFFORCE = 33
 _ERRORS = 64
@@ -66,6 +68,7 @@ def to_client(asked: Address, client: Address) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, b"lo")
+        divide(sock)
         sock.bind(asked)
         sock.connect(NOBODY["IPv6" if ":" in client[0] else "IPv4"])
         sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, b"")
@@ -98,6 +101,18 @@ def to_endpoint(end: tuple[str, int], source: Address | None) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def divide(sock: socket.socket) -> None:
+    """Whoever is on the way may divide what is sent (IPv4), and it is divided here once somebody has said what fits.
+
+    Nothing holds what an endpoint said once it was sent: without "do not fragment" it need not be sent again. And a message about what
+    fits, which anybody may forge, is no error of the socket's (EMSGSIZE at the next read: __udp4_lib_err, `harderr`) that ends a session.
+    """
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
 
 
 def clear_errors(sock: socket.socket) -> None:

@@ -29,6 +29,7 @@ from tests.packet.udp_ground import (
     asked,
     grounded,
     heard,
+    own_sockets,
     relaying,
     scene,
     until,
@@ -189,13 +190,6 @@ def _descriptors() -> int:
     return len([*Path("/proc/self/fd").iterdir()])
 
 
-def _own_sockets(ground: Ground) -> int:
-    """Sockets of the node with the Service's port that are connected to a client."""
-    text = run(ground.node, "cat", "/proc/net/udp" + ("6" if ground.family is SIX else ""))
-    ends = [line.split()[1:3] for line in text.splitlines()[1:]]
-    return sum(local.endswith(f":{PORT:04X}") and remote[-5:] not in (":0000", ":0009") for local, remote in ends)
-
-
 def test_what_lasts_gets_a_socket_of_its_own(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     """After two seconds, or sixteen datagrams; so many of an address at the most. The others are served all the same."""
 
@@ -207,26 +201,26 @@ def test_what_lasts_gets_a_socket_of_its_own(ground: Ground, monkeypatch: pytest
             assert await asked(once) == await asked(slow) == b"0 ?"
             for number in range(20):
                 assert await asked(busy, b"%d" % number) == b"0 %d" % number
-            assert _own_sockets(ground) == 1
+            assert own_sockets(ground) == 1
             worker.sweep(3)
             for client in (busy, slow):
                 assert await asked(client) == b"0 ?"
             worker.sweep()
-            assert _own_sockets(ground) == 2 and worker.relay.open == 3
+            assert own_sockets(ground) == 2 and worker.relay.open == 3
             assert worker.row(SENT_DATAGRAMS) == 1 + 21 + 2
             for number in range(20):
                 assert await asked(late, b"%d" % number) == b"0 %d" % number
             for client in (once, busy, slow):
                 assert await asked(client) == b"0 ?"
-            assert _own_sockets(ground) == 2 and worker.row(BEGAN) == 4
+            assert own_sockets(ground) == 2 and worker.row(BEGAN) == 4
             worker.sweep(3)
             assert await asked(late) == b"0 ?"
             worker.sweep(100)
             assert await asked(late) == b"0 ?"
             worker.sweep(30)  # the others are over: there is room
-            assert worker.relay.open == _own_sockets(ground) == 1
+            assert worker.relay.open == own_sockets(ground) == 1
             worker.sweep(130)
-            assert worker.relay.open == _own_sockets(ground) == 0
+            assert worker.relay.open == own_sockets(ground) == 0
         assert _descriptors() == before
 
     scene(play)

@@ -23,6 +23,7 @@ from tests.packet.udp_ground import (
     asked,
     grounded,
     heard,
+    own_sockets,
     relaying,
     scene,
     until,
@@ -119,6 +120,51 @@ def test_a_way_that_is_narrower_than_it_seemed(ground: Ground) -> None:
                 for words in (b"x" * 1400, b"y" * 1300, b"z" * 9000):
                     assert await asked(client, words) == b"0 " + words
                 assert worker.row(FAILED) == worker.row(LOST) == 0
+
+    scene(play)
+
+
+@pytest.mark.parametrize("lasting", [False, True], ids=["a question", "a session with a socket of its own"])
+def test_a_way_to_the_client_that_is_narrower_than_it_seemed(ground: Ground, lasting: bool) -> None:
+    """IPv4's router divides the answer. IPv6's says what fits and throws it away, as behind rules that translate; the session goes on."""
+
+    async def play() -> None:
+        with Namespace.new() as far:
+            six = ground.family is SIX
+            here, there = ("fd00:97::9", "fd00:97::/112") if six else ("10.97.0.9", "10.97.0.0/24")
+            for space in (ground.clients, far):
+                sysctl(space, ipv4__ip_forward=1, ipv6__conf__all__forwarding=1, ipv6__conf__default__accept_dad=0)
+            link(ground.clients, "narrow", far, ["10.97.0.1/24", "fd00:97::1/112"], ["10.97.0.9/24", "fd00:97::9/112"])
+            ip(ground.clients, "link set narrow mtu 1280")
+            ip(far, "link set eth0 mtu 1280", "route add default via 10.97.0.1", "route add default via fd00:97::1")
+            run(ground.node, "ip", "-6" if six else "-4", "route", "add", there, "via", ground.family.clients[0])
+            sysctl(ground.clients, ipv4__icmp_ratelimit=0, ipv6__icmp__ratelimit=0)
+            clients = replace(ground, clients=far)
+            with (
+                relaying(ground, ground.target(0)) as worker,
+                Pod(ground, 0) as pod,
+                clients.client(here) as client,
+            ):
+                for _ in range(20 if lasting else 0):
+                    await asked(client)
+                assert own_sockets(ground) == lasting
+                pod.answers = False
+                client.send(b"tell me")
+                await until(lambda: pod.heard[-1:] != [] and pod.heard[-1][0] == b"tell me")
+                peer = pod.heard[-1][1]
+
+                async def comes(words: bytes) -> bool:
+                    pod.sock.sendto(words, peer)
+                    try:
+                        return await heard(client, 0.2) == words
+                    except TimeoutError:
+                        return False
+
+                assert await comes(b"x" * 1400) is not six
+                assert await comes(b"y" * 1400) or await comes(b"y" * 1400)
+                pod.answers = True
+                assert await asked(client, b"again") == b"0 again"
+                assert worker.relay.open == 1 and worker.row(LOST) == 0
 
     scene(play)
 

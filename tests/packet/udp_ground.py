@@ -26,7 +26,7 @@ from kproxy.relay.targets import INSIDE, Key, Table, Target
 from kproxy.relay.udp import UdpRelay
 from kproxy.relay.udp_sockets import Address, listening
 from tests.support.capturing import capture
-from tests.support.netns import Namespace, ip, link, sysctl
+from tests.support.netns import Namespace, ip, link, run, sysctl
 
 _RELAY = 10270
 PORT, ENDS = 53, 8053
@@ -206,3 +206,10 @@ def scene(play: Callable[[], Awaitable[None]]) -> None:
         await asyncio.wait_for(play(), 120)
 
     poller.run(within())
+
+
+def own_sockets(ground: Ground) -> int:
+    """Sockets of the node with the Service's port that are connected to a client."""
+    text = run(ground.node, "cat", "/proc/net/udp" + ("6" if ground.family is SIX else ""))
+    ends = [line.split()[1:3] for line in text.splitlines()[1:]]
+    return sum(local.endswith(f":{PORT:04X}") and remote[-5:] not in (":0000", ":0009") for local, remote in ends)
