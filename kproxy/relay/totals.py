@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from kproxy.relay.counts import COLUMNS, OPEN
+from kproxy.relay.counts import BEGAN, COLUMNS, FAILED, OPEN
 from kproxy.relay.targets import End, Table
 
 Life = tuple[int, int]
@@ -48,6 +48,7 @@ class Totals:
         self._here: set[Life] = set()
         self._base = _Told()
         self._pruned: Table | None = None
+        self._kept: list[tuple[Life, tuple[str, End | None]]] = []  # of what is gone, and open when that was looked at
 
     def take(self, life: Life, rows: Iterable[Row], worker: Mapping[str, int]) -> None:
         """What a worker counted since it started; rows that are not among them stay as they were told before."""
@@ -56,8 +57,13 @@ class Totals:
         mine.worker = dict(worker) if len(worker) <= _NAMES else {}
         for name, end, counts in rows:
             of = (name, end)
-            if len(counts) == len(COLUMNS) and (of in mine.rows or len(mine.rows) < _ROWS):
-                mine.rows[of] = counts
+            before = mine.rows.get(of)
+            if len(counts) != len(COLUMNS) or (before is None and len(mine.rows) >= _ROWS):
+                continue
+            if before is not None and (counts[BEGAN] < before[BEGAN] or counts[FAILED] < before[FAILED]):
+                # It was gone for a moment, in which the worker forgot what it had counted, and is back.
+                _add(self._base.rows, of, before, here=False)
+            mine.rows[of] = counts
 
     def gone(self, life: Life) -> None:
         """Nobody speaks for this process at present."""
@@ -71,16 +77,30 @@ class Totals:
 
     def prune(self, table: Table | None) -> None:
         """Forgets what belongs to Services and endpoints that are no more, once nothing is open there."""
-        if table is None or table is self._pruned:
+        if table is None:
+            return
+        if table is self._pruned:
+            self._kept = [(life, of) for life, of in self._kept if not self._dropped(life, of)]
             return
         self._pruned = table
         targets = {id(target): target for target in table.targets.values()}.values()
         wanted: set[tuple[str, End | None]] = {(target.name, None) for target in targets}
         for target in targets:
             wanted.update((target.name, end) for end in (*target.endpoints, *target.keeps))
-        for told in (self._base, *self._by_life.values()):
-            for of in [of for of, row in told.rows.items() if of not in wanted and not row[OPEN]]:
-                del told.rows[of]
+        for of in self._base.rows.keys() - wanted:
+            del self._base.rows[of]
+        unwanted = [(life, of) for life, told in self._by_life.items() for of in told.rows.keys() - wanted]
+        self._kept = [(life, of) for life, of in unwanted if not self._dropped(life, of)]
+
+    def _dropped(self, life: Life, of: tuple[str, End | None]) -> bool:
+        """Forgets a row of something that is no more, unless that is open with a worker that is here; whether the row is gone."""
+        told = self._by_life.get(life)
+        if told is None or of not in told.rows:
+            return True
+        if life in self._here and told.rows[of][OPEN]:
+            return False
+        del told.rows[of]
+        return True
 
     def worker(self) -> dict[str, int]:
         """What counts for workers as a whole, added up: a few numbers, whatever the number of Services."""

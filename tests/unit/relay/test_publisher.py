@@ -353,6 +353,29 @@ def test_counters_of_what_is_gone_are_forgotten() -> None:
     assert set(totals.sums().services) == {"web", "busy"} and not totals.sums().endpoints
 
 
+def test_counters_of_what_is_gone_are_forgotten_when_its_connections_end_or_their_worker_does() -> None:
+    totals, table = Totals(), Table({_key("a"): _target("web", ends=0)})
+    for life in ((1, 1), (2, 1)):
+        totals.take(life, [("busy", None, _row(4, 1)), ("busy", _END, _row(4, 1)), ("web", None, _row(1, 1))], {})
+    totals.prune(table)
+    assert totals.sums().services == {"busy": _row(8, 2), "web": _row(2, 2)}
+    totals.gone((1, 1))
+    totals.prune(table)
+    assert totals.sums().services == {"busy": _row(4, 1), "web": _row(2, 1)}
+    totals.take((2, 1), [("busy", None, _row(4)), ("busy", _END, _row(4))], {})
+    totals.prune(table)
+    assert totals.sums().services == {"web": _row(2, 1)} and not totals.sums().endpoints
+
+
+def test_counters_do_not_fall_when_a_worker_forgets_what_was_gone_for_a_moment() -> None:
+    totals = Totals()
+    totals.take((1, 1), [("web", _END, _row(5, 1))], {})
+    totals.take((1, 1), [("web", _END, _row(2, 1))], {})
+    assert totals.sums().endpoints["web", _END] == _row(7, 1)
+    totals.take((1, 1), [("web", _END, _row(3))], {})
+    assert totals.sums().endpoints["web", _END] == _row(8)
+
+
 def test_sums_without_endpoints_are_the_same_sums() -> None:
     totals = Totals()
     row = [1] * len(COLUMNS)
