@@ -187,12 +187,13 @@ class SyncLoop:
                 slices=len(self.snapshot.slices),
                 problems=self._problems(),
             )
-            if self.heard_enough:
-                self._queue(SLICES_FOLLOW_S if all(_awaits_slices(e, before, self.snapshot) for e in events) else 0.0)
             if self.snapshot.synced >= ZONE_NEEDS:
                 await self._publish_zone(self.snapshot)
                 if not self.status.dns_published:
                     self.status = replace(self.status, dns_published=True)
+            # After the zone: who is woken first acts first, and deciding upon rules takes longer than telling the DNS workers.
+            if self.heard_enough:
+                self._queue(SLICES_FOLLOW_S if all(_awaits_slices(e, before, self.snapshot) for e in events) else 0.0)
 
     async def keep_rules(self) -> None:
         """Brings the kernel to the wanted state whenever it changed and the pacer allows; runs for ever."""

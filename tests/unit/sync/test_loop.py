@@ -14,6 +14,7 @@ from kproxy.model.desired import NodeSettings
 from kproxy.model.events import Applied, Removed
 from kproxy.model.names import NamespacedName
 from kproxy.model.objects import Kind, ObjectKey
+from kproxy.model.snapshot import Snapshot
 from kproxy.sync.loop import SyncLoop, SyncOutcome
 from kproxy.sync.pacer import Pacer
 from tests.support.memory_sync import MemoryBackend, Zones, lists, running, service, slice_of, until
@@ -68,6 +69,45 @@ def test_a_change_reaches_kernel_and_zone_and_a_removal_takes_it_away() -> None:
             loop.emit(Removed(ObjectKey(Kind.SERVICE, NamespacedName("ns", "svc1"))))
             await until(lambda: backend.kernel == set())
             assert not zones.published[-1].services
+
+    asyncio.run(scenario())
+
+
+def test_dns_workers_are_told_before_rules_are_decided_upon() -> None:
+    """Deciding takes milliseconds in which nothing else happens; telling takes a fraction of one."""
+
+    class Told(Zones):
+        """Wakes whoever tells the workers, as the publisher does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.woken = asyncio.Event()
+
+        async def __call__(self, snapshot: Snapshot) -> None:
+            await super().__call__(snapshot)
+            self.woken.set()
+
+    async def scenario() -> None:
+        backend, zones, done = MemoryBackend(), Told(), []
+
+        async def tell() -> None:
+            while True:
+                await zones.woken.wait()
+                zones.woken.clear()
+                done.append("told")
+
+        async with running(backend, zones) as loop, asyncio.TaskGroup() as group:
+            telling = group.create_task(tell())
+            for event in lists(service(1), slice_of(1, "10.244.0.5")):
+                loop.emit(event)
+            await until(lambda: backend.kernel)
+            loop.use(lambda _: done.append("decided") or NodeSettings(name="node-1"))
+            await until(lambda: "decided" in done)
+            done.clear()
+            loop.emit(Applied(slice_of(1, "10.244.0.6")))
+            await until(lambda: "decided" in done)
+            assert done == ["told", "decided"]
+            telling.cancel()
 
     asyncio.run(scenario())
 
