@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from kproxy.dns.blocks import NO_PAGES, Kubernetes, ServerBlock
 from kproxy.dns.settings import DnsSettings
@@ -64,6 +65,7 @@ def is_reverse(zone: str) -> bool:
     return "/" in zone or lowered.endswith(("in-addr.arpa", "ip6.arpa"))
 
 
+@lru_cache(maxsize=16)  # asked for with every change, and the same for as long as the configuration is
 def zone_settings(settings: DnsSettings) -> tuple[DnsSettings, ...]:
     """The flat settings of every zone: one for each different directive, in the order of the blocks; one in all without blocks.
 

@@ -8,12 +8,13 @@ here: deciding what traffic does (that is `model.resolve`), or an exception over
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from sys import intern
 from typing import TypeVar
 
 from msgspec import UNSET
 
-from kproxy.model.addresses import family_of, special_class
+from kproxy.model.addresses import family_of, refusal, special_class
 from kproxy.model.names import Family, NamespacedName, Protocol
 from kproxy.model.objects import (
     EndpointSlice,
@@ -176,19 +177,22 @@ def _slice_ports(ports: Sequence[WireSlicePort] | None, notes: Notes) -> tuple[S
                 f"ports[{index}].name", f"{shown(port.name)} {protocol.value} is there already; the port is ignored"
             )
         else:
-            found[port.name, protocol] = SlicePort(name=intern(port.name), protocol=protocol, port=port.port)
+            found[port.name, protocol] = _slice_port(intern(port.name), protocol, port.port)
     return tuple(found.values())
+
+
+@lru_cache(maxsize=1024)
+def _slice_port(name: str, protocol: Protocol, port: int) -> SlicePort:
+    """Equal ones are mostly the same object: most slices have the same few ports."""
+    return SlicePort(name=name, protocol=protocol, port=port)
 
 
 def _endpoint(found: WireEndpoint, family: Family, index: int, notes: Notes) -> SliceEndpoint | None:
     if not found.addresses:
         notes.add(f"endpoints[{index}].addresses", "is empty; the endpoint is ignored")
         return None
-    address = address_of(found.addresses[0], f"endpoints[{index}].addresses[0]", notes, destination)
+    address = _endpoint_address(found.addresses[0], family, index, notes)
     if not address:
-        return None
-    if family_of(address) is not family:
-        notes.add(f"endpoints[{index}].addresses[0]", f"{address} is not {family.value}; the endpoint is ignored")
         return None
     conditions, hints, target = found.conditions, found.hints, found.target_ref
     hostname = found.hostname or ""
@@ -208,6 +212,22 @@ def _endpoint(found: WireEndpoint, family: Family, index: int, notes: Notes) -> 
         hint_nodes=_hints(hints.for_nodes if hints else None),
         pod=target.name if target is not None and target.kind == "Pod" else "",
     )
+
+
+def _endpoint_address(text: str, family: Family, index: int, notes: Notes) -> str:
+    """Canonical, "" with a note when it cannot be used. The first lines are the way of nearly all."""
+    try:
+        address = canonical_address(text)
+        if (":" in address) is (family is Family.IPV6) and not refusal(address, family):
+            return address
+    except BadText:
+        pass
+    path = f"endpoints[{index}].addresses[0]"
+    address = address_of(text, path, notes, destination)
+    if address and family_of(address) is not family:
+        notes.add(path, f"{address} is not {family.value}; the endpoint is ignored")
+        return ""
+    return address
 
 
 def _hints(hints: Iterable[Hint] | None) -> tuple[str, ...]:

@@ -11,8 +11,9 @@ rest. Where leaving out would *open* something (source ranges that cannot be rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from sys import intern
 from typing import Any, TypeVar
 
@@ -164,7 +165,19 @@ def decode(kind: Kind, raw: Raw, labels: frozenset[str] = NO_LABELS) -> Decoded:
 
     labels: keys of the labels that a Service or Namespace is to keep; a second reading, for those who ask.
     """
-    return with_labels(decode_noting(kind, raw, Notes()), raw, labels)
+    found = decode_noting(kind, raw, Notes())
+    return with_labels(found, raw, labels) if labels else found
+
+
+def decode_all(kind: Kind, items: Iterable[Raw], labels: frozenset[str] = NO_LABELS) -> list[Decoded]:
+    """As `decode` for each of them; a place for notes is made anew only for the one after an object that needed it."""
+    found, notes = [], Notes()
+    for item in items:
+        decoded = decode_noting(kind, item, notes)
+        if notes.count:
+            notes = Notes()
+        found.append(with_labels(decoded, item, labels) if labels else decoded)
+    return found
 
 
 def with_labels(found: Decoded, raw: Raw, wanted: frozenset[str]) -> Decoded:
@@ -215,6 +228,9 @@ def _read(reader: _Reader, raw: Raw, notes: Notes) -> msgspec.Struct:
         return reader.struct()
 
 
+_is_namespace = lru_cache(maxsize=4096)(is_label)  # of few
+
+
 def _name_is_usable(reader: _Reader, name: NamespacedName, notes: Notes) -> bool:
     """Names go into rule comments, owner names and logs, so a name no API server accepts is not passed on."""
     if not name.name:
@@ -223,7 +239,7 @@ def _name_is_usable(reader: _Reader, name: NamespacedName, notes: Notes) -> bool
     good = is_label(name.name) if reader.labels_only else is_subdomain(name.name)
     if not good:
         notes.add("metadata.name", f"{shown(name.name)} is no legal name; the object is ignored")
-    elif reader.namespaced and not is_label(name.namespace):
+    elif reader.namespaced and not _is_namespace(name.namespace):
         notes.add("metadata.namespace", f"{shown(name.namespace)} is no legal namespace; the object is ignored")
         return False
     return good
@@ -255,8 +271,7 @@ def decode_page(kind: Kind, raw: bytes, labels: frozenset[str] = NO_LABELS) -> L
     page = split_page(kind, raw)
     if isinstance(page, Malformed):
         return page
-    decoded = tuple(decode(kind, item, labels) for item in page.items)
-    return ListPage(decoded, page.resource_version, page.continue_token)
+    return ListPage(tuple(decode_all(kind, page.items, labels)), page.resource_version, page.continue_token)
 
 
 def decode_line(kind: Kind, raw: bytes, labels: frozenset[str] = NO_LABELS) -> WatchWord:

@@ -6,6 +6,7 @@ the API's defaults with a note; source ranges fall back to "nobody".
 
 from __future__ import annotations
 
+from functools import lru_cache
 from sys import intern
 
 from kproxy.model.addresses import family_of
@@ -25,7 +26,17 @@ from kproxy.watch.convert import (
 )
 from kproxy.watch.fields import BadText, canonical_network, is_dns_name, is_label, shown
 from kproxy.watch.relay_options import relay_options
-from kproxy.watch.wire import MAX_ITEMS, ImportSpec, Meta, Notes, ServiceSpec, WireImport, WirePort, WireService
+from kproxy.watch.wire import (
+    MAX_ITEMS,
+    ImportSpec,
+    Ingress,
+    Meta,
+    Notes,
+    ServiceSpec,
+    WireImport,
+    WirePort,
+    WireService,
+)
 
 DEFAULT_AFFINITY_S = 10_800
 MAX_AFFINITY_S = 86_400
@@ -39,25 +50,26 @@ def service_of(name: NamespacedName, found: WireService, notes: Notes) -> Servic
     meta, spec = found.metadata or Meta(), found.spec or ServiceSpec()
     kind = _service_type(spec, notes)
     headless, cluster_ips = _cluster_ips(spec, kind, notes)
-    balancer_ips, proxy_ips = _load_balancer_ips(found, notes)
-    return Service(
+    balancer_ips, proxy_ips, hostnames = _load_balancer(found, notes)
+    health = spec.health_check_node_port
+    return Service(  # a first list brings 10,000: what most of them do not have is not called for
         name=name,
         type=kind,
         proxied=is_ours(meta.labels),
         cluster_ips=cluster_ips,
         headless=headless,
-        external_name=_external_name(spec, kind, notes),
+        external_name=_external_name(spec, notes) if kind == "ExternalName" else "",
         external_ips=addresses_of(spec.external_ips, "spec.externalIPs", notes, destination),
         load_balancer_ips=balancer_ips,
         load_balancer_proxy_ips=proxy_ips,
-        load_balancer_hostnames=_load_balancer_hostnames(found, notes),
-        source_ranges=_source_ranges(spec, notes),
+        load_balancer_hostnames=hostnames,
+        source_ranges=_source_ranges(spec, notes) if spec.load_balancer_source_ranges or notes.unreadable else (),
         ports=service_ports(spec.ports, notes),
-        affinity_timeout_s=_affinity(spec, notes),
+        affinity_timeout_s=None if spec.session_affinity in ("", "None") else _affinity(spec, notes),
         internal_policy=_policy(spec.internal_traffic_policy, "spec.internalTrafficPolicy", notes),
         external_policy=_policy(spec.external_traffic_policy, "spec.externalTrafficPolicy", notes),
-        health_check_node_port=_port_or_zero(spec.health_check_node_port, "spec.healthCheckNodePort", notes),
-        selector=tuple(sorted((spec.selector or {}).items())[:MAX_TEXTS]),
+        health_check_node_port=_port_or_zero(health, "spec.healthCheckNodePort", notes) if health else 0,
+        selector=tuple(sorted(spec.selector.items())[:MAX_TEXTS]) if spec.selector else (),
         relay=relay_options(meta.annotations, notes) if meta.annotations is not None else None,
     )
 
@@ -89,10 +101,16 @@ def _cluster_ips(spec: ServiceSpec, kind: str, notes: Notes) -> tuple[bool, tupl
     """
     if kind == "ExternalName":
         return False, ()
+    families = spec.ip_families or []
+    if (
+        spec.cluster_ips is not None and len(spec.cluster_ips) == 1 and spec.cluster_ips[0] not in ("", "None")
+    ):  # nearly all
+        address = address_of(spec.cluster_ips[0], "spec.clusterIPs[0]", notes, virtual_ip)
+        if not address or not families or FAMILIES.get(families[0]) in (None, family_of(address)):
+            return False, (address,) if address else ()
     texts = list(first(spec.cluster_ips, MAX_TEXTS, "spec.clusterIPs", notes)) or [spec.cluster_ip or ""]
     if "None" in texts:
         return True, ()
-    families = spec.ip_families or []
     found: dict[Family, str] = {}
     for index, text in enumerate(texts):
         path = f"spec.clusterIPs[{index}]" if spec.cluster_ips else "spec.clusterIP"
@@ -112,9 +130,7 @@ def _cluster_ips(spec: ServiceSpec, kind: str, notes: Notes) -> tuple[bool, tupl
     return False, tuple(found.values())
 
 
-def _external_name(spec: ServiceSpec, kind: str, notes: Notes) -> str:
-    if kind != "ExternalName":
-        return ""
+def _external_name(spec: ServiceSpec, notes: Notes) -> str:
     if is_dns_name(spec.external_name):
         return spec.external_name
     why = f"{shown(spec.external_name)} is no DNS name" if spec.external_name else "is missing"
@@ -122,14 +138,18 @@ def _external_name(spec: ServiceSpec, kind: str, notes: Notes) -> str:
     return ""
 
 
-def _load_balancer_ips(found: WireService, notes: Notes) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The addresses that the load balancer leaves on the packet, and those of ipMode Proxy: it sends to node ports, nothing to serve."""
+def _load_balancer(found: WireService, notes: Notes) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The addresses that the load balancer leaves on the packet; those of ipMode Proxy, which sends to node ports; its names."""
     balancer = found.status.load_balancer if found.status else None
     if balancer is None or not balancer.ingress:
-        return (), ()
+        return (), (), ()
+    return *_load_balancer_ips(balancer.ingress, notes), _load_balancer_hostnames(balancer.ingress, notes)
+
+
+def _load_balancer_ips(listed: list[Ingress], notes: Notes) -> tuple[tuple[str, ...], tuple[str, ...]]:
     texts: tuple[dict[str, None], dict[str, None]] = ({}, {})
     path = "status.loadBalancer.ingress"
-    for index, ingress in enumerate(first(balancer.ingress if balancer else None, MAX_ADDRESSES, path, notes)):
+    for index, ingress in enumerate(first(listed, MAX_ADDRESSES, path, notes)):
         if ingress.ip_mode not in (None, "VIP", "Proxy"):
             notes.add(f"{path}[{index}].ipMode", f"{shown(ingress.ip_mode)} is unknown; the address is ignored")
         elif ingress.ip:
@@ -139,13 +159,10 @@ def _load_balancer_ips(found: WireService, notes: Notes) -> tuple[tuple[str, ...
     return tuple(texts[0]), tuple(texts[1])
 
 
-def _load_balancer_hostnames(found: WireService, notes: Notes) -> tuple[str, ...]:
-    balancer = found.status.load_balancer if found.status else None
-    if balancer is None or not balancer.ingress:
-        return ()
+def _load_balancer_hostnames(listed: list[Ingress], notes: Notes) -> tuple[str, ...]:
     kept: dict[str, None] = {}
     path = "status.loadBalancer.ingress"
-    for index, ingress in enumerate((balancer.ingress if balancer else None) or ()[:MAX_ADDRESSES]):
+    for index, ingress in enumerate(listed[:MAX_ADDRESSES]):
         if ingress.hostname and is_dns_name(ingress.hostname):
             kept[ingress.hostname] = None
         elif ingress.hostname:
@@ -176,8 +193,17 @@ def service_ports(ports: list[WirePort] | None, notes: Notes) -> tuple[PortSpec,
     """The usable entries of `spec.ports`."""
     found: dict[tuple[str, Protocol], PortSpec] = {}
     for index, port in enumerate(first(ports, MAX_ITEMS, "spec.ports", notes)):
-        path = f"spec.ports[{index}]"
         protocol = PROTOCOLS.get(port.protocol or "TCP")
+        good = protocol is not None and 0 < port.port < 65536 and 0 <= port.node_port < 65536
+        if (
+            good
+            and protocol is not None
+            and (port.name, protocol) not in found
+            and (not port.name or is_label(port.name))
+        ):
+            found[port.name, protocol] = _port_spec(intern(port.name), protocol, port.port, port.node_port)
+            continue
+        path = f"spec.ports[{index}]"
         if protocol is None:
             notes.add(f"{path}.protocol", f"{shown(port.protocol)} is unknown; the port is ignored")
         elif not 0 < port.port < 65536:
@@ -188,10 +214,14 @@ def service_ports(ports: list[WirePort] | None, notes: Notes) -> tuple[PortSpec,
             notes.add(f"{path}.name", f"{shown(port.name)} {protocol.value} is there already; the port is ignored")
         else:
             node_port = _port_or_zero(port.node_port, f"{path}.nodePort", notes)
-            found[port.name, protocol] = PortSpec(
-                name=intern(port.name), protocol=protocol, port=port.port, node_port=node_port
-            )
+            found[port.name, protocol] = _port_spec(intern(port.name), protocol, port.port, node_port)
     return tuple(found.values())
+
+
+@lru_cache(maxsize=1024)
+def _port_spec(name: str, protocol: Protocol, port: int, node_port: int) -> PortSpec:
+    """Equal ones are mostly the same object: most Services have the same few ports."""
+    return PortSpec(name=name, protocol=protocol, port=port, node_port=node_port)
 
 
 def _port_or_zero(number: int, path: str, notes: Notes) -> int:
@@ -202,8 +232,6 @@ def _port_or_zero(number: int, path: str, notes: Notes) -> int:
 
 
 def _affinity(spec: ServiceSpec, notes: Notes) -> int | None:
-    if spec.session_affinity in ("", "None"):
-        return None
     if spec.session_affinity != "ClientIP":
         notes.add("spec.sessionAffinity", f"{shown(spec.session_affinity)} is unknown; there is none")
         return None
@@ -219,6 +247,8 @@ def _affinity(spec: ServiceSpec, notes: Notes) -> int | None:
 
 
 def _policy(text: str | None, path: str, notes: Notes) -> TrafficPolicy:
+    if text is None:
+        return TrafficPolicy.CLUSTER
     policy = _POLICIES.get(text or "Cluster")
     if policy is None:
         notes.add(path, f"{shown(text)} is unknown; treated as Cluster")
