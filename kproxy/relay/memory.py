@@ -9,6 +9,7 @@ that the event loop waits for.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Iterable
@@ -40,6 +41,7 @@ class AffinityMemory:
         self._held: dict[tuple[Group, str], Remembered] = {}  # the one used longest ago first
         self._written = True
         self._seen: tuple[int, int] | None = None  # the file as it was read or written last
+        self._complaint = ""  # that was told last
 
     def load(self, now: float) -> list[Remembered]:
         """What another controller, of this start of the machine, has written since the last time; those entries that are news."""
@@ -90,7 +92,7 @@ class AffinityMemory:
         return [entry for entry in self._held.values() if _holds(entry, now)]
 
     async def write(self, now: float) -> None:
-        """Forgets what does not hold any more and writes the rest, if anything changed. A full disk is told, not raised."""
+        """Forgets what does not hold any more and writes the rest, if anything changed. A full disk is told, and tried again."""
         gone = [of for of, entry in self._held.items() if not _holds(entry, now)]
         for of in gone:
             del self._held[of]
@@ -101,9 +103,12 @@ class AffinityMemory:
         entries = (*self._held.values(),)
         try:
             await asyncio.to_thread(_write, self._path, entries)
-            self._seen = self._mark(self._path)
+            self._seen, self._complaint = self._mark(self._path), ""
         except OSError as error:
-            log.warning("Affinity cannot be remembered on disk", extra=fields(error=error.strerror))
+            self._written = False
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                log.warning("Affinity cannot be remembered on disk", extra=fields(error=error.strerror))
 
 
 def _holds(entry: Remembered, now: float) -> bool:
@@ -117,9 +122,14 @@ def _weight(entry: Remembered) -> tuple[float, tuple[int, ...], int]:
 
 def _write(path: Path, entries: tuple[Remembered, ...]) -> None:
     beside = path.with_suffix(f".{os.getpid()}")
-    beside.write_bytes(msgspec.msgpack.encode(_File(_boot(), entries)))
-    beside.chmod(0o600)
-    os.replace(beside, path)  # noqa: PTH105 - the same in fewer words
+    try:
+        beside.write_bytes(msgspec.msgpack.encode(_File(_boot(), entries)))
+        beside.chmod(0o600)
+        os.replace(beside, path)  # noqa: PTH105 - the same in fewer words
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.unlink()  # a part of it on a full disk
+        raise
 
 
 def _boot() -> str:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from kproxy.framing import framed
 from kproxy.relay import channel, memory
@@ -298,6 +299,28 @@ def test_the_file_of_affinity_is_of_this_start_of_the_machine_and_what_is_over_l
         await AffinityMemory(tmp_path / "nowhere" / "affinity").write(1.0)
 
     asyncio.run(scene())
+
+
+def test_what_could_not_be_written_is_written_later_and_leaves_no_part(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing new is said meanwhile; the complaint is told once."""
+    path = tmp_path / "run" / "affinity"
+
+    async def scene() -> None:
+        kept = AffinityMemory(path)
+        kept.take([_stay("a", 100.0)])
+        for moment in (101.0, 106.0):
+            await kept.write(moment)
+        path.mkdir(parents=True)  # now only its last step fails
+        await kept.write(111.0)
+        assert [*path.parent.iterdir()] == [path]
+        path.rmdir()
+        await kept.write(116.0)
+        assert [entry.client for entry in AffinityMemory(path).load(120.0)] == ["a"]
+
+    asyncio.run(scene())
+    assert [record.message for record in caplog.records] == ["Affinity cannot be remembered on disk"] * 2
 
 
 def test_two_instances_learn_from_one_file(tmp_path: Path) -> None:
