@@ -24,8 +24,7 @@ from kproxy.config.follow import fingerprint
 from kproxy.config.load import load_config
 from kproxy.config.show import written
 from kproxy.dns.configured import begun_with, channel_path, dns_settings, understood
-from kproxy.dns.memory import NAME
-from kproxy.dns.source import at_start
+from kproxy.dns.settings import ZONES_FILE
 from kproxy.errors import ConfigError
 from kproxy.loopback.listeners import loopback_path
 from kproxy.node.oom import set_oom_score
@@ -52,7 +51,7 @@ def children(config: Config, flags: Mapping[str, object]) -> list[tuple[str, lis
                 "--config",
                 settings,
                 "--memory",
-                f"{config.run_dir}/{NAME}",
+                f"{config.run_dir}/{ZONES_FILE}",
                 "--name",
                 f"kproxy-dns-{number}",
                 "--parent",
@@ -129,6 +128,10 @@ def _begun(config: Config, flags: Mapping[str, object]) -> int:
 def _of_workers(config: Config) -> str:
     """What the DNS workers are started with, as JSON. An argument's length is bounded: a long Corefile comes from the controller."""
     base = dns_settings(config, os.environ)
+    if not config.dns.corefile:
+        return msgspec.json.encode(base).decode()
+    from kproxy.dns.source import at_start
+
     corefile = at_start(config.dns.corefile, config.run_dir, os.environ)
     for warning in understood(corefile, config).warnings if corefile is not None else ():
         click.echo(f"kproxy: {warning}", err=True)

@@ -1,4 +1,7 @@
-"""From the configuration to what DNS needs of it: the workers' settings, and where they meet their controller. Pure."""
+"""From the configuration to what DNS needs of it: the workers' settings, and where they meet their controller. Pure.
+
+`kproxy run` imports this before it becomes the supervisor: what only a Corefile asks for is half of what it would import.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,6 @@ from ipaddress import ip_address
 
 from kproxy.config.config import Config
 from kproxy.dns.blocks import Corefile, PodRecords
-from kproxy.dns.chain import serve
-from kproxy.dns.corefile.here import served_here
 from kproxy.dns.directives import zone_settings
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.zone import empty_zone
@@ -52,6 +53,8 @@ def understood(corefile: Corefile, config: Config) -> Corefile:
 
     Its warnings tell of that, and of link-local addresses in `bind` that nobody has given to this node.
     """
+    from kproxy.dns.corefile.here import served_here
+
     dns = config.dns
     found = served_here(corefile, {*dns.cluster_dns, *dns.local_addresses})
     bound = dict.fromkeys(word for block in found.blocks for word in block.bind if word.startswith("169.254."))
@@ -70,6 +73,8 @@ def with_corefile(settings: DnsSettings, config: Config, corefile: Corefile | No
     """
     if corefile is None:
         return settings
+    from kproxy.dns.chain import serve
+
     found = understood(corefile, config)
     blocks = tuple(replace(block, bind=()) if {"0.0.0.0", "::"} & {*block.bind} else block for block in found.blocks)
     zones = [zone for block in blocks if block.kubernetes is not None for zone in block.kubernetes.zones]

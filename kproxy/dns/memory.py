@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kproxy import __version__
+from kproxy.dns.settings import ZONES_FILE
 from kproxy.telemetry.logs import fields
 
 log = logging.getLogger("kproxy.dns.memory")
 
-NAME = "dns-zones"
+NAME = ZONES_FILE
 MAX_OCTETS = 64 << 20  # 10,000 Services with 50,000 endpoints are 4 MB
 WRITE_EVERY_S = 5.0
 TRUE_EVERY_S = 10.0  # how often it is said that the file is still true

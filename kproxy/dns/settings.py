@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from kproxy.dns import selector
 from kproxy.dns.blocks import NO_PAGES, Pages, PodRecords, ServerBlock
 
+ZONES_FILE = "dns-zones"  # in the run directory, see memory.py
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DnsSettings:

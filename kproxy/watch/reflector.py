@@ -46,7 +46,7 @@ from kproxy.watch.decode import (
     RawPage,
     Refusal,
     WatchWord,
-    decode,
+    decode_all,
     decode_line,
     split_page,
 )
@@ -183,7 +183,7 @@ class _Reflector:
                 raise self._error(page.reason)
             for start in range(0, len(page.items), PAGE_ITEMS):
                 portion = page.items[start : start + PAGE_ITEMS]
-                found.extend([decode(self.resource.kind, item, self.resource.labels) for item in portion])
+                found.extend(decode_all(self.resource.kind, portion, self.resource.labels))
                 await asyncio.sleep(0)  # 10,000 are a sixth of a second, in which others have to do
             if len(found) > MAX_OBJECTS:
                 raise SourceError(
