@@ -137,9 +137,9 @@ def _first_packet(_here: Here, state: State, found: re.Match[str]) -> Found:
     return Found(state.protocol == "tcp" and found[1] == "==")
 
 
-@_reads(r"ct state new")
-def _is_new(_here: Here, state: State, _found: re.Match[str]) -> Found:
-    return Found(not state.untracked)
+@_reads(r"ct state new(,untracked)?")
+def _is_new(_here: Here, state: State, found: re.Match[str]) -> Found:
+    return Found(bool(found[1]) or not state.untracked)
 
 
 @_reads(r"ip6? daddr \. meta l4proto \. th dport vmap @(\S+)")
@@ -185,7 +185,7 @@ def _is_untracked(_here: Here, state: State, _found: re.Match[str]) -> Found:
     return Found(state.untracked, "conntrack does not follow it")
 
 
-@_reads(r"ct status dnat|ct direction (?:original|reply) ct mark & \S+ == \S+")
+@_reads(r"ct status dnat|ct state established|(?:ct direction (?:original|reply) )?ct mark & \S+ == \S+")
 def _known_flow(_here: Here, _state: State, _found: re.Match[str]) -> Found:
     return Found(False)  # of a connection that is there already
 

@@ -2,7 +2,7 @@
 
     arrives:  prerouting (raw, mangle) ─▶ taken in by `tproxy` ─▶ filter input ─▶ relay ─▶ an endpoint
                                        └▶ routing ─▶ filter input or forward                    (no Service, or refused there)
-    local:    output ─▶ filter output ─▶ marked, or to an address of this node: back through lo, to prerouting; else away
+    local:    output ─▶ marked, or to an address of this node: back through lo, to prerouting; else away
 
 The packet is the first of its connection or session. Rules that do not match are shown where they answer "why not?": the tests of who
 sends.

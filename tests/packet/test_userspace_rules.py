@@ -20,7 +20,7 @@ from kproxy.backends.iptables.variant import Variant
 from kproxy.backends.userspace import kernel, routing
 from kproxy.backends.userspace.guard import UserspaceGuard
 from kproxy.backends.userspace.ruleset import Element
-from kproxy.backends.userspace.settings import UserspaceSettings
+from kproxy.backends.userspace.settings import UserspaceSettings, own_mark
 from kproxy.errors import ApplyError
 from kproxy.model.desired import NodeSettings
 from kproxy.model.names import Family
@@ -28,6 +28,7 @@ from tests.packet.entered import Ground
 from tests.support.addressing import CLUSTER_IP, EXTERNAL_IP, NODE_IP, NODE_IP_2, VIP, six, twin
 from tests.support.answering import Answering
 from tests.support.builders import Built, ep, port, slice_, svc
+from tests.support.dns_worker import wait_until
 from tests.support.entrance import LAST, PORTS, Entrance
 from tests.support.flows import SETTINGS, XB, H, L, P, Place, Source, X, host
 from tests.support.netns import ip, run, sysctl
@@ -37,6 +38,7 @@ _FOUR_SIX = pytest.mark.parametrize("is_six", [False, True], ids=["IPv4", "IPv6"
 _PROTOCOLS = pytest.mark.parametrize("protocol", ["TCP", "UDP"])
 _REFUSED = Refused("icmp")
 _MARK, _TABLE = UserspaceSettings().mark, UserspaceSettings().routing_table
+_SEEN = own_mark(_MARK)  # in the conntrack mark of a connection that has a worker's socket
 _DNS = "172.30.0.10"
 _OTHER_PORTS = (10280, 10281)
 
@@ -319,6 +321,68 @@ def test_a_client_port_that_is_used_again(ground: Ground, is_six: bool) -> None:
                 assert _sent_again(sock) == 0, (who, to)
                 sock.send(LAST)
                 assert sock.recv(16) == b""
+
+
+def test_a_first_packet_of_a_connection_that_conntrack_holds_for_open(ground: Ground) -> None:
+    """Its last packets were lost on their way, say: the entry still tells of a socket, and that one is in TIME_WAIT."""
+    ground.bring(*_objects(ep("10.180.0.1")))
+    with ground.connected(P, (CLUSTER_IP, 80)) as sock:
+        local = sock.getsockname()[1]
+        sock.send(LAST)
+        assert sock.recv(16) == b""
+    flow = ["-p", "tcp", "-s", P.address, "-d", CLUSTER_IP, "--sport", str(local)]
+    wait_until(lambda: "TIME_WAIT" in run(ground.node, "conntrack", "-L", *flow), "it is over")
+    run(ground.node, "conntrack", "-U", *flow, "--state", "ESTABLISHED")
+    assert f"mark={_SEEN}" in run(ground.node, "conntrack", "-L", *flow)
+    with ground.connected(P, (CLUSTER_IP, 80), local) as sock:
+        assert _sent_again(sock) == 0
+
+
+@_FOUR_SIX
+def test_conntrack_marks_of_open_connections_are_no_more_than_a_memory(ground: Ground, is_six: bool) -> None:
+    """Overwritten or lost with their entries, the socket is asked for again; bits of others stay."""
+    ground.bring(*_objects(ep("10.180.0.1"), is_six=is_six))
+    who, address = (twin(P), six(CLUSTER_IP)) if is_six else (P, CLUSTER_IP)
+    with ground.connected(who, (address, 80)) as sock:
+        flow = ["-f", "ipv6" if is_six else "ipv4", "-p", "tcp", "-s", who.address, "-d", address]
+        flow += ["--sport", str(sock.getsockname()[1])]
+        assert f"mark={_SEEN} " in run(ground.node, "conntrack", "-L", *flow)
+        for damage, mark in (
+            (["-U", *flow, "--mark", "0"], _SEEN),
+            (["-U", *flow, "--mark", str(0x40000)], 0x40000 | _SEEN),
+            (["-U", *flow, "--mark", str(_MARK)], _MARK),
+            (["-D", *flow], _SEEN),
+        ):
+            run(ground.node, "conntrack", *damage)
+            sock.send(b"still")
+            assert sock.recv(16) == b"still", damage
+            assert f"mark={mark} " in run(ground.node, "conntrack", "-L", *flow), damage
+
+
+def test_open_connections_outlive_a_refusal_and_new_ones_do_not_begin(ground: Ground) -> None:
+    """An address with connections of its own becomes one of a Service without endpoints; what a transparent socket sends is asked, too."""
+    ground.bring()
+    to = (X.address, 8080)
+    with ground.outside.entered():
+        listening = socket.create_server(to)
+    listening.settimeout(5)
+    with listening:
+        flows = [_open(ground, source, to) for source in (P, H)]
+        ends = [listening.accept()[0] for _ in flows]
+        ground.bring(svc(ports=[port(8080, "p80")], external=[X.address]))
+        for sock, end in zip(flows, ends, strict=True):
+            sock.send(b"goes on")
+            end.settimeout(5)
+            assert end.recv(16) == b"goes on"
+            sock.close()
+            end.close()
+        for source in (P, H):
+            assert ground.ask(source, to) == _REFUSED, source
+        with ground.node.entered(), socket.socket() as sock:
+            sock.settimeout(5)
+            sock.setsockopt(socket.SOL_IP, 19, 1)
+            with pytest.raises(ConnectionRefusedError):
+                sock.connect(to)
 
 
 def test_a_connection_that_nobody_knows_is_reset(ground: Ground) -> None:

@@ -22,6 +22,7 @@ class UserspaceSettings:
 
 def own_mark(mark: int) -> int:
     """The mark of this node's own packets on their way back in, beside `mark`: the bit below, 0x1000 by default (below 0 there is 1).
+    In conntrack's marks the same bit, alone, says that a connection has a socket of a relay worker.
 
     Two, because one cannot do: where `net.ipv4.conf.*.src_valid_mark` is on, as WireGuard sets it, the kernel asks for the way back to
     a packet's sender under the packet's own mark. A rule that leads everything with that mark to lo makes every sender a martian; it has to

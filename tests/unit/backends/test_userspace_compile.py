@@ -240,6 +240,7 @@ def test_where_node_ports_answer(addresses: NodePortAddresses, rules: list[str])
 def test_dns_and_tracking_cost_no_rule_where_they_are_not_asked_for() -> None:
     bare, full = chains(_FRAME), chains(replace(_FRAME, dns=("10.96.0.10", "169.254.20.10"), notrack=True))
     assert len(bare["output-raw"]) == 1 and len(full["output-raw"]) == 4
+    assert not bare["prerouting-raw"] and len(chains(replace(_FRAME, dns=("10.96.0.10",)))["prerouting-raw"]) == 1
     assert not any("notrack" in rule for name, rules in bare.items() if name != "own-dns" for rule in rules)
     assert full["arrivals"][1].startswith(
         "meta l4proto { tcp, udp } ip daddr { 10.96.0.10, 169.254.20.10 } th dport 53"

@@ -148,7 +148,7 @@ def test_a_chain_that_was_jumped_to_goes_back_and_one_that_was_gone_to_does_not(
 ) -> None:
     row = next(row for row in _ROWS if row.steps[0].flows[0].expect.outcome is Outcome.REACH)
     for verb, fate in (("jump", Fate.DROPPED), ("goto", Fate.UNTOUCHED)):
-        made = {"prerouting": (f"{verb} refuse", "drop"), "refuse": ("return",), "strays": ()}
+        made = {"prerouting": (f"{verb} refuse", "drop"), "refuse": ("return",)}
         monkeypatch.setattr("kproxy.explain.trace_userspace.chains", lambda frame, made=made: {**chains(frame), **made})
         found = Prepared(row, row.steps[0]).trace(row.steps[0].flows[0], UserspaceConfig())
         assert [branch.fate for branch in found.branches] == [fate]
