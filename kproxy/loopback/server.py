@@ -133,10 +133,18 @@ class Server:
         if self._waiting.pop(listener.key, None) is not None:
             self._on_free(listener.key)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a TCP connection is open."""
+        return self.counters["tcp_connections"] > 0
+
     def close(self) -> None:
-        """Lets every port go; open connections end with the process."""
+        """Lets every port go; connections stay for as long as the process does."""
         for relay in self._relays.values():
-            relay.close()
+            if isinstance(relay, TcpRelay):
+                relay.stop()
+            else:
+                relay.close()
         self._relays.clear()
 
 

@@ -199,10 +199,14 @@ class TcpRelay:
             if client.endpoint is not None and not listener.may_stay(client.endpoint):
                 client.end()
 
-    def close(self) -> None:
-        """Listens no more. Connections stay, unless they are to end with their endpoint."""
+    def stop(self) -> None:
+        """Listens no more. Connections stay."""
         if self._server is not None:
             self._server.close()
+
+    def close(self) -> None:
+        """Listens no more. Connections stay, unless they are to end with their endpoint."""
+        self.stop()
         for client in [*self._clients] if self.listener.ends_tcp else ():
             client.end()
 

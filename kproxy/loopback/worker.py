@@ -3,7 +3,8 @@
 One process is enough: its clients are this node's own processes. It stands beside the controller (a packet loop never shares an
 interpreter with the watcher) and below the supervisor: connections outlive a controller that starts over, and while none is there the
 listeners of the last one stay. It learns what to listen on from the channel, gives up every capability but the one for ports below 1024,
-and ends on SIGTERM.
+and ends on SIGTERM: at once it listens no more (of two instances the other one gets all), and when no connection is open any more, or after
+three seconds, it is gone.
 
 It imports the standard library, msgspec, uvloop and this package, nothing more.
 """
@@ -33,6 +34,7 @@ _FILES = 16384
 _SPARE_FILES = 256  # listeners are counted on top of this
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 _COUNTS_EVERY_S = 2.0
+_LOOK_S, _LOOKS = 0.02, 150  # for open connections, after the end was asked for; the supervisor grants ten seconds
 _CAP_NET_BIND_SERVICE = 10
 
 
@@ -127,10 +129,15 @@ async def serve(path: str, limit: int) -> None:
     feed = Feed(path)
     async with asyncio.TaskGroup() as tasks:
         server = Server(tasks.create_task, limit, feed.taken, feed.free)
-        for work in (feed.run(server), feed.report(server), server.keep()):
-            tasks.create_task(work)
+        working = [tasks.create_task(work) for work in (feed.run(server), feed.report(server), server.keep())]
         await ended.wait()
+        for task in working:
+            task.cancel()
+        await asyncio.wait(working)
         server.close()
+        for _ in range(_LOOKS):
+            if server.busy:
+                await asyncio.sleep(_LOOK_S)
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
 

@@ -378,6 +378,40 @@ def test_connections_outlive_the_controller_and_end_with_their_endpoint_if_wante
     _run(ground, scene)
 
 
+@pytest.mark.parametrize("follows_tcp", [False, True])
+def test_a_worker_that_is_to_end_listens_no_more_and_finishes_what_it_has(ground: Ground, follows_tcp: bool) -> None:
+    """Requests that are under way when another instance takes over are answered; who says nothing is cut after three seconds."""
+
+    async def scene(worker: subprocess.Popen[str]) -> None:
+        with contextlib.ExitStack() as open_now:
+            ear = open_now.enter_context(_ear(ground))
+            async with _controller(ground, _table(_objects(_POD), follows_tcp=follows_tcp)):
+                client = open_now.enter_context(await _connected(("127.0.0.1", _NODE_PORT)))
+                server = open_now.enter_context(await _accepted(ear))
+                idle = open_now.enter_context(await _connected(("127.0.0.1", _NODE_PORT)))
+                open_now.enter_context(await _accepted(ear))
+                worker.terminate()
+                await _until_refused()
+                running = asyncio.get_running_loop()
+                await running.sock_sendall(client, b"?")
+                assert await _received(server) == b"?"
+                await running.sock_sendall(server, b"answer")
+                server.close()
+                assert await _received(client) == b"answer" and await _received(client) == b""
+                client.close()
+                with contextlib.suppress(ConnectionResetError):
+                    assert await _received(idle) == b""
+                assert await asyncio.to_thread(worker.wait, 10) == 0
+
+    with contextlib.suppress(_Ended), _worker(ground) as worker, ground.node.entered():
+        asyncio.run(asyncio.wait_for(scene(worker), 40))
+        raise _Ended  # before the worker is asked whether it lives
+
+
+class _Ended(Exception):
+    """The worker has ended, as it was to."""
+
+
 def test_bounds_hold(ground: Ground) -> None:
     """One connection too many is reset and the others go on; one UDP client too many costs the oldest its session."""
 
