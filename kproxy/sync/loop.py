@@ -179,6 +179,12 @@ class SyncLoop:
             self.snapshot = fold(before, events)
             if self.snapshot is before:
                 continue
+            # The zone first: telling the DNS workers takes a fraction of a millisecond, and whoever waits for a new name waits for this.
+            # Deciding upon rules takes longer, and who is woken first acts first.
+            if self.snapshot.synced >= ZONE_NEEDS:
+                await self._publish_zone(self.snapshot)
+                if not self.status.dns_published:
+                    self.status = replace(self.status, dns_published=True)
             _log_problems(before, self.snapshot)
             self.status = replace(
                 self.status,
@@ -187,11 +193,6 @@ class SyncLoop:
                 slices=len(self.snapshot.slices),
                 problems=self._problems(),
             )
-            if self.snapshot.synced >= ZONE_NEEDS:
-                await self._publish_zone(self.snapshot)
-                if not self.status.dns_published:
-                    self.status = replace(self.status, dns_published=True)
-            # After the zone: who is woken first acts first, and deciding upon rules takes longer than telling the DNS workers.
             if self.heard_enough:
                 self._queue(SLICES_FOLLOW_S if all(_awaits_slices(e, before, self.snapshot) for e in events) else 0.0)
 
