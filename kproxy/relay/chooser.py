@@ -57,20 +57,31 @@ class Chooser:
 
     def order(self, target: Target, client: str, now: float) -> Iterator[End]:
         """The endpoints, each once, the one to try first in front. client: its address, canonical."""
-        endpoints = target.endpoints
-        if len(endpoints) == 1:
-            yield endpoints[0]
-            return
-        out = self._ejections[target.protocol].out
-        fine = not out or out.keys().isdisjoint(endpoints)
-        if target.affinity_s:
-            yield from self._by_affinity(target, client, now, fine)
-        elif fine:
-            first = self._pick(target, endpoints)
+        first = self.first(target)
+        if first is not None:
             yield first
-            yield from self._further(target, [end for end in endpoints if end != first])
+            yield from self.after(target, first)
+        elif target.affinity_s:
+            out = self._ejections[target.protocol].out
+            yield from self._by_affinity(target, client, now, not out or out.keys().isdisjoint(target.endpoints))
         else:
             yield from self._around(target, now)
+
+    def first(self, target: Target) -> End | None:
+        """The endpoint in front, where neither the client nor anybody's failure decides; else None, and `order` tells. Nearly every
+        connection is over with this one, so it is had without a generator's price.
+        """
+        endpoints = target.endpoints
+        if len(endpoints) == 1:
+            return endpoints[0]
+        out = self._ejections[target.protocol].out
+        if target.affinity_s or (out and not out.keys().isdisjoint(endpoints)):
+            return None
+        return self._pick(target, endpoints)
+
+    def after(self, target: Target, first: End) -> Iterator[End]:
+        """Those that come after what `first` has told."""
+        return self._further(target, [end for end in target.endpoints if end != first])
 
     def _around(self, target: Target, now: float) -> Iterator[End]:
         """While some are ejected: a probe if one is due, those that are well, and the others after all."""

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from kproxy.relay.connection import Connection, address_text
 from kproxy.relay.counts import FAILED, GAVE_UP
-from kproxy.relay.proxy_header import proxy_header
 from kproxy.relay.stream import abort
 from kproxy.relay.targets import End, Flow, Target
 from kproxy.relay.udp_sockets import IP_TRANSPARENT, IPV6_TRANSPARENT
@@ -31,7 +30,7 @@ _SECOND_SYN_S = (
     1.5  # the kernel sends a SYN again after a second (RFC 6298, 2.1), and somebody has to have time to answer
 )
 _PENDING = (errno.EINPROGRESS, errno.EALREADY)
-_CONNECTED = (0, errno.EISCONN)
+CONNECTED = (0, errno.EISCONN)
 _FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _TYPE = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 _IP_BIND_ADDRESS_NO_PORT = (
@@ -70,12 +69,14 @@ class Connecting:
         asked: End,
         number: int,
         now: float,
+        order: Iterator[End],
     ) -> None:
-        """sock: and its descriptor. peer: the client; asked: the destination as the client sees it; IPv6 has more behind; monotonic now."""
+        """sock: and its descriptor. peer: the client; asked: the destination as the client sees it; IPv6 has more behind; monotonic now.
+        order: of the endpoints to try.
+        """
         self.relay, self.target, self.entry, self.peer, self.asked = relay, target, entry, peer, asked
-        self.number, self.began = number, now
+        self.number, self.began, self.order = number, now, order
         self.sock, self.fd = sock
-        self.order: Iterator[End] = relay.chooser.order(target, peer[0], now)
         self.attempts: list[Attempt] = []
         self.tries = 0
         self.done = False
@@ -86,48 +87,44 @@ class Connecting:
         return not self.done
 
     def advance(self, now: float) -> None:
-        """Tries endpoints until one has accepted or does not answer at once. None is left: waits for those that are on their way.
-
-        Between network namespaces of one machine the handshake is over when `connect` returns, although it says EINPROGRESS (the answer
-        waits in the socket's backlog): asking again costs 0.4 µs and saves a turn of the poller.
-        """
-        relay, target = self.relay, self.target
+        """Tries endpoints until one has accepted or does not answer at once. None is left: waits for those that are on their way."""
         for end in self.order:
-            self.tries += 1
-            sock = None
-            try:
-                sock = self._socket(end)
-                result = sock.connect_ex(end)
-                if result == errno.EINPROGRESS:
-                    result = sock.connect_ex(end)
-            except OSError as error:
-                result = error.errno or errno.EINVAL
-                if result in _FULL:  # of this worker, not the endpoint's fault
-                    relay.counts.shed += 1
-                    break
-            relay.chooser.began(target, end)
-            if sock is not None and result in _CONNECTED:
-                self._won(end, sock, sock.fileno(), now)
+            if self.tried(end, *reach(self.target, self.peer[0], end), now):
                 return
-            if sock is not None and result in _PENDING:
-                if len(self.attempts) >= BESIDE:
-                    self._lose(self.attempts[0], now)
-                attempt = Attempt(self, end, sock, now)
-                self.attempts.append(attempt)
-                relay.poller.add(attempt.fd, EPOLLOUT, attempt.ready)
-                return
-            if sock is not None:
-                sock.close()
-            self._failed(end, now)
         if not self.attempts:
             self._give_up()
+
+    def tried(self, end: End, sock: Socket | None, result: int, now: float) -> bool:
+        """What `reach` brought: whether that is enough for now, or the next one is to be tried."""
+        relay, target = self.relay, self.target
+        self.tries += 1
+        if sock is None and result in _FULL:  # of this worker, not the endpoint's fault
+            relay.counts.shed += 1
+            if not self.attempts:
+                self._give_up()
+            return True
+        relay.chooser.began(target, end)
+        if sock is not None and result in CONNECTED:
+            self._won(end, sock, sock.fileno(), now)
+            return True
+        if sock is not None and result in _PENDING:
+            if len(self.attempts) >= BESIDE:
+                self._lose(self.attempts[0], now)
+            attempt = Attempt(self, end, sock, now)
+            self.attempts.append(attempt)
+            relay.poller.add(attempt.fd, EPOLLOUT, attempt.ready)
+            return True
+        if sock is not None:
+            sock.close()
+        self._failed(end, now)
+        return False
 
     def decided(self, attempt: Attempt, result: int) -> None:
         """The kernel knows how this attempt ended. result: an errno, 0 for success."""
         if self.done or result in _PENDING:
             return
         now = self.relay.now()
-        if result in _CONNECTED:
+        if result in CONNECTED:
             self.attempts.remove(attempt)
             self._won(attempt.end, attempt.sock, attempt.fd, now)
         else:
@@ -176,43 +173,18 @@ class Connecting:
         if events & (EPOLLERR | EPOLLHUP):
             self.cancel()
 
-    def _socket(self, end: End) -> Socket:
-        """A socket for an attempt; OSError when there is none, or the client's address cannot be had."""
-        six = self.target.family == "IPv6"
-        sock = Socket(socket.AF_INET6 if six else socket.AF_INET, _TYPE, 0)
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # Always: by that rules know what the relay sends, and never bring it back (an endpoint may be an address of a Service).
-            if six:
-                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
-            else:
-                sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
-            if self.target.preserve_source and end in self.target.local and _is_worth_showing(self.peer[0], end):
-                sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
-                sock.bind((self.peer[0], 0))
-        except OSError:
-            sock.close()
-            raise
-        return sock
-
     def _won(self, end: End, sock: Socket, fd: int, now: float) -> None:
         """The endpoint has accepted."""
-        relay, target = self.relay, self.target
+        relay = self.relay
         self.done = True
         if self.attempts:
             self._lose_others(now)
-        relay.chooser.worked(target, end, now)
-        if target.affinity_s:
-            relay.chooser.took(target, self.peer[0], end, now)
-        connection = Connection(self, end, sock, fd)
+        client, retries = (self.sock, self.fd), self.tries - 1
+        connection = Connection(
+            relay, self.target, self.entry, client, end, (sock, fd), self.number, self.began, retries
+        )
         relay.connected(self, connection)
-        if target.proxy_protocol:
-            try:
-                sock.send(proxy_header(target.proxy_protocol, self.peer[:2], self.asked[:2]))
-            except OSError:
-                connection.abort()
-                return
-        connection.start()
+        relay.begin(connection, self.peer, self.asked, now)
 
     def _lose_others(self, now: float) -> None:
         """Somebody else was first. Who has been silent for long has failed; who has not is not to blame."""
@@ -247,6 +219,43 @@ class Connecting:
         self.relay.gave_up(self)
         abort(self.sock)
         self.relay.poller.bury(self.fd, self.sock)
+
+
+def reach(target: Target, client: str, end: End) -> tuple[Socket | None, int]:
+    """A socket on its way to `end`, if there is one, and what the kernel says of it: an errno, 0 for connected.
+
+    Between network namespaces of one machine the handshake is over when `connect` returns, although it says EINPROGRESS (the answer
+    waits in the socket's backlog): asking again costs 0.4 µs and saves a turn of the poller.
+    """
+    sock = None
+    try:
+        sock = _socket(target, client, end)
+        result = sock.connect_ex(end)
+        if result == errno.EINPROGRESS:
+            result = sock.connect_ex(end)
+    except OSError as error:
+        result = error.errno or errno.EINVAL
+    return sock, result
+
+
+def _socket(target: Target, client: str, end: End) -> Socket:
+    """A socket for an attempt; OSError when there is none, or the client's address cannot be had."""
+    six = target.family == "IPv6"
+    sock = Socket(socket.AF_INET6 if six else socket.AF_INET, _TYPE, 0)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Always: by that rules know what the relay sends, and never bring it back (an endpoint may be an address of a Service).
+        if six:
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+        if target.preserve_source and end in target.local and _is_worth_showing(client, end):
+            sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind((client, 0))
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def _connect_again(sock: Socket, end: End) -> int:

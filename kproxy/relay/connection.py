@@ -13,11 +13,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kproxy.relay.counts import BEGAN, OPEN, RECEIVED, RETRIES, SENT
-from kproxy.relay.stream import READING, READING_AND_WRITING, Buffers, Side
+from kproxy.relay.stream import READING, READING_AND_WRITING, Side
 from kproxy.relay.targets import End, Flow, Target
 
 if TYPE_CHECKING:
-    from kproxy.relay.connecting import Connecting
     from kproxy.relay.tcp import TcpRelay
 
 # Who is silent for a minute is asked every 15 s; after five of those without an answer the connection is gone.
@@ -37,19 +36,27 @@ class Connection:
         "sent", "server", "service_row", "target",
     )  # fmt: skip
 
-    def __init__(self, was: Connecting, endpoint: End, sock: Socket, fd: int) -> None:
-        """sock, fd: connected to the endpoint."""
-        relay, target = was.relay, was.target
-        self.relay: TcpRelay = relay
-        self.target: Target = target
-        self.endpoint, self.entry = endpoint, was.entry
-        self.buffers: Buffers = relay.buffers
-        self.number, self.began, self.retries = was.number, was.began, was.tries - 1
+    def __init__(
+        self,
+        relay: TcpRelay,
+        target: Target,
+        entry: str,
+        client: tuple[Socket, int],
+        endpoint: End,
+        server: tuple[Socket, int],
+        number: int,
+        began: float,
+        retries: int,
+    ) -> None:
+        """client, server: sockets and their descriptors; server is connected to the endpoint. began: monotonic."""
+        self.relay, self.target, self.endpoint, self.entry = relay, target, endpoint, entry
+        self.number, self.began, self.retries = number, began, retries
+        buffers = self.buffers = relay.buffers
         self.drain_at = 0.0  # 0: not; else when it is reset
         self.sent = self.received = 0  # octets that the rows have already
-        client, server = Side(self, was.sock, was.fd), Side(self, sock, fd)
-        client.other, server.other = server, client
-        self.client, self.server = client, server
+        near = self.client = Side(self, buffers, *client)
+        far = self.server = Side(self, buffers, *server)
+        near.other, far.other = far, near
         counts, name = relay.counts, target.name
         total = self.service_row = counts.services.get(name) or counts.service(name)
         of_end = self.end_row = counts.endpoints.get((name, endpoint)) or counts.endpoint(name, endpoint)
@@ -57,8 +64,8 @@ class Connection:
         total[OPEN] += 1
         of_end[BEGAN] += 1
         of_end[OPEN] += 1
-        if self.retries:
-            total[RETRIES] += self.retries
+        if retries:
+            total[RETRIES] += retries
 
     @property
     def open(self) -> bool:

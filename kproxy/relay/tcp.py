@@ -17,11 +17,12 @@ from itertools import chain, islice
 from select import EPOLLIN
 from typing import Protocol
 
-from kproxy.relay.connecting import Connecting
+from kproxy.relay.connecting import CONNECTED, Connecting, reach
 from kproxy.relay.connection import Connection
 from kproxy.relay.counts import Counts
 from kproxy.relay.limits import Limits
 from kproxy.relay.poller import Poller
+from kproxy.relay.proxy_header import proxy_header
 from kproxy.relay.stream import Buffers, abort
 from kproxy.relay.targets import End, Flow, Table, Target
 
@@ -35,6 +36,8 @@ _PAUSE_S = 0.05
 class Choice(Protocol):
     """What is asked of the chooser."""
 
+    def first(self, target: Target) -> End | None: ...
+    def after(self, target: Target, first: End) -> Iterator[End]: ...
     def order(self, target: Target, client: str, now: float) -> Iterator[End]: ...
     def began(self, target: Target, end: End) -> None: ...
     def ended(self, target: Target, end: End) -> None: ...
@@ -126,12 +129,29 @@ class TcpRelay:
             abort(sock)
             sock.close()
             return
-        now = self.now()
         self._number += 1
-        connecting = Connecting(self, target, listener.entry, (sock, fd), peer, asked, self._number, now)
+        self._lead(target, listener.entry, (sock, fd), peer, asked)
+
+    def _lead(self, target: Target, entry: str, client: tuple[Socket, int], peer: End, asked: End) -> None:
+        """To an endpoint. Nearly always the first one accepts at once; the making of a Connecting and its order is then spared."""
+        now, number, chooser = self.now(), self._number, self.chooser
+        end = chooser.first(target)
+        if end is not None:
+            sock, result = reach(target, peer[0], end)
+            if sock is not None and result in CONNECTED:
+                chooser.began(target, end)
+                server = sock, sock.fileno()
+                connection = Connection(self, target, entry, client, end, server, number, now, 0)
+                self.open += 1
+                self._fresh[connection] = None
+                self.begin(connection, peer, asked, now)
+                return
+        order = chooser.order(target, peer[0], now) if end is None else chooser.after(target, end)
+        connecting = Connecting(self, target, entry, client, peer, asked, number, now, order)
         self.open += 1
         try:
-            connecting.advance(now)
+            if end is None or not connecting.tried(end, sock, result, now):
+                connecting.advance(now)
         except Exception:
             if not connecting.done:
                 connecting.cancel()
@@ -139,6 +159,22 @@ class TcpRelay:
         if not connecting.done:
             self._connecting[connecting] = None
             self._wait(connecting, now)
+
+    def begin(self, connection: Connection, peer: End, asked: End, now: float) -> None:
+        """It has its endpoint: that one works, the client may belong to it, and octets flow."""
+        target, end = connection.target, connection.endpoint
+        try:
+            self.chooser.worked(target, end, now)
+            if target.affinity_s:
+                self.chooser.took(target, peer[0], end, now)
+            if target.proxy_protocol:
+                connection.server.sock.send(proxy_header(target.proxy_protocol, peer[:2], asked[:2]))
+            connection.start()
+        except OSError:  # it was reset meanwhile
+            connection.abort()
+        except Exception:
+            connection.abort()
+            raise
 
     def _find(self, entry: str, family: str, address: str, port: int) -> Target | None:
         """As Table.find, without the price of making a Key: plain tuples are equal to it."""

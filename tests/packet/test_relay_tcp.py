@@ -265,14 +265,19 @@ async def _pouring(client: socket.socket, server: socket.socket) -> AsyncIterato
         await running
 
 
-def test_urgent_data_does_not_stop_what_follows_it(ground: Ground) -> None:
-    """A read ends at the urgent octet, and no further edge comes for what stands behind it."""
+@pytest.mark.parametrize("ended", [False, True])
+def test_urgent_data_does_not_stop_what_follows_it(ground: Ground, ended: bool) -> None:
+    """A read ends at the urgent octet, and no further edge comes for what stands behind it: more octets, or these and the end."""
 
     async def play() -> None:
         async with _pair(ground) as (_, client, server):
             client.send(b"before")
             client.send(b"!", socket.MSG_OOB)
             client.send(b"after")
+            if ended:
+                client.shutdown(socket.SHUT_WR)
+                assert await heard_all(server) == b"beforeafter"
+                return
             got = b""
             while len(got) < 11:
                 got += await heard(server)
@@ -281,19 +286,41 @@ def test_urgent_data_does_not_stop_what_follows_it(ground: Ground) -> None:
     scene(play)
 
 
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_octets_that_come_with_the_end_are_passed_on_before_it(ground: Ground, first: str) -> None:
+    """A few, as many as one read takes, and more than that: all that waits when the relay first hears of it."""
+
+    async def play() -> None:
+        for size in (1, Buffers.SMALL - 1, Buffers.SMALL, 3 * Buffers.SMALL + 1):
+            async with _pair(ground) as (relay, client, server):
+                relay.relay.buffers.kept(Buffers.MUCH + 1)  # so that everybody reads little
+                here, there = (client, server) if first == "client" else (server, client)
+                assert here.send(b"q" * size) == size
+                here.shutdown(socket.SHUT_WR)
+                assert await heard_all(there) == b"q" * size
+                await sent(there, b"still open")
+                assert await heard(here) == b"still open"
+                relay.relay.buffers.kept(-Buffers.MUCH - 1)
+
+    scene(play)
+
+
 # --- finding an endpoint ------------------------------------------------------------------------------------------------------------------
 
 
-def _in_order(relay: Relay, *ends: End) -> None:
-    """The chooser's order is this one: what is tested is what the relay makes of it."""
+def _in_order(relay: Relay, *ends: End, plain: bool = True) -> None:
+    """The chooser's order is this one: what is tested is what the relay makes of it. plain: without a look at the client."""
+    relay.chooser.first = lambda _: ends[0] if plain else None  # type: ignore[method-assign]
+    relay.chooser.after = lambda *_: iter(ends[1:])  # type: ignore[method-assign]
     relay.chooser.order = lambda *_: iter(ends)  # type: ignore[method-assign]
 
 
-def test_refused_the_next_endpoint_is_tried_at_once(either: Ground) -> None:
+@pytest.mark.parametrize("plain", [True, False])
+def test_refused_the_next_endpoint_is_tried_at_once(either: Ground, plain: bool) -> None:
     async def play() -> None:
         refuses, serves = _ends(either.family, 0, 1)
         with Pod(either, 1) as pod, relaying(either, target(either.family, refuses, serves), hedge_after_s=30) as relay:
-            _in_order(relay, refuses, serves)
+            _in_order(relay, refuses, serves, plain=plain)
             with await Client.connected(either) as client, await pod.accepted() as server:
                 await sent(client, b"?")
                 assert await heard(server) == b"?"
@@ -592,13 +619,13 @@ def test_a_fault_of_ours_costs_one_connection(ground: Ground, caplog: pytest.Log
 
     async def play() -> None:
         with Pod(ground) as pod, relaying(ground, target(ground.family, pod.end), faults=3) as relay:
-            order, relay.chooser.order = relay.chooser.order, lambda *_: [][1]  # type: ignore[method-assign]
+            first, relay.chooser.first = relay.chooser.first, lambda _: [][1]  # type: ignore[method-assign]
             assert await refused(ground)
-            relay.chooser.order = lambda *_: iter([(ground.family.nowhere, ENDS)])  # type: ignore[method-assign]
+            relay.chooser.first = lambda _: (ground.family.nowhere, ENDS)  # type: ignore[method-assign]
             add, relay.poller.add = relay.poller.add, _full  # type: ignore[method-assign]
             assert await refused(ground)
             assert relay.relay.open == 0
-            relay.chooser.order, relay.poller.add = order, add  # type: ignore[method-assign]
+            relay.chooser.first, relay.poller.add = first, add  # type: ignore[method-assign]
             one, two = await Client.connected(ground), await Client.connected(ground)
             with one as client, await pod.accepted() as server, two as other, await pod.accepted() as third:
                 buffers, relay.relay.buffers.view = relay.relay.buffers.view, None  # type: ignore[assignment]

@@ -42,6 +42,30 @@ def _first(chooser: Chooser, target: Target, client: str = _CLIENT, now: float =
     return next(chooser.order(target, client, now))
 
 
+@pytest.mark.parametrize("balancing", BALANCINGS)
+@pytest.mark.parametrize("count", [1, 2, 10])
+def test_what_comes_first_and_after_it_is_every_endpoint_once(balancing: str, count: int) -> None:
+    chooser, target = _chooser(), _target(count, balancing=balancing)
+    seen: set[End | None] = set()
+    for _ in range(100):
+        first = chooser.first(target)
+        assert first is not None
+        rest = [*chooser.after(target, first)]
+        assert sorted([first, *rest]) == sorted(target.endpoints)
+        seen.add(first)
+    assert seen == {*target.endpoints}
+
+
+def test_nobody_is_first_where_the_client_or_a_failure_decides() -> None:
+    chooser, target = _chooser(), _target(3)
+    assert chooser.first(_target(3, affinity_s=60)) is None
+    for _ in range(FAILURES):
+        chooser.failed(target, target.endpoints[0], 0.0)
+    assert chooser.first(target) is None
+    assert chooser.first(replace(target, endpoints=target.endpoints[1:])) is not None, "somebody else's endpoint"
+    assert chooser.first(replace(target, endpoints=target.endpoints[:1])) == target.endpoints[0], "there is no other"
+
+
 def _chi_square(hits: Counter[End], ends: int) -> float:
     expected = hits.total() / ends
     assert len(hits) == ends
