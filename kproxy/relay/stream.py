@@ -10,6 +10,11 @@ Measured (CPython 3.11, kernel 6.18, one core): of 15 µs for a request and its 
 objects in place of the one large buffer changed nothing; 256 KB at a time carry 11 to 27 Gb/s where HAProxy carries 7 (its buffers have
 16 KB); splice(2) had 17 to 19 in a prototype, for two more descriptors and 9,900 connections a second. `MSG_MORE` with the last octets
 before a FIN spares a packet of five: 88 → 83 µs for a connection with one request.
+
+Relaying in the kernel (a sockhash whose verdict program redirects each skb to the other socket) was measured and left: of the whole machine
+a request on one of 50 kept connections took 35.5 µs with it, 37.3 with HAProxy and 21.6 without a relay; with 200 connections it was
+behind HAProxy (39.7 against 36.7), and it answered 30,000 requests a second where HAProxy answered 52,000: each octet is sent by a kworker
+of the core that received it.
 """
 
 from __future__ import annotations
