@@ -28,6 +28,7 @@ from kproxy.dns.cookie_file import cookie_secrets
 from kproxy.dns.directives import zone_settings
 from kproxy.dns.handover import HandOver
 from kproxy.dns.inquiry import Inquiry
+from kproxy.dns.kernel_links import KernelLinks
 from kproxy.dns.memory import NAME, Memory
 from kproxy.dns.presence import Presence
 from kproxy.dns.publisher import ZonePublisher
@@ -85,7 +86,9 @@ class DnsHalf:
         self.corefile = CorefileHalf(config, dns_settings(config, os.environ), use=self.use, refused=refused)
         self.settings = self.corefile.settings
         self.addresses = (*config.dns.cluster_dns, *config.dns.local_addresses)
-        self.publisher = ZonePublisher(Path(channel_path(config, family_name(os.getppid()))), limited)
+        path = channel_path(config, family_name(os.getppid()))
+        self.publisher = ZonePublisher(Path(path), limited)
+        self.kernel = KernelLinks(f"{path}.kernel")
         self.presence = Presence(self.addresses)
         self.zones: tuple[Zone, ...] = ()
         self._config, self._loop = config, loop
@@ -135,8 +138,11 @@ class DnsHalf:
         serial = max(int(time.time()), *(zone.serial + 1 for zone in self.zones), 0)
         before = self.publisher.number
         self.zones = compile_zones(snapshot, self.settings, self.zones, serial=serial)
-        self._describe(snapshot)
+        if not self._described:
+            self._describe(snapshot)  # before there is anything to answer
         await self.publisher.publish(*self.zones, settings=self._used)
+        await asyncio.sleep(0)  # what changed is on its way to the workers before anything else is looked at
+        self._describe(snapshot)
         self.programming.published(snapshot, time.time())
         if self.publisher.number != before:
             self._published = time.monotonic()
@@ -225,6 +231,8 @@ class DnsHalf:
         yield from self.corefile.tasks(api, lambda: self.publish(self._loop().snapshot))
         yield self.presence.keep(self.may_be_present, lambda: self._loop().snapshot.local_addresses)
         yield self.memory.keep()
+        if self._config.dns.kernel_answers:
+            yield self.kernel.run()
         yield self._tell_of_memory()
         yield self._tell_of_loops()
         if self.addresses:

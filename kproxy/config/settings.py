@@ -141,6 +141,7 @@ _WITH_EFFECT = (
     _ours("dns.searchPath", "dns.search_path", r.truth),
     _ours("dns.aliases", "dns.aliases", r.labels, write=w.listed),
     _ours("dns.forwardDotLocal", "dns.forward_dot_local", r.truth),
+    _ours("dns.kernelAnswers", "dns.kernel_answers", r.truth),
     _ours("dns.workers", "dns.workers", r.whole(0, 256), "dns_workers"),
 )  # fmt: skip
 

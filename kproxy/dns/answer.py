@@ -40,11 +40,11 @@ _LOCALHOST, _INVALID, _ONION, _LOCAL = b"\x09localhost\0", b"\x07invalid\0", b"\
 class Outcome:
     """A finished reply.
 
-    owner: the key of the one Service it is made from, b"" when it depends on more than that (or on an absence). turns: how many orders of
-    its addresses there are to go round; clients that take the first one spread over all. block: the server block that
-    answered, -1 for none. personal: equal queries of clients with another `view` may have another reply. saved: how many queries of its
-    own walk along the search list the client need not make because of this reply. events: CoreDNS's counters that each use of this reply
-    adds to, with `%s` for the label `server`. plugin: the directive that made it; "": the zone, or nobody. single: it is for this one
+    owner: of the one Service it is made from the key, or `names.steady` of it; b"" when it depends on more than that (or on an absence).
+    turns: how many orders of its addresses there are to go round; clients that take the first one spread over all. block: the server
+    block that answered, -1 for none. personal: equal queries of clients with another `view` may have another reply. saved: how many queries
+    of its own walk along the search list the client need not make because of this reply. events: CoreDNS's counters that each use of this
+    reply adds to, with `%s` for the label `server`. plugin: the directive that made it; "": the zone, or nobody. single: it is for this one
     client and must not be remembered even for those of the same view.
     """
 
@@ -242,7 +242,9 @@ def _records(zone: Zone, apex: Apex, start: int, place: Place, query: Query) -> 
                 groups = place.groups if place.kind is PlaceKind.ENDPOINT else None
                 suffix = _SVC + query.name[start:]  # the zone in the question's case
                 return _Found(*srv(query, pairs_of(service, place.port, groups), suffix, ttl), service.key)
-            return _Found(addresses_of(OWNER, qtype, ttl, _hosts(place, service)), owner=service.key)
+            steady = place.kind is PlaceKind.SERVICE and service.kind is RecordKind.CLUSTER
+            owner = names.steady(service.key) if steady else service.key
+            return _Found(addresses_of(OWNER, qtype, ttl, _hosts(place, service)), owner=owner)
     return _Found()
 
 

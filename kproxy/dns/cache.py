@@ -45,11 +45,12 @@ class _Round:
 class AnswerCache:
     """The two halves: `lasting` by Service, `fleeting` for all else; and `rounds` of orders. The hot loop reads all three directly.
 
-    entries, octets: bounds of each half.
+    entries, octets: bounds of each half. emptied: how often `lasting` was thrown out as a whole.
     """
 
     def __init__(self, *, entries: int = 32768, octets: int = 8 << 20) -> None:
         self.entries = entries
+        self.emptied = 0
         self.octets = octets
         self.lasting: dict[Hashable, Entry] = {}
         self.fleeting: dict[Hashable, Entry] = {}
@@ -113,16 +114,19 @@ class AnswerCache:
             self.lasting[key] = entry
         self._by_owner.setdefault(outcome.owner, []).append(key)
 
-    def forget(self, owners: Iterable[bytes]) -> None:
-        """Throws out what a change of these Services touches: their own replies and everything fleeting."""
+    def forget(self, owners: Iterable[bytes]) -> list[Hashable]:
+        """Throws out what a change of these Services touches: everything fleeting, and their own replies, whose keys are returned."""
         self._empty_fleeting()
+        thrown: list[Hashable] = []
         for owner in (*owners, b""):
             for key in self._by_owner.pop(owner, ()):
                 if key in self.rounds:
                     gone = self.rounds.pop(key).orders
                 else:
                     gone = [self.lasting.pop(key)]
+                    thrown.append(key)
                 self._lasting_octets -= sum(map(_octets, gone))
+        return thrown
 
     def clear(self) -> None:
         """Throws out everything: another zone, other settings, other namespaces."""
@@ -130,6 +134,7 @@ class AnswerCache:
         self._empty_lasting()
 
     def _empty_lasting(self) -> None:
+        self.emptied += 1
         self.lasting.clear()
         self.rounds.clear()
         self._by_owner.clear()

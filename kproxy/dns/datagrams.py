@@ -19,11 +19,14 @@ from time import perf_counter
 from typing import Any
 
 from kproxy.dns.batches import BATCH, NOTHING, RECEIVE, STARTS, Peer
+from kproxy.dns.clients import Client
+from kproxy.dns.kernel_answers import KernelAnswers
 from kproxy.dns.overload import Overload
 from kproxy.dns.remembered import Caches, Hot
 
 MORE = 8  # packets in a reading after which another one is worth more than a round of the event loop: more have come
 FULL = 3  # readings in a row that came back full, so many stood in the queue: more comes than is answered
+OFFERS = 8  # to the kernel, of one batch: each costs as much as an answer; where the kernel answers, batches are small
 GLANCE_S = 0.001  # for so long at most queries wait behind replies that others were asked for
 
 _NUMBERS = range(BATCH)
@@ -58,6 +61,7 @@ class Datagrams:
         self._overload = Overload(self, hot.counters, limited, self._readable, self._calm)
         self._read: Callable[[], bool] = self._drain
         self.is_watched = False
+        self.kernel: KernelAnswers | None = None  # what is found is offered to it
         self._looked = 0.0  # when the socket was last read; infinity: it is not any more
 
     def start(self) -> None:
@@ -137,6 +141,7 @@ class Datagrams:
         if self._own in ports:  # from a port like ours: perhaps from ourselves
             senders = [None if port == self._own else sender for port, sender in zip(ports, senders, strict=True)]
         late: list[int] = []
+        kernel, offers = self.kernel, []
         for number, start, size, sender in zip(_NUMBERS, STARTS, sizes, senders, strict=False):
             client = known(sender)
             if client is not None:
@@ -149,6 +154,8 @@ class Datagrams:
                 if found is not None:
                     reply, counts = found
                     counts[family] += 1
+                    if kernel is not None:
+                        offers.append((key, client))
                     end = begin + len(reply)
                     packets[begin:end] = reply
                     lengths[number] = end - start
@@ -158,7 +165,14 @@ class Datagrams:
             self._answer_late(count, late, senders, sizes, began)
         else:
             self._count(count, 0, batch.send(self.sock.fileno(), 0, count), began)
+        for key, client in offers[:OFFERS]:
+            self.offer(key, client)
         return count
+
+    def offer(self, key: bytes, client: Client) -> None:
+        """Has the kernel answer this query from now on, where it can; what is remembered is what it says."""
+        if self.kernel is not None:
+            self.kernel.offer(key, client, self.caches, self.port, self.family)
 
     def _answer_late(self, count: int, late: list[int], senders: list[Any], sizes: list[int], began: float) -> None:
         """Sends the replies of a batch but for those of the packets `late`, and then answers these one by one."""
@@ -186,6 +200,7 @@ class Datagrams:
         known, next_order, slowly = self._hot.clients.known.get, self.caches.common.next_order, self._slowly
         served = slow = errors = 0
         failed = False
+        kernel, offers = self.kernel, []
         began = perf_counter()
         try:
             for served in _NUMBERS:  # noqa: B007 - how many there were, wherever it ends
@@ -204,6 +219,8 @@ class Datagrams:
                             send(data[:2] + reply, peer)
                         except OSError:
                             errors += 1
+                        if kernel is not None:
+                            offers.append((key, client))
                         continue
                 slow += 1
                 slowly(self, data, peer, keep)
@@ -217,6 +234,8 @@ class Datagrams:
             errors += 1
             failed = True
         self._count(served, slow, errors, began)
+        for key, client in offers[:OFFERS]:
+            self.offer(key, client)
         return -1 if failed else served
 
     def _count(self, served: int, slow: int, errors: int, began: float) -> None:

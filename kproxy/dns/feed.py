@@ -10,11 +10,13 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from kproxy.dns import channel, memory
+from msgspec.structs import replace
+
+from kproxy.dns import channel, memory, names
 from kproxy.dns.channel import (
     About,
     Ask,
@@ -36,7 +38,7 @@ from kproxy.dns.channel import (
 from kproxy.dns.directives import zone_settings
 from kproxy.dns.server import Server
 from kproxy.dns.sharing import change_all, finish_all
-from kproxy.dns.zone import Loading, ZoneDelta
+from kproxy.dns.zone import Loading, Zone, ZoneDelta
 from kproxy.telemetry.logs import fields
 
 log = logging.getLogger("kproxy.dns.worker")
@@ -164,8 +166,9 @@ class Feed:
                 self._hold(message.number)
                 self._settled()
             case Change() if message.base == self._number and len(message.deltas) == len(self._server.zones):
+                changed = _changed(self._server.zones, message.deltas)
                 zones = change_all(self._server.zones, message.deltas)
-                self._server.answer_from(self._server.settings, zones, _changed(message.deltas))
+                self._server.answer_from(self._server.settings, zones, changed)
                 self._hold(message.number)
             case _:
                 if writer is not None:
@@ -202,8 +205,20 @@ class Feed:
         log.warning("the controller brings no zone: answering from the one on disk", extra=told)
 
 
-def _changed(deltas: tuple[ZoneDelta, ...]) -> list[bytes] | None:
-    """Keys of the Services whose replies may differ; None when others may, too."""
+def _changed(zones: Sequence[Zone], deltas: Sequence[ZoneDelta]) -> list[bytes] | None:
+    """Owners of replies that may differ; None when all may. zones: before the change.
+
+    Endpoints come and go all the time, and what most pods ask for, a Service's own address, is the same with others.
+    """
     if any(delta.is_wide for delta in deltas):
         return None
-    return [key for delta in deltas for key in (*(one.key for one in delta.changed), *delta.removed)]
+    found = []
+    for zone, delta in zip(zones, deltas, strict=True):
+        for records in delta.changed:
+            before = zone.services.get(records.key)
+            found.append(records.key)
+            if before is None or replace(before, groups=()) != replace(records, groups=()):
+                found.append(names.steady(records.key))
+        for key in delta.removed:
+            found += (key, names.steady(key))
+    return found

@@ -201,3 +201,8 @@ def zones(texts: Iterable[str]) -> tuple[bytes, ...]:
 def is_below_any(wire: bytes, suffixes: Iterable[bytes]) -> bool:
     """Whether lower-case `wire` is one of `suffixes` or lies below one."""
     return any(is_below(wire, suffix) for suffix in suffixes)
+
+
+def steady(key: bytes) -> bytes:
+    """The owner of replies of a Service, by its key, in which no endpoint has a part; the key itself owns all others. No name ends so."""
+    return key + b"\0"

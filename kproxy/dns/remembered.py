@@ -27,6 +27,7 @@ class Caches:
         self.dated = AnswerCache(entries=8192, octets=4 << 20)
         self.aging = AgingReplies()  # what the dated ones of the next second are made from
         self.denials = Denials()
+        self.second_over = 0  # nanoseconds of CLOCK_MONOTONIC: until then what is `dated` is right
         common, dated = self.common, self.dated
         self.quick = (common.lasting.get, common.fleeting.get, dated.fleeting.get, common.rounds, self._seldom)
 

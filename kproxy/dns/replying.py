@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import replace
-from time import monotonic, perf_counter
+from time import monotonic, monotonic_ns, perf_counter
 from typing import Any
 
 from kproxy.dns.answer import Forward, Outcome, Transfer
@@ -140,6 +140,8 @@ class Replying:
             if not ages or not at.caches.aging.store(key, outcome.reply, counts, outcome.turns, now):
                 at.caches.dated.store(data, outcome, counts, key=key)
                 self._end_second()
+        if outcome.owner:  # there are as many of these as Services; of all other names most are asked once
+            at.offer(data[2:], client)
 
     def _reply_aged(
         self, at: Datagrams, data: bytes, peer: Any, client: Client, aged: tuple[bytes, list[int], bool], began: float
@@ -150,6 +152,7 @@ class Replying:
         if lasts:
             at.caches.dated.keep((client.view, data[2:]), (reply, counts))
             self._end_second()
+            at.offer(data[2:], client)
         if self.observing.active:
             took = perf_counter() - began
             self.observing.answered(data, data[:2] + reply, peer, client, took, "cache", "udp")
@@ -171,10 +174,13 @@ class Replying:
         if lasts:  # the hot loop has it for the rest of the second
             at.caches.dated.keep((client.address, data[2:]), (walked[0], counts))
             self._end_second()
+            at.offer(data[2:], client)
         self.hot.slow_s += perf_counter() - began
 
     def _end_second(self) -> None:
         if self._second is None:
+            for caches in self.caches.values():
+                caches.second_over = monotonic_ns() + 1_000_000_000
             self._second = asyncio.get_running_loop().call_later(1.0, self._next_second)
 
     def _next_second(self) -> None:

@@ -20,6 +20,7 @@ from kproxy.dns.clients import Clients, PodView, served_networks
 from kproxy.dns.datagrams import Datagrams
 from kproxy.dns.denial import denying
 from kproxy.dns.files import at_first
+from kproxy.dns.kernel_answers import KernelAnswers
 from kproxy.dns.observing import Observing
 from kproxy.dns.remembered import Caches, Hot
 from kproxy.dns.replying import Replying
@@ -59,6 +60,7 @@ class Server:
         self._listeners: dict[Place, tuple[socket.socket, int]] = {}
         self._caches: dict[int, Caches] = self.replying.caches
         self._files: Mapping[str, str] = files
+        self._kernel: KernelAnswers | None = None
         self._know()
 
     def places(self) -> tuple[Place, ...]:
@@ -89,6 +91,7 @@ class Server:
                 sock, name, self.hot, caches, replying.slowly, replying.watched, self.strangers.limited
             )
             self._datagrams[(address, port)] = datagrams
+            self._share(address, port, datagrams)
             self._listeners[(address, port)] = (stream, name)
             self.streams.listen(stream, name)
             made.append(datagrams)
@@ -101,6 +104,8 @@ class Server:
     def _unbind(self, place: Place) -> None:
         datagrams = self._datagrams.pop(place)
         stream, name = self._listeners.pop(place)
+        if self._kernel is not None:
+            self._kernel.answers_no_more(_packed(place[0]), place[1])
         leave_group(datagrams.sock)
         self.streams.unlisten(stream, name)
         datagrams.finish()
@@ -142,15 +147,19 @@ class Server:
             changed = list(changed)
             self.responder.walked.forget(changed)
         self.replying.denying = denying(served.blocks, chain.kubernetes_of(settings), self.zones)
-        for caches in self._caches.values():
+        for name, caches in self._caches.items():
             caches.dated.clear()
             caches.aging.clear()
             caches.denials.clear()
-            for cache in (caches.common, caches.personal):
-                if changed is None:
-                    cache.clear()
-                else:
-                    cache.forget(changed)
+            if changed is None:
+                caches.common.clear()
+                caches.personal.clear()
+            else:
+                thrown = caches.common.forget(changed), caches.personal.forget(changed)
+                if self._kernel is not None:
+                    self._kernel.forget(name, caches, *thrown)
+        if changed is None and self._kernel is not None:
+            self._kernel.forget_all()
 
     @property
     def blocks(self) -> tuple[ServerBlock, ...]:
@@ -191,10 +200,29 @@ class Server:
             caches.denials.clear()
             if heads:  # what was everybody's may depend on who asks now
                 caches.common.clear()
+        if self._kernel is not None:
+            self._kernel.forget_all()
+
+    def use_kernel(self, kernel: KernelAnswers | None) -> None:
+        """Has the kernel answer what it can from now on; None: nothing any more."""
+        if self._kernel is not None:
+            self._kernel.collect()
+        self._kernel = kernel
+        for (address, port), datagrams in self._datagrams.items():
+            self._share(address, port, datagrams)
+        if kernel is not None:
+            kernel.pause(self.observing.active)
+
+    def _share(self, address: str, port: int, datagrams: Datagrams) -> None:
+        datagrams.kernel = self._kernel
+        if self._kernel is not None:
+            self._kernel.answers_at(_packed(address), port, datagrams.port, datagrams.family)
 
     def counted(self) -> dict[str, int]:
         """All counters, up to date."""
         hot = self.hot
+        if self._kernel is not None:
+            self._kernel.collect()
         self.savings.settle()
         self.tally.settle(max(0.0, hot.quick_s - hot.slow_s))
         hot.quick_s = hot.slow_s = 0.0
@@ -203,6 +231,9 @@ class Server:
     async def stop(self, grace_s: float = 2.0) -> None:
         """Answers what has arrived, takes no more, and gives what is under way `grace_s` seconds."""
         datagrams = list(self._datagrams.values())
+        self.counted()
+        if self._kernel is not None:
+            self._kernel.end()
         for one in datagrams:
             leave_group(one.sock)
         for stream, name in self._listeners.values():
@@ -228,6 +259,8 @@ class Server:
         self.replying.end()
 
     def _watch(self, on: bool) -> None:
+        if self._kernel is not None:
+            self._kernel.pause(on)
         for datagrams in self._datagrams.values():
             datagrams.watch(on)
         for caches in self._caches.values():  # the hot loop's copies of replies do not know how they came about
@@ -245,6 +278,10 @@ def listeners(settings: DnsSettings, blocks: Sequence[ServerBlock]) -> dict[Plac
                 if address not in without:
                     found.setdefault((address, port), block.port)
     return found
+
+
+def _packed(address: str) -> bytes:
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
 def _addresses(word: str) -> Iterable[str]:

@@ -35,6 +35,7 @@ from kproxy.dns.directives import zone_settings
 from kproxy.dns.feed import Feed
 from kproxy.dns.files import follow_files
 from kproxy.dns.forward import Forwarders
+from kproxy.dns.kernel_feed import follow_kernel
 from kproxy.dns.server import Place, Server
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.sockets import bound, is_taken
@@ -132,6 +133,7 @@ async def serve(
         feed = Feed(path, server, settle_memory)
         tasks.create_task(feed.run())
         tasks.create_task(follow_files(server))
+        tasks.create_task(follow_kernel(f"{path}.kernel", server))
         if await _worth_binding(server.places(), feed, ended, grace_s, memory):
             await server.start()
             server.responder.upstreams.start()

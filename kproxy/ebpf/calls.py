@@ -25,6 +25,7 @@ TCX_INGRESS = 46  # enum bpf_attach_type; Linux 6.6
 
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY, _PROG_LOAD, _LINK_CREATE = 0, 1, 2, 3, 4, 5, 28
 _NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
+_TO_KEY = 16  # octets of the attributes up to the key: a call that knows no more wants zeros behind it
 _LOG = 1 << 16  # octets of the verifier's words
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -84,7 +85,7 @@ class Map:
     def delete(self, key: bytes) -> bool:
         """Takes one entry away; whether it was there. Raises OSError."""
         ctypes.memmove(self._key, key, self._sizes[0])
-        if _syscall(_number, _DELETE, self._pointer, self._octets):
+        if _syscall(_number, _DELETE, self._pointer, _TO_KEY):
             if ctypes.get_errno() != errno.ENOENT:
                 raise _error("deleting from a map")
             return False

@@ -1,9 +1,9 @@
 """Addresses and links of this network namespace, asked of the kernel in its own words (rtnetlink), blocking, a few milliseconds at most.
 
-In: names, indices, addresses as text. Out: what the kernel says, or OSError with its errno. What a node needs are six requests, so they are
-written here: pyroute2 does the same and far more, and importing it takes as long as reading ten thousand Services (163 modules). Layout:
-linux/rtnetlink.h, if_addr.h, if_link.h; numbers in the machine's byte order, addresses in the network's. What must not happen here: a
-decision about which address belongs on the node.
+In: names, indices, addresses as text. Out: what the kernel says, or OSError with its errno. What a node needs are seven requests, so they
+are written here: pyroute2 does the same and far more, and importing it takes as long as reading ten thousand Services (163 modules).
+Layout: linux/rtnetlink.h, if_addr.h, if_link.h; numbers in the machine's byte order, addresses in the network's. What must not happen here:
+a decision about which address belongs on the node.
 
 Every answer is checked for its lengths before it is used: a message that makes no sense is an OSError (EBADMSG).
 """
@@ -34,7 +34,6 @@ _DATAGRAM = 1 << 17
 _PATIENCE_S = 5.0
 _ROUNDS = 5  # of a dump during which the kernel's list has changed
 
-ANNOUNCED = 0x10 | 0x100  # multicast groups: changes of IPv4 and of IPv6 addresses
 _SIZES = {socket.AF_INET: 4, socket.AF_INET6: 16}
 
 
@@ -46,6 +45,15 @@ class Held:
     address: str
     prefix_length: int
     label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface. kind: as `ip -d link` says it (veth, bridge …); empty for hardware and the loopback."""
+
+    index: int
+    kind: str
+    up: bool
 
 
 class Route:
@@ -73,6 +81,19 @@ class Route:
                 whole = whole and not flags & _INTERRUPTED
                 if kind == _NEW_ADDRESS and (held := _held(body)) is not None:
                     found.append(held)
+            if whole:
+                break
+        return found
+
+    def links(self) -> list[Link]:
+        """Every interface, in the kernel's order."""
+        for _ in range(_ROUNDS):
+            found: list[Link] = []
+            whole = True
+            for kind, flags, body in self._ask(_GET_LINK, _DUMP, _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+                whole = whole and not flags & _INTERRUPTED
+                if kind == _NEW_LINK and len(body) >= _LINK.size:
+                    found.append(_link(body))
             if whole:
                 break
         return found
@@ -139,6 +160,13 @@ class Route:
                         raise OSError(error, os.strerror(error))
                     return
                 yield got, marks, message
+
+
+def _link(body: bytes) -> Link:
+    _, _, index, flags, _ = _LINK.unpack_from(body)
+    information = dict(_attributes(body[_LINK.size :])).get(_IFLA_INFO, b"")
+    kind = dict(_attributes(information)).get(_INFO_KIND, b"").rstrip(b"\0").decode(errors="replace")
+    return Link(index, kind, bool(flags & _IFF_UP))
 
 
 def _held(body: bytes) -> Held | None:

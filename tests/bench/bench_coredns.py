@@ -71,7 +71,7 @@ def bed(given: argparse.Namespace, scratch: Path) -> Iterator[Bench]:
     """Node, control plane, resolver outside, questions."""
     home = installed(scratch / "installed")
     with OneNode() as node:
-        ip(node.pods, *(f"addr replace {address}/24 dev eth0" for address in cluster.PODS))
+        ip(node.pods, *(f"addr replace {address}/24 dev eth0" for address in (*cluster.PODS, cluster.OTHER)))
         say(f"loading {given.services:,} Services")
         with prefilled.prefilled(node, scratch / "plane", cluster.manifests(given.services)) as plane:
             stage = Stage(node, plane, Variant.LEGACY, scratch, home=home)

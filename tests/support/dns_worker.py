@@ -30,6 +30,7 @@ import dnslib
 import msgspec
 
 from kproxy.dns.channel import Limited
+from kproxy.dns.kernel_links import KernelLinks
 from kproxy.dns.publisher import WorkerStatus, ZonePublisher
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.zone import Zone
@@ -50,7 +51,9 @@ class Workers:
         port: int = PORT,
         memory: Path | None = None,
         grace_s: float = 0.5,
+        kernel: bool = False,
     ) -> None:
+        """kernel: with the controller's part in the kernel's answers."""
         listen = settings.listen if settings.listen != DnsSettings().listen else (address,)
         self.settings = replace(settings, listen=listen, port=port if settings.port == 53 else settings.port)
         self.address = (self.settings.listen[0], self.settings.port)
@@ -64,6 +67,8 @@ class Workers:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self.publisher: ZonePublisher | None = None
+        self.kernel = KernelLinks(f"{self.channel}.kernel") if kernel else None
+        self._kernel: asyncio.Task[None] | None = None
         self.limited: list[Limited] = []  # notices of clients that sent more than their share
 
     def __enter__(self) -> Workers:
@@ -120,9 +125,21 @@ class Workers:
         """A new publisher, as after a restart of the controller."""
         self.publisher = ZonePublisher(self.channel, self.limited.append)
         self.call(self.publisher.start())
+        if self.kernel is not None:
+            self.call(self._start_kernel(self.kernel))
+
+    async def _start_kernel(self, kernel: KernelLinks) -> None:
+        self._kernel = asyncio.get_running_loop().create_task(kernel.run())
+
+    async def _stop_kernel(self) -> None:
+        if self._kernel is not None:
+            self._kernel.cancel()
+            await asyncio.wait([self._kernel])
+            self._kernel = None
 
     def stop_controller(self) -> None:
         """The controller goes away; the workers stay."""
+        self.call(self._stop_kernel())
         if self.publisher is not None:
             self.call(self.publisher.close())
             self.publisher = None

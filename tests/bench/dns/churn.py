@@ -79,11 +79,11 @@ def churn(bench: Bench, server: Server, seconds: float) -> None:
             with bench.running(server, pinned=False) as running:
                 bench.figures.samples["start.first", server].pop()  # of another API server
                 names = _questions(bench)
-                node = bench.stage.bed.node
-                bench.client.paced(node, names, 1.0, QUERIES, NODE)
+                pods, source = bench.stage.bed.pods, cluster.OTHER
+                bench.client.paced(pods, names, 1.0, QUERIES, source)
                 spent = running.cpu_seconds()
                 _post(bench, port, f"/churn?rate={RATE}&seconds={seconds + 1}")
-                timed = Background(lambda: bench.client.paced(node, names, seconds, QUERIES, NODE))
+                timed = Background(lambda: bench.client.paced(pods, names, seconds, QUERIES, source))
                 seen = _canary(bench, port, seconds - 1)
                 found = timed.result()
                 spent = running.cpu_seconds() - spent

@@ -25,6 +25,8 @@ PODS = (
     "10.244.1.3",
     "10.244.1.4",
 )  # the pods that ask; the second one is the neighbour of a pod that floods
+# Beside them, and no pod that the API knows: names that it asks are not walked, so that all servers say the same to it.
+OTHER = "10.244.1.5"
 NEW_NAMES = 600_000  # more than anybody remembers
 SPREAD = 1_000_000
 

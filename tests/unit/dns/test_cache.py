@@ -8,6 +8,7 @@ import pytest
 
 from kproxy.dns.answer import Outcome, respond
 from kproxy.dns.cache import AnswerCache
+from kproxy.dns.names import steady
 from kproxy.dns.settings import DnsSettings
 from kproxy.dns.wire import Transport
 from tests.support.queries import absolute, zone_of
@@ -41,10 +42,10 @@ def test_positive_answers_go_with_their_service_and_all_others_with_any_change()
         store(cache, query("10-1-1-1.testns.pod")),
     ]
     assert set(cache.lasting) == {*svc1, hdls1} and set(cache.fleeting) == set(fleeting)
-    cache.forget([SVC1])
-    assert set(cache.lasting) == {hdls1} and not cache.fleeting
-    cache.forget([HDLS1])
-    assert not cache.lasting
+    # An endpoint of svc1 comes or goes: that is nothing to its own address, and something to its SRV records.
+    assert cache.forget([SVC1]) == [svc1[1]] and set(cache.lasting) == {svc1[0], hdls1} and not cache.fleeting
+    assert cache.forget([SVC1, steady(SVC1)]) == [svc1[0]] and set(cache.lasting) == {hdls1}
+    assert cache.forget([HDLS1]) == [hdls1] and not cache.lasting
     cache.forget([HDLS1, b"\x01x\x01y"])
 
 
