@@ -23,6 +23,7 @@ from kproxy.dns.clients import Client
 from kproxy.dns.kernel_answers import KernelAnswers
 from kproxy.dns.overload import Overload
 from kproxy.dns.remembered import Caches, Hot
+from kproxy.dns.spreading import Spreading
 
 MORE = 8  # packets in a reading after which another one is worth more than a round of the event loop: more have come
 FULL = 3  # readings in a row that came back full, so many stood in the queue: more comes than is answered
@@ -58,6 +59,7 @@ class Datagrams:
         self._slowly = slowly
         self._watched = watched
         self._full = 0
+        self._spreading = Spreading(sock)
         self._overload = Overload(self, hot.counters, limited, self._readable, self._calm)
         self._read: Callable[[], bool] = self._drain
         self.is_watched = False
@@ -92,6 +94,7 @@ class Datagrams:
         self._looked = inf
         asyncio.get_running_loop().remove_reader(self.sock.fileno())
         self._overload.end()
+        self._spreading.end()
         for _ in range(100):  # bounded: a flood must not keep us
             if not self._drain():
                 break
@@ -111,7 +114,7 @@ class Datagrams:
         """Answers what has come, up to two batches; whether there was anything."""
         total = 0
         while total < BATCH:
-            served = self._answer_batch()
+            served = self.answer_batch()
             total += max(served, 0)
             if served == BATCH:
                 self._full += 1
@@ -123,7 +126,7 @@ class Datagrams:
                 break
         return total > 0
 
-    def _answer_batch(self) -> int:
+    def answer_batch(self) -> int:
         """Answers one reading of the socket; how many packets that were, or -1 when it failed. The hot loop."""
         batch, family, clients = self._batch, self.family, self._hot.clients
         began = perf_counter()
@@ -282,9 +285,14 @@ class Datagrams:
                 return
         self._slowly(self, data, peer, keep)
 
+    def call_siblings(self) -> None:
+        """Has other workers take their part of what comes to this address."""
+        self._spreading.needed()
+
     def _overloaded(self) -> None:
         if self._looked == inf:  # finishing
             return
+        self.call_siblings()
         self._overload.begin()
         self._read = self._overload.drain
 

@@ -9,6 +9,8 @@ dropped, and the kernel is told to drop so much of it before it is read (sieve.p
 queries wait. Reading a query costs a fifth of answering it, so others wait for what is being answered and for nothing else; a line that got
 only part of the time lost queries of a client that was nearly alone, and once it had lost some it went on losing them for a second.
 
+Once all of it is worked off and nothing was too much, what comes is read and answered by the batch again, which costs half of it, until a
+reading comes back full.
 An only source stands in line as well, so that the next one to come is seen at once. What the worker had no processor for is worked off for
 a while before any of it is dropped: it waits in the kernel's queue.
 """
@@ -23,7 +25,7 @@ from time import perf_counter, thread_time
 from typing import Any, Protocol
 
 from kproxy.dns import sieve
-from kproxy.dns.batches import RECEIVE
+from kproxy.dns.batches import BATCH, RECEIVE
 from kproxy.dns.fairness import Shares
 
 CALM_S = 1.0  # without a sign of it, after which overload is over
@@ -37,8 +39,9 @@ EASE = 1.25  # and each look this much more where all of it could be answered
 SPAN = 5
 READ = 512  # packets of one reading; a millisecond when they are put in line
 MANY = 200  # packets between two looks with heavy sources among them: ten thousand a second are a flood, also where all can be answered
-# Queries of heavy sources that wait, at least and at most; in between as many as are answered in two spans.
-SHORTEST_LINE, LONGEST_LINE = 2048, 8192
+# Queries of heavy sources that wait, a tenth of a second of work. Others wait for none of them, and a client is served better late than
+# never: with a quarter of it a worker that had half of a processor dropped a tenth of what it could have answered a moment later.
+LINE = 8192
 PATIENCE_S = 0.25  # of an only source's line that is full: so long it may take to work off what came in a moment without a processor
 # Queries of the line between two readings at most, and how much processor time may pass, tasks included; the same for an only source, where
 # nobody is known to wait: fewer readings are more answers.
@@ -54,6 +57,9 @@ class Serving(Protocol):
     sock: socket.socket
     is_watched: bool
 
+    def answer_batch(self) -> int:
+        """Reads the socket once and answers what there is; how many packets, or -1 when that failed."""
+
     def serve(self, receive: Callable[[int], Packet], argument: int, keep: bool) -> int:
         """Answers what `receive` gives."""
 
@@ -62,6 +68,9 @@ class Serving(Protocol):
 
     def send(self, reply: bytes, peer: Any) -> None:
         """Sends a datagram."""
+
+    def call_siblings(self) -> None:
+        """Has other workers take their part of what comes."""
 
 
 class Overload:
@@ -88,17 +97,18 @@ class Overload:
         self._until = 0.0
         self._share = 1.0  # of heavy sources, that passes
         self._sieved: frozenset[str] = frozenset()
-        self._seen = 0  # packets that were read since the last look
-        # Since the span began: looks, queries of heavy sources that stood in line, that did not, and that were answered out of it.
-        self._looks = self._waited = self._shed = self._done = 0
+        self._seen = 0  # packets that were read to stand in line, or not, since the last look
+        self._behind = True  # more has come than one reading takes, and is not worked off
+        # Since the span began: looks, queries of heavy sources that stood in line, and that did not.
+        self._looks = self._waited = self._shed = 0
         self._was_too_much = False  # in the span before
-        self._room = LONGEST_LINE
         self._adjusting: asyncio.TimerHandle | None = None
         self._turn: asyncio.Handle | None = None
 
     def begin(self) -> None:
         """There is overload."""
         self._counters["overloads"] += 1
+        self._behind = True
         self._until = perf_counter() + CALM_S
         if self._adjusting is None:
             self._adjusting = asyncio.get_running_loop().call_later(ADJUST_S, self._adjust)
@@ -115,9 +125,16 @@ class Overload:
     def drain(self) -> bool:
         """Reads, and sees to it that the line moves on; whether there was anything to read."""
         began, had_line = perf_counter(), bool(self._line)
+        if not self._behind and not had_line and not self._serving.is_watched:
+            served = self._serving.answer_batch()
+            if served < BATCH:
+                return served > 0
+            self._behind = True
         read = self._read(began)
         if read >= READ // 4:
             self._until = began + CALM_S
+        elif not self._line and self._share == 1.0 and not self._was_too_much:
+            self._behind = False
         if self._line:
             if not had_line:
                 self._standing, self._spent = began, 0.0
@@ -140,7 +157,6 @@ class Overload:
         self._spent = spent
         line = self._line
         few = min(self._few, len(line))
-        self._done += few
         # A flood of ever new names must not throw out what others ask for. Where nobody else asks, each name is worked out once.
         self._answer_all([line.popleft() for _ in range(few)], keep=self._shares.alone)
 
@@ -148,7 +164,7 @@ class Overload:
         """Reads what there is. Answers at once who is not heavy; the others stand in line, or are dropped where that is full."""
         receive, shares, read = self._serving.sock.recvfrom, self._shares, 0
         packets: list[Packet] = []
-        blocked = shares.alone and len(self._line) >= self._room and now - self._standing < PATIENCE_S
+        blocked = shares.alone and len(self._line) >= LINE and now - self._standing < PATIENCE_S
         while read < READ and not blocked:
             packets.clear()
             try:
@@ -177,12 +193,12 @@ class Overload:
 
     def _without_heavy(self, packets: list[Packet]) -> list[Packet]:
         """The packets of those who are not heavy; the others' are in line, or dropped."""
-        heavy, line, room = self._shares.heavy, self._line, self._room
+        heavy, line = self._shares.heavy, self._line
         found = []
         for packet in packets:
             if packet[1][0] not in heavy:
                 found.append(packet)
-            elif len(line) < room:
+            elif len(line) < LINE:
                 self._waited += 1
                 line.append(packet)
             else:
@@ -205,7 +221,10 @@ class Overload:
         moment, or whose worker had no processor for one, must not be cut off for seconds.
         """
         now, heavy = perf_counter(), self._shares.heavy
-        if len(self._line) > FEW or (heavy and not self._shares.alone and self._seen > MANY):
+        if len(self._line) > FEW:
+            self._serving.call_siblings()
+            self._until = now + CALM_S
+        elif heavy and not self._shares.alone and self._seen > MANY:
             self._until = now + CALM_S
         self._seen = 0
         share = self._next_share(heavy)
@@ -230,8 +249,7 @@ class Overload:
         kept = self._waited / (self._waited + self._shed) if self._shed else 1.0
         too_much, before = bool(heavy) and (self._shed > 0 or crowded), self._was_too_much
         self._was_too_much = too_much
-        self._room = min(LONGEST_LINE, max(SHORTEST_LINE, 2 * self._done, self._room // 2))
-        self._looks = self._waited = self._shed = self._done = 0
+        self._looks = self._waited = self._shed = 0
         if not (too_much and before):
             return self._share
         return max(LEAST_SHARE, self._share * max(TIGHTEST, min(kept, 0.5 if crowded else 1.0)))

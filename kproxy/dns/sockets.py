@@ -13,6 +13,7 @@ import socket
 import struct
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 SOCKET_BUFFER = 4 << 20
@@ -20,6 +21,7 @@ SOCKET_BUFFER = 4 << 20
 _IP_FREEBIND = 15
 _IPV6_FREEBIND = 78
 _SO_RCVBUFFORCE = 33
+_SO_DETACH_REUSEPORT_BPF = 68
 _SIOCGIFADDR = 0x8915
 
 
@@ -58,21 +60,39 @@ def leave_group(sock: socket.socket) -> None:
     skips TCP_ESTABLISHED). The peer is the socket's own address, from which nothing comes that would be answered. Closing the socket
     without this loses what came in between the last read and the close.
     """
+    with suppress(OSError):  # a program that chooses sockets by number (spreading.py) would not pass it over
+        sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_REUSEPORT_BPF, 0)
     with suppress(OSError):  # an address that the node does not hold cannot be reached: nothing comes there either
         sock.connect(sock.getsockname())
 
 
 def is_taken(address: str, port: int) -> bool:
     """Whether some process has a UDP socket on this very address, without disturbing it: a trial bind would refuse a sibling's real one."""
+    found = group_of(address, port)
+    return found.members + found.left > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The UDP sockets on one address and port: those that are open to everybody, and those that left (`leave_group`) or never were."""
+
+    members: int = 0
+    left: int = 0
+
+
+def group_of(address: str, port: int) -> Group:
+    """As the kernel lists them now."""
     packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
     # The kernel prints each 32-bit word of an address as a host-order (little endian) number.
     text = "".join(packed[i : i + 4][:: -1 if sys.byteorder == "little" else 1].hex() for i in range(0, len(packed), 4))
     wanted = f"{text}:{port:04x}".upper()
     try:
         with Path("/proc/self/net/udp6" if ":" in address else "/proc/self/net/udp").open() as lines:
-            return any(line.split()[1] == wanted for line in lines)
+            peers = [words[2] for words in map(str.split, lines) if words[1] == wanted]
     except OSError:
-        return False
+        return Group()
+    left = sum(not peer.endswith(":0000") for peer in peers)
+    return Group(len(peers) - left, left)
 
 
 def link_addresses(name: str) -> tuple[str, ...]:
