@@ -10,25 +10,13 @@ import time
 import yaml
 
 from tests.lab.test_survival import KILL, LOAD
-from tests.support.lab import LabUnderTest
+from tests.support.lab import WEB, LabUnderTest
 
-_WEB = """
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, nodePort: 30080}]}
----
+_SIX = """---
 apiVersion: v1
 kind: Service
 metadata: {name: six}
 spec: {type: NodePort, ipFamilies: [IPv6], selector: {app: web}, ports: [{port: 80, nodePort: 30081}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: web, labels: {app: web}}
-spec:
-  nodeName: node-1
-  containers: [{name: c, image: nginx, ports: [{containerPort: 80}]}]
 """
 _CONFIG = "/run/kproxy-node/config.yaml"
 
@@ -40,7 +28,7 @@ def test_loopback_by_the_worker_and_resets_when_configured(own_lab: LabUnderTest
     config["iptables"]["localhostListener"] = True
     config["conntrack"] = {"endedTCPFlows": "reset"}
     own_lab.ok("exec", "node-1", "--", "sh", "-c", f"cat > {_CONFIG}", stdin=yaml.safe_dump(config))
-    own_lab.ok("apply", "-f", "-", stdin=_WEB)
+    own_lab.ok("apply", "-f", "-", stdin=WEB + _SIX)
     own_lab.until("web", "node-1", "curl", "-sm1", "http://127.0.0.1:30080/")
     own_lab.until("web", "node-1", "curl", "-sm1", "http://127.9.9.9:30080/")
     own_lab.until("web", "node-1", "curl", "-sm1", "http://[::1]:30081/")
@@ -53,7 +41,7 @@ def test_loopback_by_the_worker_and_resets_when_configured(own_lab: LabUnderTest
     )  # fmt: skip
     with hold:
         assert hold.stdout is not None and hold.stdout.readline() == "open\n"
-        own_lab.ok("apply", "-f", "-", stdin=_WEB.replace("selector: {app: web}", "selector: {app: other}"))
+        own_lab.ok("apply", "-f", "-", stdin=(WEB + _SIX).replace("selector: {app: web}", "selector: {app: other}"))
         assert hold.stdout.readline() == "ConnectionResetError\n"
 
 

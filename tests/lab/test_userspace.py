@@ -11,22 +11,9 @@ import yaml
 
 from tests.lab.test_check import every_line
 from tests.lab.test_survival import KILL, LOAD
-from tests.support.lab import LabUnderTest, lab_processes
+from tests.support.lab import WEB, LabUnderTest, lab_processes
 
 _CONFIG, _OTHER = "/run/kproxy-node/config.yaml", "/run/kproxy-node/other.yaml"
-_WEB = """
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, nodePort: 30080}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: web, labels: {app: web}}
-spec:
-  nodeName: node-1
-  containers: [{name: c, image: nginx, ports: [{containerPort: 80}]}]
-"""
 _RATE, _SECONDS, _TIMEOUT_S = 100, 6, 5
 
 
@@ -43,7 +30,7 @@ def test_an_instance_of_the_other_mode_takes_over_and_gives_back(own_lab: LabUnd
     own_lab.ok(
         "exec", "node-1", "--", "sh", "-c", f"cat > {_OTHER}", stdin=yaml.safe_dump({**config, "mode": "userspace"})
     )
-    own_lab.ok("apply", "-f", "-", stdin=_WEB)
+    own_lab.ok("apply", "-f", "-", stdin=WEB)
     own_lab.until("web", "client", "curl", "-sm1", "http://192.168.200.21:30080/hostname")
     second = subprocess.Popen(
         own_lab.argv("exec", "node-1", "--", sys.executable, "-m", "kproxy", "run", "--config", _OTHER, "--run-dir", "/run/kproxy"),

@@ -8,6 +8,7 @@ import pytest
 
 from kproxy.backends.iptables.variant import Variant
 from tests.packet.node import Node
+from tests.packet.udp_ground import FOUR, SIX, Ground, grounded
 
 
 @pytest.fixture(params=list(Variant), ids=lambda variant: variant.value)
@@ -16,3 +17,10 @@ def node(request: pytest.FixtureRequest) -> Iterator[Node]:
     made = Node(request.param)
     yield made
     made.space.close()
+
+
+@pytest.fixture(params=[FOUR, SIX], ids=lambda family: family.name)
+def udp(request: pytest.FixtureRequest) -> Iterator[Ground]:
+    """The ground of the UDP relay's tests, for each family."""
+    with grounded(request.param) as made:
+        yield made

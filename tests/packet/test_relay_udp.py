@@ -8,7 +8,6 @@ import random
 import select
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,14 +19,12 @@ from kproxy.relay.udp_session import Session
 from kproxy.relay.udp_sockets import Address
 from tests.packet.udp_ground import (
     ENDS,
-    FOUR,
     NAME,
     PORT,
     SIX,
     Ground,
     Pod,
     asked,
-    grounded,
     heard,
     own_sockets,
     relaying,
@@ -37,10 +34,9 @@ from tests.packet.udp_ground import (
 from tests.support.netns import run
 
 
-@pytest.fixture(params=[FOUR, SIX], ids=lambda family: family.name)
-def ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
-    with grounded(request.param) as made:
-        yield made
+@pytest.fixture
+def ground(udp: Ground) -> Ground:
+    return udp
 
 
 def test_answers_come_from_the_address_that_was_asked(ground: Ground) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import resource
 import socket
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -15,13 +14,11 @@ from kproxy.relay.counts import FAILED, GAVE_UP, LOST, OPEN, RETRIES
 from kproxy.relay.targets import Table
 from tests.packet.udp_ground import (
     ENDS,
-    FOUR,
     PORT,
     SIX,
     Ground,
     Pod,
     asked,
-    grounded,
     heard,
     own_sockets,
     relaying,
@@ -31,10 +28,9 @@ from tests.packet.udp_ground import (
 from tests.support.netns import Namespace, ip, link, run, sysctl
 
 
-@pytest.fixture(params=[FOUR, SIX], ids=lambda family: family.name)
-def ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
-    with grounded(request.param) as made:
-        yield made
+@pytest.fixture
+def ground(udp: Ground) -> Ground:
+    return udp
 
 
 def test_an_endpoint_that_refuses_is_not_the_last_one(ground: Ground) -> None:

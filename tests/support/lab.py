@@ -14,6 +14,19 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLES = REPOSITORY / "deploy" / "examples"
+WEB = """
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, nodePort: 30080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, labels: {app: web}}
+spec:
+  nodeName: node-1
+  containers: [{name: c, image: nginx, ports: [{containerPort: 80}]}]
+"""  # a pod on node-1, and its Service
 _LIMIT_S = 150
 
 
