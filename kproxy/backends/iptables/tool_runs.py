@@ -13,11 +13,11 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import subprocess  # noqa: TID251 - an effect, too
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO
 
 from kproxy.backends.iptables.failures import classify
 from kproxy.backends.iptables.lock import lock_holder
@@ -28,6 +28,7 @@ from kproxy.model.names import Family
 _PIPE_OCTETS = 1 << 20  # the most that an unprivileged process may ask for by default
 _RACES = 3  # how often a commit that may have met a concurrent writer is tried
 _RACE_PAUSE_S = 0.05
+_LOOK_S = 0.002
 _HARMLESS = "*nat\n:KPROXY-PROBE - [0:0]\n-X KPROXY-PROBE\nCOMMIT\n"
 
 
@@ -55,38 +56,77 @@ async def run_tool(program: Sequence[str], text: Text, timeout_s: float) -> Done
     # 10,000 Services are 10 MB, which would wait in a full pipe whenever this process has something else to do, as decoding lists.
     with (
         open(os.memfd_create("iptables-input"), "w+b") as stdin,
-        open(os.memfd_create("iptables-output"), "w+b") as stdout,
+        _Tool() as tool,
     ):
         stdin.write(text.encode())
         stdin.seek(0)
-        process = await asyncio.create_subprocess_exec(
-            *program, stdin=stdin, stdout=stdout, stderr=asyncio.subprocess.PIPE
-        )
+        tool.begin(program, stdin.fileno())
         try:
-            return await _end_of(process, timeout_s, stdout)
+            return await tool.end(timeout_s)
         finally:
-            await _ended(process)
+            await tool.ended()
 
 
-async def _end_of(
-    process: asyncio.subprocess.Process, timeout_s: float, output: IO[bytes] | None = None
-) -> Done | None:
-    """What came of it; output: where it prints to, if that is no pipe."""
+class _Tool:
+    """A tool while it runs, and the files that it prints to.
+
+    Begun by `subprocess`, which does it with vfork, and not by the loop: uvloop's fork copies the page tables of a controller of 10,000
+    Services, which holds everything up for 18 ms, and makes every page that is touched afterwards fault: 950 of them when the next Service
+    was written, a millisecond of the three that it took to be answered.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._said = [open(os.memfd_create(f"iptables-{name}"), "w+b") for name in ("output", "errors")]  # noqa: SIM115
+
+    def __enter__(self) -> _Tool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """It has ended by now, see `ended`."""
+        for file in self._said:
+            file.close()
+
+    def begin(self, program: Sequence[str], stdin: int) -> None:
+        """Raises OSError when it cannot be started."""
+        stdout, stderr = self._said
+        self._process = subprocess.Popen(program, stdin=stdin, stdout=stdout, stderr=stderr)
+
+    async def end(self, timeout_s: float) -> Done | None:
+        """What came of it; None when it has not ended by then."""
+        assert self._process is not None
+        try:
+            async with asyncio.timeout(timeout_s):  # wait_for of Python 3.11 may swallow a cancellation
+                await _until_end(self._process)
+        except TimeoutError:
+            return None
+        for file in self._said:
+            file.seek(0)  # the tool's own position is this one, too
+        out, err = (file.read().decode(errors="replace") for file in self._said)
+        return Done(self._process.returncode, out, err)
+
+    async def ended(self) -> None:
+        """Ends it if it has not; one that is in the kernel takes its time."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            await _until_end(self._process)
+
+
+async def _until_end(process: subprocess.Popen[bytes]) -> None:
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
     try:
-        async with asyncio.timeout(timeout_s):  # wait_for of Python 3.11 may swallow a cancellation
-            out, err = await process.communicate()
-    except TimeoutError:
-        return None
-    if output is not None:
-        output.seek(0)  # the tool's own position is this one, too
-        out = output.read()
-    return Done(process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace"))
-
-
-async def _ended(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.kill()
-        await process.wait()
+        descriptor = os.pidfd_open(process.pid)
+    except OSError:  # before Linux 5.3
+        while process.poll() is None:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(_LOOK_S)
+        return
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+    process.wait()
 
 
 async def _pour(program: Sequence[str], pieces: Iterator[str], timeout_s: float) -> Done | None:
@@ -94,12 +134,12 @@ async def _pour(program: Sequence[str], pieces: Iterator[str], timeout_s: float)
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _PIPE_OCTETS)
     made: SimpleQueue[bytes] = SimpleQueue()
+    tool = _Tool()
     try:
-        process = await asyncio.create_subprocess_exec(
-            *program, stdin=reading, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-        )
+        tool.begin(program, reading)
     except OSError:
         os.close(writing)
+        tool.__exit__()
         raise
     finally:
         os.close(reading)
@@ -109,11 +149,12 @@ async def _pour(program: Sequence[str], pieces: Iterator[str], timeout_s: float)
             made.put(piece.encode())
             await asyncio.sleep(0)
         made.put(b"")
-        return await _end_of(process, timeout_s)
+        return await tool.end(timeout_s)
     finally:
         made.put(b"")
-        await _ended(process)  # whatever is not read any more is refused to the writer
+        await tool.ended()  # whatever is not read any more is refused to the writer
         await writer
+        tool.__exit__()
 
 
 def _write(pipe: int, made: SimpleQueue[bytes]) -> None:
