@@ -325,6 +325,8 @@ class DnsHalf:
             away_s=self.handover.away_s(time.monotonic()),
             held_s=self.presence.held_s(time.monotonic()),
             handover=self.handover.counts,
+            kernel_links=self.kernel.links,
+            kernel_why_not=self.kernel.why_not if self._config.dns.kernel_answers else "dns.kernelAnswers is false",
         )
 
     def lines(self) -> dict[str, Any]:

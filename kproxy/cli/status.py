@@ -177,6 +177,10 @@ def _dns_facts(dns: DnsPage) -> Iterator[tuple[str, str]]:
     elif dns.zone_age_s is not None:
         yield "", f"zone {dns.serial}, changed {lasting(dns.zone_age_s)} ago; {disk} ({dns.memory_bytes // 1024} KiB)"
     yield "", f"{dns.queries} queries, {dns.saved} saved by the search path, {dns.refused} from strangers not answered"
+    if dns.kernel_why_not:
+        yield "", f"the kernel answers nothing itself: {dns.kernel_why_not}"
+    else:
+        yield "", f"{dns.kernel_answers} of them answered by the kernel, on the links of {dns.kernel_links} pods"
     if dns.saved_by_pod:
         most = sorted(dns.saved_by_pod.items(), key=lambda one: -one[1])[:_SHOWN_PODS]
         yield "", "most saved to " + ", ".join(f"{pod or 'others'} {saved}" for pod, saved in most)

@@ -49,7 +49,7 @@ class KernelLinks:
         self._slots: dict[int, socket.socket] = {}
         self._lives = 0
         self._maps: layout.Maps | None = None
-        self.why_not = "not begun"
+        self.why_not = "it has only begun"
 
     @property
     def links(self) -> int:

@@ -213,8 +213,13 @@ class TcpRelay:
         now, silent, after_s = self.now(), self._silent, self.limits.hedge_after_s
         while silent and silent[0][0] <= now:
             connecting = silent.popleft()[1]
-            if not connecting.done:
-                connecting.silent(now)
+            try:
+                if not connecting.done:
+                    connecting.silent(now)
+            except Exception:  # no room for one more descriptor in the epoll, say: the others behind it wait as well
+                self.poller.tell("a connection could not be begun elsewhere")
+                if not connecting.done:
+                    connecting.cancel()
             if not connecting.done:
                 silent.append((now + after_s, connecting))
         self._ticking = bool(silent)

@@ -218,9 +218,15 @@ class UdpRelay:
             sock = session.speaker.own_socket(session.client)
         except OSError:  # tried again while it lasts
             return
-        if sock is not None:
-            session.speak(sock)
+        if sock is None:
+            return
+        try:
             self._poller.add(sock.fileno(), select.EPOLLIN, session.from_client)
+        except OSError:  # the epoll has no room; what nobody reads must take nothing from the socket that all share
+            session.speaker.own -= 1
+            sock.close()
+            return
+        session.speak(sock)
 
     def _evict(self) -> None:
         """Ends the sessions that were idle for longest: a few at once, because finding them means looking at all.

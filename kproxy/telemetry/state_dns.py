@@ -19,8 +19,10 @@ def dns_page(
     away_s: float | None,
     held_s: float | None,
     handover: Mapping[str, int],
+    kernel_links: int = 0,
+    kernel_why_not: str = "",
 ) -> DnsPage:
-    """counters: sums over all workers, by their own words (dns/tally.py, dns/forward_pool.py)."""
+    """counters: sums over all workers, by their own words (dns/tally.py, dns/forward_pool.py). kernel_links …: see dns/kernel_links.py."""
     return DnsPage(
         serial=serial,
         zone_age_s=_rounded(zone_age_s),
@@ -36,6 +38,9 @@ def dns_page(
         saved=counters.get("walks_saved", 0),
         saved_by_pod=saved_by_pod(counters),
         refused=counters.get("refused_clients", 0),
+        kernel_answers=counters.get("kernel_answers", 0),
+        kernel_links=kernel_links,
+        kernel_why_not=kernel_why_not,
         upstreams=_upstreams(counters),
     )
 

@@ -117,6 +117,8 @@ class DnsPage(msgspec.Struct, rename=_json_name, kw_only=True):
     serial, zone_age_s: of the newest zone, since it was published. memory_age_s: since the zones on disk were last known to be true.
     from_memory: answers come from them, or from an earlier controller's. away_s: since the addresses were handed to other nodes, None while
     they are here. queries, saved: answered, and those that the walk of the search list has saved. refused: from clients not served.
+    kernel_answers: of the queries those that the kernel answered itself; kernel_links: of pods, where it does; kernel_why_not: what keeps
+    it from that, "" for nothing.
     """
 
     serial: int = 0
@@ -133,6 +135,9 @@ class DnsPage(msgspec.Struct, rename=_json_name, kw_only=True):
     saved: int = 0
     saved_by_pod: dict[str, int] = {}  # namespace/name of this node's pods
     refused: int = 0
+    kernel_answers: int = 0
+    kernel_links: int = 0
+    kernel_why_not: str = ""
     upstreams: list[UpstreamPage] = []
 
 

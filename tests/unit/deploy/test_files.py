@@ -64,7 +64,7 @@ def test_the_configuration_in_the_manifest_is_one_that_kproxy_reads(tmp_path: Pa
 def test_the_daemonset_runs_with_three_capabilities_and_a_root_filesystem_it_cannot_write() -> None:
     pod = objects("DaemonSet")[0]["spec"]["template"]["spec"]
     security = pod["containers"][0]["securityContext"]
-    assert security["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW", "NET_BIND_SERVICE"]}
+    assert security["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW", "NET_BIND_SERVICE", "BPF"]}
     assert (
         security["readOnlyRootFilesystem"] and not security["privileged"] and not security["allowPrivilegeEscalation"]
     )
