@@ -140,7 +140,9 @@ class DnsConfig:
     forward_dot_local: bool = (
         False  # names below .local that are no cluster's leave the node, against RFC 6762 section 22
     )
-    kernel_answers: bool = True  # the kernel repeats answers to pods (eBPF), where it can; workers fill its map and empty it
+    kernel_answers: bool = (
+        True  # the kernel repeats answers to pods (eBPF), where it can; workers fill its map and empty it
+    )
     workers: int = 0  # answering processes; 0: one for each core, a packet loop fills one core and no more
 
 

@@ -24,7 +24,7 @@ from tests.bench.dns.load import Background, FirstAnswer
 from tests.bench.dns.rows import Bench
 from tests.bench.dns.servers import Server
 from tests.bench.dns.streaming import CANARY, headless_name
-from tests.support.one_node import NODE, PLANE, endpoint_address
+from tests.support.one_node import PLANE, endpoint_address
 from tests.support.prefilled import service_name
 
 RATE, QUERIES, HEADLESS = 1000, 20_000, 1000

@@ -27,7 +27,7 @@ _FIRST = ["chrt", "-f", "10"]  # a client that times others' answers must not wa
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """One run of dnsperf. cpu_us: time of the server's processes per query. all_us: of the whole machine, with the kernel's and dnsperf's."""
+    """One run of dnsperf. cpu_us: the server's processes' time per query. all_us: the whole machine's, with the kernel's and dnsperf's."""
 
     rate: float
     cpu_us: float
@@ -88,7 +88,9 @@ def dnsperf(
 
 def _busy_seconds() -> float:
     """What all cores together have worked since the machine started."""
-    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]  # user nice system idle iowait irq softirq steal
+    fields = (
+        Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    )  # user nice system idle iowait irq softirq steal
     return (sum(map(int, fields)) - int(fields[3]) - int(fields[4]) - int(fields[7])) / os.sysconf("SC_CLK_TCK")
 
 
