@@ -18,7 +18,7 @@ from contextlib import suppress
 import msgspec
 
 from kproxy.dns.kernel_answers import KernelAnswers
-from kproxy.dns.kernel_maps import Maps
+from kproxy.dns.kernel_maps import Maps, Slot
 from kproxy.dns.server import Server
 from kproxy.telemetry.logs import fields
 
@@ -27,13 +27,6 @@ log = logging.getLogger("kproxy.dns.worker")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 _OCTETS = 4096
 _MAPS = 5
-
-
-class Slot(msgspec.Struct, frozen=True):
-    """What goes with the descriptors. number: what this life's leases begin with."""
-
-    slot: int
-    number: int
 
 
 async def follow_kernel(path: str, server: Server) -> None:

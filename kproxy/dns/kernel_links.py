@@ -24,7 +24,6 @@ from pathlib import Path
 import msgspec
 
 from kproxy.dns import kernel_maps as layout
-from kproxy.dns.kernel_feed import Slot
 from kproxy.dns.kernel_program import program
 from kproxy.ebpf import calls
 from kproxy.node.announcements import LINKS, announced
@@ -126,7 +125,7 @@ class KernelLinks:
         self._lives += 1
         maps = self._maps
         descriptors = array.array("i", [maps.places, maps.clients, maps.answers, maps.leases, maps.counters])
-        told = msgspec.json.encode(Slot(slot, self._lives << _LIVES))
+        told = msgspec.json.encode(layout.Slot(slot, self._lives << _LIVES))
         try:
             sock.sendmsg([told], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
         except OSError:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+import msgspec
+
 QUERY = 108  # octets of a query behind its ID: a name of 83 with OPT; longer ones are seldom, and every octet is hashed
 REPLY = 224  # octets of a reply behind its ID
 ANSWERS, CLIENTS, PLACES = 32768, 4096, 64  # entries; the least recently used of answers and clients go first
@@ -35,6 +37,13 @@ class Maps:
     answers: int
     leases: int
     counters: int
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """What goes with the descriptors to a worker. number: what this life's leases begin with."""
+
+    slot: int
+    number: int
 
 
 def place_key(packed: bytes, port: int) -> bytes:
