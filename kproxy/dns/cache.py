@@ -71,6 +71,14 @@ class AnswerCache:
         known.next = (known.next + 1) % known.wanted
         return known.orders[known.next]
 
+    def orders_of(self, key: Hashable, most: int) -> list[Entry]:
+        """Up to so many of the orders of a reply with several addresses, evenly spread; none until all of them are made."""
+        known = self.rounds.get(key)
+        if known is None or len(known.orders) < known.wanted:
+            return []
+        count = min(most, known.wanted)
+        return [known.orders[number * known.wanted // count] for number in range(count)]
+
     def turn_to_make(self, key: Hashable) -> int:
         """The address that the next order to be made begins with; evenly spread where there are more addresses than orders."""
         known = self.rounds.get(key)
@@ -124,7 +132,7 @@ class AnswerCache:
                     gone = self.rounds.pop(key).orders
                 else:
                     gone = [self.lasting.pop(key)]
-                    thrown.append(key)
+                thrown.append(key)
                 self._lasting_octets -= sum(map(_octets, gone))
         return thrown
 

@@ -132,16 +132,20 @@ class KernelAnswers:
         found = self._found(key, client, caches)
         if found is None:
             return
-        (reply, counts), scope, lease, until = found
-        if len(reply) > layout.REPLY or until <= now:
+        entries, scope, lease, until = found
+        if not entries or max(len(reply) for reply, _ in entries) > layout.REPLY or until <= now:
             return
         self._do(self._admit, known, client.packed, now)
         if now < known.rests_until:
             return
-        at = layout.answer_key(scope, layout.place_number(name, six=bool(family)), key)
+        place = layout.place_number(name, six=bool(family))
+        at = layout.answer_key(scope, place, key)
         mark = hash(at) if until == layout.FOR_EVER else hash((at, until))
         if now - self._held[lease].get(mark, 0) > AGAIN_S * _SECOND:
-            self._do(self._put, at, reply, counts, family, lease, until)
+            for order in reversed(range(len(entries))):  # the first one tells of the others, so it comes last
+                reply, counts = entries[order]
+                turn = layout.answer_key(scope, place, key, order)
+                self._do(self._put, turn, reply, counts, family, lease, until, len(entries))
             self._held[lease][mark] = now
         if lease == 0 and scope != layout.EVERYBODY:
             self._personal.setdefault((name, client.view, key), set()).add(at)
@@ -159,26 +163,30 @@ class KernelAnswers:
             known.until, known.since, known.is_met = now + int(CLIENT_S * _SECOND), now, False
             self._clients.put(at, layout.client_value(known.until, 2 * self._slot, self._numbers[0]))
 
-    def _found(self, key: bytes, client: Client, caches: Caches) -> tuple[Entry, bytes, int, int] | None:
-        """The entry, for whom it is, by which lease (0: lasting), and until when, where it may be offered: it has one order alone."""
+    def _found(self, key: bytes, client: Client, caches: Caches) -> tuple[list[Entry], bytes, int, int] | None:
+        """The reply in its orders, for whom it is, by which lease (0: lasting), and until when."""
         common, own = caches.common, (client.view, key)
         if (found := common.lasting.get(key)) is not None:
-            return found, layout.EVERYBODY, 0, layout.FOR_EVER
+            return [found], layout.EVERYBODY, 0, layout.FOR_EVER
         if (found := common.fleeting.get(key)) is not None:
-            return found, layout.EVERYBODY, 1, layout.FOR_EVER
+            return [found], layout.EVERYBODY, 1, layout.FOR_EVER
         alone = layout.client_key(client.packed)
         if (found := caches.dated.fleeting.get(own) or caches.dated.fleeting.get((client.address, key))) is not None:
-            return found, alone, 1, caches.second_over
-        if key in common.rounds or client.view < 0:
+            return [found], alone, 1, caches.second_over
+        if key in common.rounds:
+            return common.orders_of(key, layout.ORDERS), layout.EVERYBODY, 0, layout.FOR_EVER
+        if client.view < 0:
             return None
         if (found := caches.personal.lasting.get(own)) is not None:
-            return found, alone, 0, layout.FOR_EVER
+            return [found], alone, 0, layout.FOR_EVER
         if (found := caches.personal.fleeting.get(own)) is not None:
-            return found, alone, 1, layout.FOR_EVER
+            return [found], alone, 1, layout.FOR_EVER
+        if own in caches.personal.rounds:
+            return caches.personal.orders_of(own, layout.ORDERS), alone, 0, layout.FOR_EVER
         if self._is_first(own):
             return None
         denied = caches.denials.find(key, client)
-        return None if denied is None else (denied, alone, 1, layout.FOR_EVER)
+        return None if denied is None else ([denied], alone, 1, layout.FOR_EVER)
 
     def _is_first(self, own: tuple[int, bytes]) -> bool:
         """Whether this was not denied lately, and from now on it was: of names that nobody has most are asked once."""
@@ -192,7 +200,9 @@ class KernelAnswers:
         self._marks += 1
         return True
 
-    def _put(self, at: bytes, reply: bytes, counts: list[int], family: int, lease: int, until: int) -> None:
+    def _put(
+        self, at: bytes, reply: bytes, counts: list[int], family: int, lease: int, until: int, orders: int
+    ) -> None:
         counted = self._counted.get((id(counts), family))
         if counted is None:
             if len(self._counted) >= layout.KINDS:
@@ -204,7 +214,7 @@ class KernelAnswers:
             self._counted[(id(counts), family)] = counted
         if len(self._held[lease]) >= HELD:
             self._forget_all()
-        value = layout.answer_value(until, 2 * self._slot + lease, self._numbers[lease], counted.index, reply)
+        value = layout.answer_value(until, 2 * self._slot + lease, self._numbers[lease], counted.index, reply, orders)
         self._answers.put(at, value)
 
     def forget(self, name: int, caches: Caches, common: Iterable[Any], personal: Iterable[Any]) -> None:

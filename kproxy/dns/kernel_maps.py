@@ -15,6 +15,8 @@ QUERY = 108  # octets of a query behind its ID: a name of 83 with OPT; longer on
 REPLY = 224  # octets of a reply behind its ID
 ANSWERS, CLIENTS, PLACES = 32768, 4096, 64  # entries; the least recently used of answers and clients go first
 SLOTS = 16  # workers at once, during upgrades as well
+ORDERS = 8  # of one reply
+ORDER_BIT = 25  # of the word that says place and length: a place has 17 bits, a length 7
 KINDS = 512  # of answers that are counted apart, of one worker
 
 ADDRESS = 16
@@ -81,11 +83,15 @@ def lease_value(until: int, number: int) -> bytes:
     return struct.pack("=QQ", until, number)
 
 
-def answer_key(scope: bytes, place: int, query: bytes) -> bytes:
-    """scope: EVERYBODY, or `client_key`. query: the octets behind the ID, at most QUERY."""
-    return scope + struct.pack("=I", place << 8 | len(query)) + query.ljust(QUERY, b"\0")
+def answer_key(scope: bytes, place: int, query: bytes, order: int = 0) -> bytes:
+    """scope: EVERYBODY, or `client_key`. query: the octets behind the ID, at most QUERY. order: see `answer_value`."""
+    return scope + struct.pack("=I", order << ORDER_BIT | place << 8 | len(query)) + query.ljust(QUERY, b"\0")
 
 
-def answer_value(until: int, lease: int, number: int, counter: int, reply: bytes) -> bytes:
-    """counter: the place in the map of counters. reply: the octets behind the ID, at most REPLY."""
-    return struct.pack("=QQIIII", until, number, lease, counter, len(reply), 0) + reply.ljust(REPLY, b"\0")
+def answer_value(until: int, lease: int, number: int, counter: int, reply: bytes, orders: int = 1) -> bytes:
+    """counter: the place in the map of counters. reply: the octets behind the ID, at most REPLY.
+
+    orders: how many orders of a reply with several addresses there are, said in the first of them; the program takes one at random. The
+    others count only as long as they are of the same lease: two workers may be a change apart when they write.
+    """
+    return struct.pack("=QQIIII", until, number, lease, counter, len(reply), orders) + reply.ljust(REPLY, b"\0")

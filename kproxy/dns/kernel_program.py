@@ -25,12 +25,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kproxy.dns.kernel_maps import ADDRESS, HEAD, KEY, QUERY, REPLY, SEEN_AT, Maps
+from kproxy.dns.kernel_maps import ADDRESS, HEAD, KEY, ORDER_BIT, ORDERS, QUERY, REPLY, SEEN_AT, Maps
 from kproxy.ebpf.assembly import FRAME, Assembly
 
 _PASS, _DROP = -1, 2  # TCX_NEXT: whatever else looks at packets here has its turn; TC_ACT_SHOT
-_LOOK_UP, _CLOCK, _STORE_BYTES, _L3_SUM, _L4_SUM, _REDIRECT, _LOAD_BYTES, _SUM, _CHANGE_TAIL = (
-    1, 5, 9, 10, 11, 23, 26, 28, 38,
+_LOOK_UP, _CLOCK, _RANDOM, _STORE_BYTES, _L3_SUM, _L4_SUM, _REDIRECT, _LOAD_BYTES, _SUM, _CHANGE_TAIL = (
+    1, 5, 7, 9, 10, 11, 23, 26, 28, 38,
 )  # fmt: skip
 _SKB_LENGTH, _SKB_PROTOCOL, _SKB_VLAN, _SKB_LINK, _SKB_DATA, _SKB_END = 0, 16, 20, 40, 76, 80
 _RECOMPUTE, _PSEUDO, _KEEP_ZERO = 1, 0x10, 0x20
@@ -186,6 +186,28 @@ def _find(asm: Assembly, maps: Maps, family: _Family) -> None:
     asm.copy(7, 0)
     _must_live(asm, maps, 7, "pass")
     asm.label(f"{family.name}: found")
+    _choose(asm, maps, family)
+
+
+def _choose(asm: Assembly, maps: Maps, family: _Family) -> None:
+    """Register 7: one of the answer's orders, where it has several."""
+    asm.load(8, 7, 28, 4)
+    asm.jump_if(8, "<=", 1, f"{family.name}: chosen")
+    asm.call(_RANDOM)
+    asm.modulo_register(0, 8)
+    asm.mask(0, ORDERS - 1)
+    asm.jump_if(0, "==", 0, f"{family.name}: chosen")
+    asm.shift_left(0, ORDER_BIT)
+    asm.load(2, FRAME, _WHERE_AT, 4)
+    asm.combine(2, 0)
+    asm.store(FRAME, _WHERE_AT, 2, 4)
+    asm.load(8, 7, 16, 4)
+    _look_up(asm, maps.answers, _KEY_AT, "pass")
+    asm.copy(7, 0)
+    asm.load(2, 7, 16, 4)
+    asm.jump_if_register(2, "!=", 8, "pass")
+    _must_live(asm, maps, 7, "pass")
+    asm.label(f"{family.name}: chosen")
 
 
 def _look_up(asm: Assembly, descriptor: int, key_at: int, otherwise: str) -> None:

@@ -23,7 +23,7 @@ _LOAD, _STORE_NUMBER, _STORE, _ATOMIC = (
 )  # classes LDX, ST, STX with mode MEM; STX with mode ATOMIC
 _ADD, _OR, _AND, _SHIFT_LEFT, _SHIFT_RIGHT, _SET = 0x00, 0x40, 0x50, 0x60, 0x70, 0xB0
 _WIDE, _REGISTER = 0x07, 0x08  # class ALU64; the source is a register
-_SUBTRACT = 0x10
+_SUBTRACT, _MODULO = 0x10, 0x90
 _TO_BIG_ENDIAN = 0xDC
 _JUMP, _CALL, _EXIT, _TWO_WORDS = 0x05, 0x85, 0x95, 0x18
 _MAP_DESCRIPTOR = 1  # BPF_PSEUDO_MAP_FD
@@ -79,6 +79,10 @@ class Assembly:
     def subtract_register(self, into: int, source: int) -> None:
         """into -= a register."""
         self._put(_SUBTRACT | _WIDE | _REGISTER, into, source)
+
+    def modulo_register(self, into: int, source: int) -> None:
+        """into = the rest of its division by a register; unchanged where that is 0."""
+        self._put(_MODULO | _WIDE | _REGISTER, into, source)
 
     def mask(self, into: int, number: int) -> None:
         """into &= a number."""

@@ -209,6 +209,30 @@ def test_nothing_is_said_that_is_no_longer_true(ground: Ground) -> None:
     assert ground.ask("moving.test-1.svc") == ["10.96.2.1"]
 
 
+def test_each_address_of_a_headless_service_comes_first_now_and_then(ground: Ground) -> None:
+    def ask(sock: socket.socket) -> list[str]:
+        message = dns.message.from_wire(exchange(sock, query("many.test-1.svc")))
+        return [rdata.to_text() for rrset in message.answer for rdata in rrset]
+
+    def firsts(count: int) -> set[str]:
+        with ground.asking() as sock:
+            said = [ask(sock) for _ in range(count)]
+        assert {frozenset(one) for one in said} == {frozenset(addresses)}, "something stale, or left out"
+        return {one[0] for one in said}
+
+    ground.change(service("test-1/many", "None", "http/tcp/80"))
+    for size in (3, 9, 2, 5):  # of nine addresses eight come first
+        addresses = [f"172.17.{size}.{number + 1}" for number in range(size)]
+        ground.change(*slices("test-1/many", " ".join(addresses), "http/tcp/80"))
+        before = ground.counted("kernel_answers")
+
+        def has_begun(before: int = before) -> bool:
+            return len(firsts(60)) > 1 and ground.counted("kernel_answers") > before
+
+        wait_until(has_begun, "the kernel does not answer")
+        assert len(firsts(300)) >= min(size, 8), "clients that take the first address crowd at some of them"
+
+
 def test_an_endpoint_that_comes_leaves_the_services_own_address_alone(ground: Ground) -> None:
     ground.change(
         service("test-1/kept", "10.96.3.1", "http/tcp/80"), *slices("test-1/kept", "172.17.3.1", "http/tcp/80")
