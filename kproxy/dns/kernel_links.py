@@ -47,7 +47,7 @@ class KernelLinks:
         self._attached: dict[int, int] = {}
         self._slots: dict[int, socket.socket] = {}
         self._lives = 0
-        self._maps: layout.Maps | None = None
+        self.maps: layout.Maps | None = None
         self.why_not = "it has only begun"
 
     @property
@@ -69,7 +69,7 @@ class KernelLinks:
             except OSError as error:
                 self._refused(error)
                 return
-            self._maps, self.why_not = maps, ""
+            self.maps, self.why_not = maps, ""
             loop = asyncio.get_running_loop()
             loop.add_reader(listener.fileno(), self._welcome, listener)
             try:
@@ -111,7 +111,7 @@ class KernelLinks:
 
     def _welcome(self, listener: socket.socket) -> None:
         """Gives a worker that connects its slot."""
-        assert self._maps is not None
+        assert self.maps is not None
         try:
             sock, _ = listener.accept()
         except OSError:
@@ -123,7 +123,7 @@ class KernelLinks:
             sock.close()
             return
         self._lives += 1
-        maps = self._maps
+        maps = self.maps
         descriptors = array.array("i", [maps.places, maps.clients, maps.answers, maps.leases, maps.counters])
         told = msgspec.json.encode(layout.Slot(slot, self._lives << _LIVES))
         try:
@@ -139,8 +139,8 @@ class KernelLinks:
         sock = self._slots.pop(slot)
         asyncio.get_running_loop().remove_reader(sock.fileno())
         sock.close()
-        if self._maps is not None:
-            leases = calls.Map(self._maps.leases, 4, layout.LEASE_VALUE)
+        if self.maps is not None:
+            leases = calls.Map(self.maps.leases, 4, layout.LEASE_VALUE)
             for lease in (2 * slot, 2 * slot + 1):
                 leases.put(struct.pack("=I", lease), layout.lease_value(0, 0))
 
@@ -150,7 +150,7 @@ class KernelLinks:
         self._attached.clear()
         for slot in list(self._slots):
             self._gone(slot)
-        self._maps = None
+        self.maps = None
         with suppress(OSError):
             Path(self._path).unlink()
 
