@@ -75,6 +75,17 @@ class Ground:
         found = [leases.get(struct.pack("=I", number)) for number in range(2 * layout.SLOTS)]
         return max(struct.unpack("=QQ", value)[0] for value in found if value is not None)
 
+    def is_believed(self, client: str) -> bool:
+        """Whether the lease that a client's entry stands on still has the number that it had then."""
+        assert self.workers.kernel is not None and self.workers.kernel.maps is not None
+        maps = self.workers.kernel.maps
+        known = Map(maps.clients, layout.ADDRESS, layout.CLIENT_VALUE).get(layout.client_key(socket.inet_aton(client)))
+        if known is None:
+            return False
+        _, number, lease, _ = struct.unpack("=QQII", known)
+        value = Map(maps.leases, 4, layout.LEASE_VALUE).get(struct.pack("=I", lease))
+        return value is not None and struct.unpack("=QQ", value)[1] == number
+
     @contextmanager
     def asking(self, *, six: bool = False, source: str = "") -> Iterator[socket.socket]:
         """A socket of the pod, connected to the server."""
@@ -367,10 +378,11 @@ def test_what_is_unusual_goes_the_other_way(ground: Ground, kind: str) -> None:
 def test_what_clients_are_is_told_anew(ground: Ground) -> None:
     """A pod's address is another pod's now, or nobody's who is served."""
     ground.from_kernel(query(NAME))
-    assert ground.workers.publisher is not None
+    assert ground.workers.publisher is not None and ground.is_believed(POD)
     ground.workers.publisher_call(lambda publisher: publisher.tell(About(("127.0.0.0/8",), (), ())))
     for number in (1, 2):  # what workers are told comes in order, so that they know by the second one
         ground.change(service("test-1/told", f"10.96.4.{number}", "http/tcp/80"))
+    assert not ground.is_believed(POD), "the kernel would go on answering it until its entry ends by itself"
     with ground.asking() as sock:
         sock.settimeout(0.3)
         try:
