@@ -46,9 +46,11 @@ COREFILE = """\
 }
 """
 GET = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=2).read().decode())"
+# In a mixture of cases that nobody has asked for before: the kernel has no answer to it, whatever was asked a second ago.
 ASK = f"""
-import socket, sys
-q = bytes.fromhex("abcd01000001000000000000") + b"".join(bytes([len(p)]) + p.encode() for p in "{NAME}".split(".")) + b"\\0\\0\\1\\0\\1"
+import random, socket, sys
+name = "".join(random.choice((c.lower(), c.upper())) for c in "{NAME}")
+q = bytes.fromhex("abcd01000001000000000000") + b"".join(bytes([len(p)]) + p.encode() for p in name.split(".")) + b"\\0\\0\\1\\0\\1"
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(1.0); s.connect((sys.argv[1], 53)); s.send(q)
 try:
     print("rcode", s.recv(999)[3] & 15)

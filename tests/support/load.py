@@ -107,11 +107,14 @@ class Asker(asyncio.DatagramProtocol):
 
 
 async def queries(server: str, name: str, rate: float, seconds: float) -> Tally:
-    """A queries for `name`."""
+    """A queries for `name`, each in another mixture of cases: neither the kernel nor a cache has its answer, a server has to be there."""
     tally = Tally()
     loop = asyncio.get_running_loop()
     askers = [(await loop.create_datagram_endpoint(Asker, remote_addr=(server, 53)))[1] for _ in range(64)]
-    question = b"".join(bytes((len(label),)) + label.encode() for label in name.rstrip(".").split(".")) + b"\0\0\1\0\1"
+
+    def question() -> bytes:
+        mixed = "".join(random.choice((letter.lower(), letter.upper())) for letter in name.rstrip("."))
+        return b"".join(bytes((len(label),)) + label.encode() for label in mixed.split(".")) + b"\0\0\1\0\1"
 
     async def one() -> None:
         asker = random.choice(askers)
@@ -119,7 +122,7 @@ async def queries(server: str, name: str, rate: float, seconds: float) -> Tally:
         future: asyncio.Future[int] = loop.create_future()
         asker.waiting[number] = future
         sent_at = time.monotonic()
-        asker.transport.sendto(struct.pack(">HHHHHH", number, 0x0100, 1, 0, 0, 0) + question)
+        asker.transport.sendto(struct.pack(">HHHHHH", number, 0x0100, 1, 0, 0, 0) + question())
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 rcode = await future
