@@ -197,10 +197,18 @@ class UpstreamExecutor(Executor):
         self.wait()
 
     def wait(self) -> None:
-        """Returns when the rules of the marker are there."""
+        """Returns when the rules of the marker are there.
+
+        v1.36.3 panics now and then in its start, when the Node comes while its handlers are being made (one of 5,000 starts here, in
+        NodeConfig.handleChangeNode); whoever runs it starts it again, and so is it here, once.
+        """
         deadline = time.monotonic() + SYNC_S
+        may_panic = True
         while not self._in_force():
             assert self._proxy is not None
+            if may_panic and self._running is not None and self._proxy.poll() is not None and "panic.go" in self._log():
+                may_panic = False
+                self.start(self._running[0])
             assert self._proxy.poll() is None, f"kube-proxy ended: {self._log()}"
             assert time.monotonic() < deadline, (
                 f"kube-proxy wrote no rules for the marker in {SYNC_S:g} s: {self._log()}"
