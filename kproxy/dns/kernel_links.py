@@ -59,7 +59,9 @@ class KernelLinks:
         """Runs until cancelled, or returns at once where the kernel does not offer it."""
         with ExitStack() as held:
             try:
-                maps, code = _made(held)
+                maps, code = await asyncio.to_thread(
+                    _made, held
+                )  # 20 ms of the kernel's, in which names are to be answered
                 listener = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
                 Path(self._path).unlink(missing_ok=True)
                 listener.bind(self._path)
