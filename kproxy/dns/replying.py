@@ -16,6 +16,7 @@ from kproxy.dns.answer import Forward, Outcome, Transfer
 from kproxy.dns.cache import comes_again
 from kproxy.dns.clients import Client
 from kproxy.dns.datagrams import Datagrams
+from kproxy.dns.kernel_maps import ORDERS
 from kproxy.dns.observing import Observing
 from kproxy.dns.refusing import Strangers
 from kproxy.dns.remembered import Caches, Hot
@@ -104,7 +105,19 @@ class Replying:
         if keep or how == "forward" or outcome.owner:
             self._keep(at, data, outcome, client, pending, now)
         self._reply(at, data, peer, client, outcome, how, began)
+        if at.kernel is not None and outcome.owner and 1 < outcome.turns <= ORDERS:
+            self._make_orders(at, data, peer, client, outcome.turns, now)
         self.hot.slow_s += perf_counter() - began
+
+    def _make_orders(self, at: Datagrams, data: bytes, peer: Any, client: Client, turns: int, now: float) -> None:
+        """The other orders of a reply that was just made: once all are there, the kernel has them, and nobody waits for a worker again."""
+        key = data[2:]
+        for _ in range(turns - 1):
+            turn = at.caches.common.turn_to_make(key) or at.caches.personal.turn_to_make((client.view, key))
+            made = self.responder.respond(data, Transport.UDP, client, turn, at.port, peer[1], at.sock)
+            if not isinstance(made, Outcome) or made.turns != turns:
+                return
+            self._keep(at, data, made, client, made, now)
 
     def _left_to_client(self, walk: Walk, client: Client, now: float) -> Outcome | None:
         """The reply without a walk, after which the client goes on to its next candidate, for one that asks for too many names."""
