@@ -29,10 +29,8 @@ from kproxy.ebpf.calls import Map, possible_processors
 LEASE_S = 2.0
 RENEW_S = 0.5
 CLIENT_S = 5.0  # after which one query of a client comes the whole way again
-MEET_S, REST_S = (
-    0.2,
-    10.0,
-)  # within which the program meets a client, and how long nothing is offered for one that it does not
+MEET_S = 0.2  # within which the program meets a client
+REST_S = 10.0  # in which nothing is offered for one that it does not meet
 AGAIN_S = 1.0  # an answer that was offered is offered again after this, at the earliest: it was the one least used
 HELD = 16384  # offers remembered; beyond them everything is begun anew
 ONCE_BITS = 17  # of a hash of what was denied once lately; a quarter of them set at most
@@ -90,7 +88,7 @@ class KernelAnswers:
 
     def begin(self) -> None:
         """Takes the leases, and prolongs them from now on. Raises OSError when the maps cannot be written."""
-        self._lease(monotonic_ns() + int(LEASE_S * _SECOND))
+        self._prolong()
         self._timer = asyncio.get_running_loop().call_later(RENEW_S, self._renew)
 
     def end(self) -> None:
@@ -106,7 +104,10 @@ class KernelAnswers:
     def pause(self, on: bool) -> None:
         """Whether every query is to come to the worker, because somebody observes."""
         self._paused = on
-        self._do(self._lease, 0 if on else monotonic_ns() + int(LEASE_S * _SECOND))
+        if on:
+            self._do(self._lease, 0)
+        else:
+            self._do(self._prolong)
 
     def answers_at(self, packed: bytes, port: int, name: int, family: int) -> None:
         """Queries to an address and port may be answered. name: the port as server blocks call it. family: 1 of IPv6."""
@@ -251,7 +252,10 @@ class KernelAnswers:
         self._numbers[lease] += 1
         self._held[lease].clear()
         if not self._paused:
-            self._lease(monotonic_ns() + int(LEASE_S * _SECOND))
+            self._prolong()
+
+    def _prolong(self) -> None:
+        self._lease(monotonic_ns() + int(LEASE_S * _SECOND))
 
     def _lease(self, until: int) -> None:
         for lease, number in enumerate(self._numbers):
@@ -261,7 +265,7 @@ class KernelAnswers:
         if self.is_over:
             return
         if not self._paused:
-            self._do(self._lease, monotonic_ns() + int(LEASE_S * _SECOND))
+            self._do(self._prolong)
         self._timer = asyncio.get_running_loop().call_later(RENEW_S, self._renew)
 
     def collect(self) -> None:

@@ -40,7 +40,7 @@ _LIVES = 40  # bits of a lease's number below those that count a slot's lives
 
 
 class KernelLinks:
-    """Of one controller. links: how many have the layout. why_not: what keeps the kernel from answering; empty where it does."""
+    """Of one controller. links: how many have the program. why_not: what keeps the kernel from answering; empty where it does."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -52,16 +52,15 @@ class KernelLinks:
 
     @property
     def links(self) -> int:
-        """How many links have the layout."""
+        """How many links have the program."""
         return len(self._attached)
 
     async def run(self) -> None:
         """Runs until cancelled, or returns at once where the kernel does not offer it."""
         with ExitStack() as held:
             try:
-                maps, code = await asyncio.to_thread(
-                    _made, held
-                )  # 20 ms of the kernel's, in which names are to be answered
+                # 20 ms of the kernel's, in which names are to be answered
+                maps, code = await asyncio.to_thread(_made, held)
                 listener = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
                 Path(self._path).unlink(missing_ok=True)
                 listener.bind(self._path)

@@ -50,14 +50,12 @@ def program(addresses: Iterable[str], family: socket.AddressFamily, share: float
     return out
 
 
-def attach(sock: socket.socket, instructions: Sequence[Instruction]) -> bool:
-    """Puts a filter on the socket in place of any other; whether the kernel takes it."""
+def attach(sock: socket.socket, instructions: Sequence[Instruction], option: int = _SO_ATTACH_FILTER) -> bool:
+    """Puts a program on the socket in place of any other; whether the kernel takes it. option: what as; a filter, unless said."""
     code = b"".join(struct.pack("=HBBI", *one) for one in instructions)
     held = ctypes.create_string_buffer(code, len(code))
     try:
-        sock.setsockopt(
-            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(instructions), ctypes.addressof(held))
-        )
+        sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@HP", len(instructions), ctypes.addressof(held)))
     except OSError:
         return False
     return True

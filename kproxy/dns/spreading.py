@@ -13,27 +13,23 @@ beyond the group's last socket makes the kernel choose as without a program.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import socket
-import struct
 from contextlib import suppress
 from time import monotonic
 
+from kproxy.dns import sieve
+from kproxy.dns.sieve import Instruction
 from kproxy.dns.sockets import group_of
 
 CALM_S = 2.0  # without word, after which each client has one worker again
 AGAIN_S = 0.5
 
 _SO_ATTACH_REUSEPORT_CBPF, _SO_DETACH_REUSEPORT_BPF = 51, 68
-_FIRST, _END = (
-    12,
-    32,
-)  # octets of a message that are looked at: most of a name, not the types, which would be two workers' of one name
+# Octets of a message that are looked at: most of a name, not the types, which would be two workers' of one name.
+_FIRST, _END = 12, 32
 _LOAD_WORD, _LOAD_LENGTH, _TO_X, _FROM_A = 0x20, 0x80, 0x07, 0x16
 _XOR_X, _MULTIPLY, _SHIFT_RIGHT, _MODULO, _NOT_LESS, _RETURN, _ZERO_X = 0xAC, 0x24, 0x74, 0x94, 0x35, 0x06, 0x01
 _ODD = 0x9E3779B1  # 2**32 over the golden ratio: every bit of a word moves the upper ones of the product
-
-Instruction = tuple[int, int, int, int]
 
 
 def program(workers: int) -> list[Instruction]:
@@ -86,15 +82,7 @@ class Spreading:
 
 def attach(sock: socket.socket, workers: int) -> bool:
     """Puts the program on the socket's group, in place of any other; whether the kernel takes it."""
-    instructions = program(workers)
-    code = b"".join(struct.pack("=HBBI", *one) for one in instructions)
-    held = ctypes.create_string_buffer(code, len(code))
-    words = struct.pack("@HP", len(instructions), ctypes.addressof(held))
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, words)
-    except OSError:
-        return False
-    return True
+    return sieve.attach(sock, program(workers), _SO_ATTACH_REUSEPORT_CBPF)
 
 
 def detach(sock: socket.socket) -> None:

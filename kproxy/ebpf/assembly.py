@@ -15,15 +15,10 @@ from dataclasses import dataclass, field
 FRAME = 10
 
 _SIZES = {1: 0x10, 2: 0x08, 4: 0x00, 8: 0x18}  # BPF_B, BPF_H, BPF_W, BPF_DW
-_LOAD, _STORE_NUMBER, _STORE, _ATOMIC = (
-    0x61,
-    0x62,
-    0x63,
-    0xC3,
-)  # classes LDX, ST, STX with mode MEM; STX with mode ATOMIC
-_ADD, _OR, _AND, _SHIFT_LEFT, _SHIFT_RIGHT, _SET = 0x00, 0x40, 0x50, 0x60, 0x70, 0xB0
+# Classes LDX, ST, STX with mode MEM; STX with mode ATOMIC.
+_LOAD, _STORE_NUMBER, _STORE, _ATOMIC = 0x61, 0x62, 0x63, 0xC3
+_ADD, _OR, _AND, _SHIFT_LEFT, _MODULO, _SET = 0x00, 0x40, 0x50, 0x60, 0x90, 0xB0
 _WIDE, _REGISTER = 0x07, 0x08  # class ALU64; the source is a register
-_SUBTRACT, _MODULO = 0x10, 0x90
 _TO_BIG_ENDIAN = 0xDC
 _JUMP, _CALL, _EXIT, _TWO_WORDS = 0x05, 0x85, 0x95, 0x18
 _MAP_DESCRIPTOR = 1  # BPF_PSEUDO_MAP_FD
@@ -32,7 +27,7 @@ _CONDITIONS = {"==": 0x10, ">": 0x20, ">=": 0x30, "&": 0x40, "!=": 0x50, "<": 0x
 
 @dataclass(slots=True)
 class Assembly:
-    """A program as it grows. Sizes are octets: 1, 2, 4 or 8. A `str` source is none; numbers are 32 bits wide and sign-extended."""
+    """A program as it grows. Sizes are octets: 1, 2, 4 or 8. Numbers are 32 bits wide and sign-extended."""
 
     code: list[tuple[int, int, int, int, int]] = field(default_factory=list)
     _labels: dict[str, int] = field(default_factory=dict)
@@ -71,14 +66,6 @@ class Assembly:
     def add(self, into: int, number: int) -> None:
         """into += a number."""
         self._put(_ADD | _WIDE, into, 0, 0, number)
-
-    def add_register(self, into: int, source: int) -> None:
-        """into += a register."""
-        self._put(_ADD | _WIDE | _REGISTER, into, source)
-
-    def subtract_register(self, into: int, source: int) -> None:
-        """into -= a register."""
-        self._put(_SUBTRACT | _WIDE | _REGISTER, into, source)
 
     def modulo_register(self, into: int, source: int) -> None:
         """into = the rest of its division by a register; unchanged where that is 0."""

@@ -23,7 +23,7 @@ HASH, ARRAY, PERCPU_ARRAY, LRU_HASH = 1, 2, 6, 9  # enum bpf_map_type
 SCHED_CLS = 3  # enum bpf_prog_type
 TCX_INGRESS = 46  # enum bpf_attach_type; Linux 6.6
 
-_MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY, _PROG_LOAD, _LINK_CREATE = 0, 1, 2, 3, 4, 5, 28
+_MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _PROG_LOAD, _LINK_CREATE = 0, 1, 2, 3, 5, 28
 _NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
 _TO_KEY = 16  # octets of the attributes up to the key: a call that knows no more wants zeros behind it
 _LOG = 1 << 16  # octets of the verifier's words
