@@ -17,12 +17,15 @@ FRAME = 10
 _SIZES = {1: 0x10, 2: 0x08, 4: 0x00, 8: 0x18}  # BPF_B, BPF_H, BPF_W, BPF_DW
 # Classes LDX, ST, STX with mode MEM; STX with mode ATOMIC.
 _LOAD, _STORE_NUMBER, _STORE, _ATOMIC = 0x61, 0x62, 0x63, 0xC3
-_ADD, _OR, _AND, _SHIFT_LEFT, _MODULO, _SET = 0x00, 0x40, 0x50, 0x60, 0x90, 0xB0
+_ADD, _SUBTRACT, _DIVIDE, _OR, _AND, _SHIFT_LEFT, _SHIFT_RIGHT, _MODULO, _XOR, _SET = (
+    0x00, 0x10, 0x30, 0x40, 0x50, 0x60, 0x70, 0x90, 0xA0, 0xB0,
+)  # fmt: skip
 _WIDE, _REGISTER = 0x07, 0x08  # class ALU64; the source is a register
 _TO_BIG_ENDIAN = 0xDC
 _JUMP, _CALL, _EXIT, _TWO_WORDS = 0x05, 0x85, 0x95, 0x18
 _MAP_DESCRIPTOR = 1  # BPF_PSEUDO_MAP_FD
-_CONDITIONS = {"==": 0x10, ">": 0x20, ">=": 0x30, "&": 0x40, "!=": 0x50, "<": 0xA0, "<=": 0xB0}  # unsigned
+_CONDITIONS = {"==": 0x10, ">": 0x20, ">=": 0x30, "&": 0x40, "!=": 0x50, "<": 0xA0, "<=": 0xB0}  # unsigned, but for:
+_CONDITIONS |= {"signed >": 0x60, "signed >=": 0x70, "signed <": 0xC0, "signed <=": 0xD0}
 
 
 @dataclass(slots=True)
@@ -67,6 +70,18 @@ class Assembly:
         """into += a number."""
         self._put(_ADD | _WIDE, into, 0, 0, number)
 
+    def add_register(self, into: int, source: int) -> None:
+        """into += a register."""
+        self._put(_ADD | _WIDE | _REGISTER, into, source)
+
+    def subtract_register(self, into: int, source: int) -> None:
+        """into -= a register."""
+        self._put(_SUBTRACT | _WIDE | _REGISTER, into, source)
+
+    def divide(self, into: int, number: int) -> None:
+        """into /= a number, both without sign."""
+        self._put(_DIVIDE | _WIDE, into, 0, 0, number)
+
     def modulo_register(self, into: int, source: int) -> None:
         """into = the rest of its division by a register; unchanged where that is 0."""
         self._put(_MODULO | _WIDE | _REGISTER, into, source)
@@ -82,6 +97,14 @@ class Assembly:
     def shift_left(self, into: int, bits: int) -> None:
         """into <<= bits."""
         self._put(_SHIFT_LEFT | _WIDE, into, 0, 0, bits)
+
+    def shift_right(self, into: int, bits: int) -> None:
+        """into >>= bits, zeros from above."""
+        self._put(_SHIFT_RIGHT | _WIDE, into, 0, 0, bits)
+
+    def flip(self, into: int, number: int) -> None:
+        """into ^= a number."""
+        self._put(_XOR | _WIDE, into, 0, 0, number)
 
     def to_network(self, into: int, size: int) -> None:
         """into = its low `size` octets turned between the machine's order and the network's, and nothing above them."""
@@ -106,7 +129,7 @@ class Assembly:
         self._put(_JUMP, 0, 0)
 
     def jump_if(self, register: int, condition: str, number: int, label: str) -> None:
-        """Goes on at a label when `register condition number`, compared as 64 bits without sign; `&`: when they share a bit."""
+        """Goes on at a label when `register condition number`, compared as 64 bits, without sign unless it is said; `&`: they share a bit."""
         self._jumps.append((len(self.code), label))
         self._put(_JUMP | _CONDITIONS[condition], register, 0, 0, number)
 

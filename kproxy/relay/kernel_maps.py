@@ -1,0 +1,124 @@
+"""The maps by which workers tell the kernel's program (kernel_program.py) which open flows to relay: sizes, and how they are packed. Pure.
+
+    flows   what a packet is → where it goes: two entries for each flow, one for either direction
+    pairs   one place for each flow, shared by its two entries and the worker: its state, and what passed. Workers read and write it in
+            memory (mmap), without a system call
+    leases  until when a worker vouches for its UDP flows, one place for each
+
+In: addresses, ports, numbers. Out: octets; numbers are in this machine's order, addresses and ports in the network's. What must not happen
+here: knowing when a flow may be handed over.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from socket import AF_INET, AF_INET6, inet_pton
+
+import msgspec
+
+SLOTS, PER_SLOT = 8, 4096  # workers at once, during upgrades as well; flows of each
+PAIRS = SLOTS * PER_SLOT
+TCP, UDP = 6, 17
+
+KEY, VALUE, PAIR, LEASE = 40, 68, 96, 8
+
+# States of a pair. What is off, or over, the program lets pass to the sockets.
+OFF, OBSERVE, FORWARD, OVER = range(4)
+
+# Offsets in a pair. Those of two parts: the second, of packets from the endpoint, is behind the first, of those from the client.
+STATE_AT = 0
+SETTLED_AT, ENDED_AT = 4, 6  # one octet each
+SEEN_AT, OCTETS_AT, PACKETS_AT = 8, 24, 40  # eight octets each
+NOTES_AT, NOTE = 56, 16
+ACKNOWLEDGED_AT = 88  # four octets each
+# In a note: what was observed of the relay's socket that packets of this direction are for.
+CLOCK_AT, READ_FROM_AT, WRITTEN_FROM_AT, TIMES_AT = 0, 4, 8, 12
+
+# What SETTLED says of that socket: the program is to find out whether everything it has sent is acknowledged; it is; the worker will say.
+ASK, SETTLED, UNSETTLED = range(3)
+
+# Offsets in a flow's value.
+PLACE_AT, DIRECTION_AT, SOURCE_AT, DESTINATION_AT, PORTS_AT = 0, 4, 8, 24, 40
+ADDRESS_SUM_AT, PORT_SUM_AT = 44, 48
+SEQUENCE_AT, ACKNOWLEDGEMENT_AT, CLOCK_SHIFT_AT, ECHO_SHIFT_AT = 52, 56, 60, 64
+
+FROM_CLIENT, FROM_ENDPOINT = 0, 1
+
+_PORTS = struct.Struct("!HH")
+_HEAD, _TAIL = struct.Struct("=II"), struct.Struct("=IIIIII")
+
+
+@dataclass(frozen=True, slots=True)
+class FlowMaps:
+    """Descriptors."""
+
+    flows: int
+    pairs: int
+    leases: int
+
+
+class FlowSlot(msgspec.Struct, frozen=True):
+    """What goes with the descriptors to a worker."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """The two ends of a packet: addresses packed, ports as numbers."""
+
+    source: bytes
+    destination: bytes
+    source_port: int
+    destination_port: int
+
+    def turned(self) -> Ends:
+        """Of a packet the other way."""
+        return Ends(self.destination, self.source, self.destination_port, self.source_port)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shift:
+    """What is added to a TCP segment's numbers, modulo 2^32; clock, echo: of its timestamps."""
+
+    sequence: int = 0
+    acknowledgement: int = 0
+    clock: int = 0
+    echo: int = 0
+
+
+NO_SHIFT = Shift()
+
+
+def ends(source: tuple[str, int], destination: tuple[str, int]) -> Ends:
+    """Of textual addresses of one family. Raises OSError for what is none."""
+    family = AF_INET6 if ":" in source[0] else AF_INET
+    return Ends(inet_pton(family, source[0]), inet_pton(family, destination[0]), source[1], destination[1])
+
+
+def flow_key(protocol: int, packet: Ends) -> bytes:
+    """Of the packets of one direction, as they arrive. protocol: TCP, UDP."""
+    addresses = packet.source.ljust(16, b"\0") + packet.destination.ljust(16, b"\0")
+    kind = protocol | (len(packet.source) == 16) << 8
+    return addresses + _PORTS.pack(packet.source_port, packet.destination_port) + struct.pack("=I", kind)
+
+
+def flow_value(place: int, direction: int, arriving: Ends, leaving: Ends, shift: Shift = NO_SHIFT) -> bytes:
+    """place: the pair's number. arriving, leaving: what the packet's ends are and what they become."""
+    addresses = leaving.source.ljust(16, b"\0") + leaving.destination.ljust(16, b"\0")
+    ports = _PORTS.pack(leaving.source_port, leaving.destination_port)
+    sums = (
+        _difference(arriving.source + arriving.destination, leaving.source + leaving.destination),
+        _difference(_PORTS.pack(arriving.source_port, arriving.destination_port), ports),
+    )
+    tail = (*sums, shift.sequence, shift.acknowledgement, shift.clock, shift.echo)
+    return _HEAD.pack(place, direction) + addresses + ports + _TAIL.pack(*tail)
+
+
+def _difference(old: bytes, new: bytes) -> int:
+    """What `new` in the place of `old` changes in a sum of the Internet's (RFC 1624), in this machine's order as the kernel takes it."""
+    words = struct.unpack(f"={len(new) // 2}H", new) + tuple(
+        word ^ 0xFFFF for word in struct.unpack(f"={len(old) // 2}H", old)
+    )
+    return sum(words)
