@@ -129,7 +129,7 @@ class Assembly:
         self._put(_JUMP, 0, 0)
 
     def jump_if(self, register: int, condition: str, number: int, label: str) -> None:
-        """Goes on at a label when `register condition number`, compared as 64 bits, without sign unless it is said; `&`: they share a bit."""
+        """Goes on at a label when `register condition number`, compared as 64 bits, without sign unless it is said; `&`: a common bit."""
         self._jumps.append((len(self.code), label))
         self._put(_JUMP | _CONDITIONS[condition], register, 0, 0, number)
 

@@ -61,7 +61,7 @@ class KernelFlows:
         self._pairs = mmap.mmap(maps.pairs, _pages(layout.PAIRS * layout.PAIR))
         self._leases = mmap.mmap(maps.leases, _pages(layout.SLOTS * layout.LEASE))
         first = slot * layout.PER_SLOT
-        self._places = [*range(first + layout.PER_SLOT - 1, first - 1, -1)]
+        self._places: list[int] = [*range(first + layout.PER_SLOT - 1, first - 1, -1)]
 
     @property
     def free(self) -> int:
@@ -72,7 +72,7 @@ class KernelFlows:
         """A place whose numbers are all 0, or None: no more than so many flows at once."""
         if not self._places:
             return None
-        place = self._places.pop()
+        place: int = self._places.pop()
         at = place * layout.PAIR
         self._pairs[at : at + layout.PAIR] = bytes(layout.PAIR)
         return place

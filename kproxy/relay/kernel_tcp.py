@@ -30,6 +30,7 @@ from kproxy.ebpf.assembly import FRAME, Assembly
 from kproxy.relay import kernel_frame as frame
 from kproxy.relay import kernel_maps as layout
 from kproxy.relay.kernel_frame import (
+    COPY_AT,
     FOUND_AT,
     FOUR,
     HEADER_AT,
@@ -38,10 +39,11 @@ from kproxy.relay.kernel_frame import (
     NEW_AT,
     NOW_AT,
     OLD_AT,
+    PAYLOAD_AT,
     SAVED_AT,
+    TUPLE_AT,
     Family,
 )
-from kproxy.relay.kernel_frame import COPY_AT, PAYLOAD_AT, TUPLE_AT
 
 _FIN, _SYN, _RST, _ACK = 1, 2, 4, 16
 _PLAIN, _STAMPED = 20, 32  # octets of a header
