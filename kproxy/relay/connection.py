@@ -17,6 +17,7 @@ from kproxy.relay.stream import READING, READING_AND_WRITING, Side
 from kproxy.relay.targets import End, Flow, Target
 
 if TYPE_CHECKING:
+    from kproxy.relay.kernel_streams import Handed
     from kproxy.relay.tcp import TcpRelay
 
 # Who is silent for a minute is asked every 15 s; after five of those without an answer the connection is gone.
@@ -32,7 +33,7 @@ class Connection:
     """Open from its making until `end` or `abort`."""
 
     __slots__ = (
-        "began", "buffers", "client", "drain_at", "end_row", "endpoint", "entry", "number", "received", "relay", "retries",
+        "began", "buffers", "client", "drain_at", "end_row", "endpoint", "entry", "handed", "number", "received", "relay", "retries",
         "sent", "server", "service_row", "target",
     )  # fmt: skip
 
@@ -53,6 +54,7 @@ class Connection:
         self.number, self.began, self.retries = number, began, retries
         buffers = self.buffers = relay.buffers
         self.drain_at = 0.0  # 0: not; else when it is reset
+        self.handed: Handed | None = None  # what the kernel knows of it (kernel_streams.py)
         self.sent = self.received = 0  # octets that the rows have already
         near = self.client = Side(self, buffers, *client)
         far = self.server = Side(self, buffers, *server)
@@ -92,6 +94,8 @@ class Connection:
 
     def keep_alive(self) -> None:
         """Has the kernel look whether both peers are still there. Not worth its eight system calls before some seconds have passed."""
+        if self.handed is not None and self.handed.forwards:  # its sockets hear nothing
+            return
         for side in (self.client, self.server):
             try:
                 for option in _KEEP_ALIVE:
@@ -99,19 +103,22 @@ class Connection:
             except OSError:  # reset meanwhile
                 return
 
-    def count(self) -> None:
-        """Brings the rows up to now."""
+    def count(self) -> bool:
+        """Brings the rows up to now; whether anything has passed."""
         sent, received = self.client.octets, self.server.octets
-        if sent != self.sent or received != self.received:
-            for row in (self.service_row, self.end_row):
-                row[SENT] += sent - self.sent
-                row[RECEIVED] += received - self.received
-            self.sent, self.received = sent, received
+        if sent == self.sent and received == self.received:
+            return False
+        for row in (self.service_row, self.end_row):
+            row[SENT] += sent - self.sent
+            row[RECEIVED] += received - self.received
+        self.sent, self.received = sent, received
+        return True
 
     def flow(self, worker: int, wall: float) -> Flow:
         """For people. wall: the moment when the monotonic clock was 0, in seconds since the epoch."""
         client, server = self.client, self.server
-        state = "draining" if self.drain_at else "half-closed" if client.ended or server.ended else "open"
+        ended = client.ended or server.ended or self.relay.seen_ended(self)
+        state = "draining" if self.drain_at else "half-closed" if ended else "open"
         return Flow(
             worker=worker,
             number=self.number,
@@ -140,6 +147,8 @@ class Connection:
         client, server = self.client, self.server
         if client.other is None:
             return
+        if self.handed is not None:
+            self.relay.take_back(self, self.handed)
         self.count()
         self.service_row[OPEN] -= 1
         self.end_row[OPEN] -= 1

@@ -20,6 +20,8 @@ from typing import Protocol
 from kproxy.relay.connecting import CONNECTED, Connecting, reach
 from kproxy.relay.connection import Connection
 from kproxy.relay.counts import Counts
+from kproxy.relay.kernel_flows import KernelFlows
+from kproxy.relay.kernel_streams import LOOK_S, Handed, KernelStreams
 from kproxy.relay.limits import Limits
 from kproxy.relay.poller import Poller
 from kproxy.relay.proxy_header import proxy_header
@@ -97,6 +99,7 @@ class TcpRelay:
         self._swept: Iterator[Connection] = iter(())
         self._silent: deque[tuple[float, Connecting]] = deque()  # in the order of time
         self._ticking = False
+        self._kernel: KernelStreams | None = None
         self._number = 0
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -110,6 +113,35 @@ class TcpRelay:
     def use(self, table: Table) -> None:
         """The destinations from now on. Connections to endpoints that are gone begin to drain, within the next sweeps."""
         self._table = table
+
+    def use_kernel(self, flows: KernelFlows | None) -> None:
+        """Connections that talk are carried by the kernel from now on; None: by this worker, and those that it carried end."""
+        if self._kernel is not None:
+            self._kernel.close()
+        self._kernel = None if flows is None else KernelStreams(flows, self.now, self.poller)
+        if flows is not None:
+            self._look(self._kernel)
+
+    def _look(self, kernel: KernelStreams | None) -> None:
+        if kernel is None or kernel is not self._kernel:
+            return
+        try:
+            busy = kernel.look(self._fresh)
+        except Exception:
+            self.poller.tell("connections could not be looked at")
+            busy = False
+        self.poller.loop.call_later(LOOK_S if busy else 5 * LOOK_S, self._look, kernel)
+
+    def take_back(self, connection: Connection, handed: Handed) -> None:
+        """For `connection`, which ends: the kernel forgets it."""
+        connection.handed = None
+        if self._kernel is not None:
+            self._kernel.let_go(handed)
+
+    def seen_ended(self, connection: Connection) -> bool:
+        """For `connection`: whether the kernel has seen one of its peers end."""
+        handed = connection.handed
+        return self._kernel is not None and handed is not None and self._kernel.half_closed(handed)
 
     def accepted(self, listener: Listener, sock: Socket, fd: int, peer: End) -> None:
         """A client is there."""
@@ -283,11 +315,14 @@ class TcpRelay:
             part = [*islice(self._swept, _SWEPT)]
         for connection in part:
             if connection.open:
-                connection.count()
+                if connection.count() and self._kernel is not None and connection.handed is None:
+                    self._kernel.observe(connection, now)
                 if connection.target.drain_s:  # as it was when the connection began
                     self._look_after(connection, now)
         for connection in [one for one in self._draining if one.drain_at <= now]:
             connection.abort()
+        if self._kernel is not None:
+            self._kernel.sweep(now)
 
     def _look_after(self, connection: Connection, now: float) -> None:
         """Whether its endpoint is gone, and its time with it."""

@@ -153,6 +153,7 @@ THIRD_PARTY = {
         "kproxy.telemetry.relaypage",
         "kproxy.loopback.channel",
         "kproxy.relay.channel",
+        "kproxy.relay.kernel_maps",
         "kproxy.relay.publisher",
         "kproxy.relay.memory",
     ),

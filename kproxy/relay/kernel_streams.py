@@ -1,0 +1,387 @@
+"""TCP connections whose octets the kernel carries once they are open: which, from when on, and until when.
+
+In: connections of TcpRelay (one look at each fresh one every 50 ms, at the others once a second), the kernel's flows. Out: entries for
+those that talk, their counters, and their end. What must not happen here: anything on the way of a connection that lives for a request;
+a connection that is worse for being handed over. Whatever is not as it should be leaves it where it is, with the worker.
+
+A connection goes through:
+
+    talking     octets passed in two looks, one after the other
+    observed    its entries say OBSERVE: packets come to the sockets, the program notes the numbers at which both connections began
+    handed      the notes agree, both connections have the same options, and nothing much is under way: the entries get what is to be
+                added (`_shifts`), the pair says FORWARD, and packets find the other end by themselves
+
+The order of an octet in a connection never changes: the client's n-th is the n-th that the endpoint gets (behind a PROXY header). So what
+the worker has read before it hands over it writes after that, at the right place. Its two sockets stay: they hold the ports, and when what
+they have sent is acknowledged they are silent. FINs and resets go through the kernel like all else; the pair tells, and the sockets are
+closed, by a reset that nobody believes, because its number is of long ago; conntrack does, and forgets.
+
+To end what is handed over while it lasts (an endpoint's drain is over, the worker ends) both peers get a reset with the number they wait
+for, from a raw socket (kernel_reset.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import struct
+import time
+from _socket import socket as Socket
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import islice
+from select import EPOLLERR, EPOLLHUP
+from typing import TYPE_CHECKING, NamedTuple
+
+from kproxy.relay import kernel_maps as layout
+from kproxy.relay.kernel_flows import KernelFlows, Note, Way
+from kproxy.relay.kernel_maps import FROM_CLIENT, FROM_ENDPOINT, Shift, ends
+from kproxy.relay.kernel_reset import Resets
+from kproxy.relay.poller import Poller
+from kproxy.relay.proxy_header import proxy_header
+from kproxy.relay.stream import READING
+from kproxy.telemetry.logs import fields
+
+if TYPE_CHECKING:
+    from kproxy.relay.connection import Connection
+    from kproxy.relay.stream import Side
+
+log = logging.getLogger("kproxy.relay")
+
+LOOK_S = 0.05
+_LOOKED_AT = 256  # fresh connections in one look
+_BEGUN = 64  # of them: a few system calls each
+_SEEN = 3  # equal notes of either direction
+_OBSERVED_S = 10.0  # then it is left alone until it talks again
+_LINGER_S = 2.0  # from the last packet of a connection that has ended, for what is sent again
+_ASK_AFTER_S, _ASK_AGAIN_S, _ASKED = 60.0, 15.0, 5  # of silence; how often, before who does not answer is gone
+_MUCH = 64 << 10  # octets under way, of one socket
+
+_TCP_TIMESTAMP = 24
+_INFO = struct.Struct("=BBBBBBBx8xI4xI56xI32xQQ8xI")
+_ESTABLISHED = 1
+_TIMESTAMPS, _SELECTIVE, _ECN, _ECN_SEEN, _MICROSECONDS = 1, 2, 8, 16, 64
+_STAMP_OCTETS = 12
+_SYN_COUNTED = 1  # a connection of our own counts its SYN among what was acknowledged, an accepted one does not
+
+
+class Info(NamedTuple):
+    """What TCP_INFO says. scales: of the peer's window (low four bits) and of ours."""
+
+    state: int
+    options: int
+    scales: int
+    segment: int
+    unacknowledged: int
+    advertised: int
+    acknowledged: int
+    received: int
+    unsent: int
+
+
+class Handed:
+    """A connection with entries. begun: when it was observed, monotonic; since: when it was handed over, ns."""
+
+    __slots__ = ("asked", "asked_at", "begun", "connection", "forwards", "owed", "place", "since", "told", "ways")
+
+    def __init__(self, connection: Connection, place: int, ways: tuple[Way, Way], begun: float) -> None:
+        self.connection, self.place, self.ways, self.begun = connection, place, ways, begun
+        self.forwards = False
+        self.told = (0, 0)  # octets that the connection's sides know of
+        self.owed = False  # one of the sockets has octets that it could not send yet
+        self.since, self.asked, self.asked_at = 0, 0, 0.0
+
+
+class KernelStreams:
+    """Of one TcpRelay."""
+
+    def __init__(self, flows: KernelFlows, now: Callable[[], float], poller: Poller) -> None:
+        """now: monotonic seconds."""
+        self._flows, self._now, self._poller = flows, now, poller
+        self._talked: dict[Connection, int] = {}  # octets at the last look
+        self._observed: dict[Handed, None] = {}
+        self._forwarded: dict[Handed, None] = {}
+        self._resets = Resets()
+
+    @property
+    def forwarded(self) -> int:
+        """How many connections the kernel carries."""
+        return len(self._forwarded)
+
+    def look(self, fresh: Iterable[Connection]) -> bool:
+        """To be called every LOOK_S with connections that are young: begins to observe those that talk, hands over those that were.
+
+        Whether there is anything to look at soon.
+        """
+        now, before, room = self._now(), self._talked, _BEGUN
+        self._talked = {}
+        for connection in islice(fresh, _LOOKED_AT):
+            if connection.handed is None:
+                octets = connection.client.octets + connection.server.octets
+                self._talked[connection] = octets
+                if (
+                    room
+                    and before.get(connection, octets) != octets
+                    and connection.client.octets
+                    and connection.server.octets
+                ):
+                    room -= 1
+                    self.observe(connection, now)
+        for handed in [*islice(self._observed, _LOOKED_AT)]:
+            del self._observed[handed]
+            if now - handed.begun > _OBSERVED_S:
+                self._leave(handed)
+            elif self._times(handed) < _SEEN or not self._hand_over(handed):
+                self._observed[handed] = None
+        return bool(self._talked or self._observed)
+
+    def observe(self, connection: Connection, now: float) -> None:
+        """Puts entries for a connection that talks, if it is one that could be handed over."""
+        if not _is_plain(connection):
+            return
+        place = self._flows.take()
+        if place is None:
+            return
+        try:
+            ways = _ways(connection)
+            self._flows.put(place, layout.TCP, ways, layout.OBSERVE)
+        except (OSError, ValueError) as error:
+            log.debug("a connection is not observed", extra=fields(err=error))
+            self._flows.give_back(place)
+            return
+        connection.handed = handed = Handed(connection, place, ways, now)
+        self._observed[handed] = None
+
+    def sweep(self, now: float) -> None:
+        """About once a second: what of the forwarded ones is over is closed, and who is silent for long is asked."""
+        clock = time.monotonic_ns()
+        for handed in [*self._forwarded]:
+            self.count(handed)
+            seen = self._flows.passed(handed.place).seen
+            if self._flows.state(handed.place) != layout.FORWARD:
+                handed.connection.abort()
+            elif self._has_ended(handed):
+                if clock - max(seen) > _LINGER_S * 1e9:
+                    handed.connection.abort()
+            else:
+                if handed.owed:
+                    self._owe(handed)
+                self._mind(handed, now, (clock - max(handed.since, min(seen))) / 1e9)
+
+    def count(self, handed: Handed) -> None:
+        """Brings the octets of the connection's sides up to now."""
+        octets = self._flows.passed(handed.place).octets
+        handed.connection.client.octets += octets[0] - handed.told[0]
+        handed.connection.server.octets += octets[1] - handed.told[1]
+        handed.told = octets
+
+    def let_go(self, handed: Handed) -> None:
+        """Its connection ends: no more entries; peers that do not know it yet get a reset."""
+        self._observed.pop(handed, None)
+        if self._forwarded.pop(handed, self) is not self:
+            self.count(handed)
+            if self._flows.state(handed.place) == layout.FORWARD and not self._has_ended(handed):
+                self._reset(handed)
+        self._remove(handed)
+
+    def half_closed(self, handed: Handed) -> bool:
+        """Whether one of its peers has ended."""
+        return any(self._flows.ended(handed.place))
+
+    def _has_ended(self, handed: Handed) -> bool:
+        """Both peers have, by either way."""
+        sides = handed.connection.client, handed.connection.server
+        return all(by or side.ended for by, side in zip(self._flows.ended(handed.place), sides, strict=True))
+
+    def close(self) -> None:
+        """The kernel's flows are gone, or the worker ends: connections that are forwarded end with them."""
+        for handed in [*self._forwarded]:
+            handed.connection.abort()
+        for handed in [*self._observed]:
+            self._leave(handed)
+        self._resets.close()
+
+    def _leave(self, handed: Handed) -> None:
+        """It stays with the worker."""
+        self._observed.pop(handed, None)
+        handed.connection.handed = None
+        self._remove(handed)
+
+    def _remove(self, handed: Handed) -> None:
+        self._flows.set_state(handed.place, layout.OFF)
+        try:
+            self._flows.remove(layout.TCP, handed.ways)
+        except OSError as error:  # the place stays taken: an entry must not lead to somebody else's pair
+            log.warning("An entry of the kernel's flows cannot be removed", extra=fields(err=error))
+            return
+        self._flows.give_back(handed.place)
+
+    def _times(self, handed: Handed) -> int:
+        return min(self._flows.note(handed.place, way).times for way in (FROM_CLIENT, FROM_ENDPOINT))
+
+    def _hand_over(self, handed: Handed) -> bool:
+        """Whether it is handed over now."""
+        connection = handed.connection
+        client, server = connection.client, connection.server
+        try:
+            infos = _info(client.sock), _info(server.sock)
+            if not _is_plain(connection) or not _are_alike(*infos) or any(one.unsent for one in infos):
+                return False
+            header = _header(connection)
+            if not _adds_up(infos[0], server.octets, 0) or not _adds_up(infos[1], client.octets + header, _SYN_COUNTED):
+                return False
+            notes = (self._flows.note(handed.place, FROM_CLIENT), self._flows.note(handed.place, FROM_ENDPOINT))
+            shifts = _shifts(notes, (_clock(client.sock), _clock(server.sock)), header)
+            ways = (replace(handed.ways[0], shift=shifts[0]), replace(handed.ways[1], shift=shifts[1]))
+            for side in (client, server):
+                side.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
+            self._flows.put(handed.place, layout.TCP, ways, layout.FORWARD)
+        except OSError as error:
+            log.debug("a connection is not handed over", extra=fields(err=error))
+            return False
+        handed.ways, handed.forwards, handed.since = ways, True, time.monotonic_ns()
+        self._forwarded[handed] = None
+        # Anew, so that epoll tells what has come before and was not read.
+        for side in (client, server):
+            self._poller.put(side.fd, READING, self._reader(handed, side))
+        return True
+
+    def _reader(self, handed: Handed, side: Side) -> Callable[[int], None]:
+        """What still comes by a socket is passed on, and the other socket is owed its acknowledgement."""
+
+        def ready(events: int) -> None:
+            if events & (EPOLLERR | EPOLLHUP):  # of a socket that has not heard for long; its peers go on without it
+                self._poller.drop(side.fd)
+                return
+            side.ready(events)
+            if handed.connection.handed is handed:
+                self._owe(handed)
+
+        return ready
+
+    def _owe(self, handed: Handed) -> None:
+        """The program is to look whether the sockets have sent everything, and heard that it came."""
+        handed.owed = False
+        for side, acknowledged in ((handed.connection.client, FROM_CLIENT), (handed.connection.server, FROM_ENDPOINT)):
+            try:
+                owed = bool(side.pending) or _info(side.sock).unsent > 0
+            except OSError:
+                owed = False
+            handed.owed |= owed
+            self._flows.settle(handed.place, acknowledged, layout.UNSETTLED if owed else layout.ASK)
+
+    def _mind(self, handed: Handed, now: float, quiet_s: float) -> None:
+        """Who is silent for long is asked by the kernel's keep-alive, with the numbers of long ago: whoever is there acknowledges what it
+        has, which the program sees. Who is not there after several times is gone.
+        """
+        if handed.asked and now - handed.asked_at > _ASK_AGAIN_S / 2:
+            self._keep_alive(handed, 0)
+        if quiet_s < _ASK_AFTER_S:
+            handed.asked = 0
+        elif not handed.asked or now - handed.asked_at > _ASK_AGAIN_S:
+            handed.asked, handed.asked_at = handed.asked + 1, now
+            if handed.asked > _ASKED:
+                handed.connection.abort()
+            else:
+                self._keep_alive(handed, 1)
+
+    def _keep_alive(self, handed: Handed, value: int) -> None:
+        for side in (handed.connection.client, handed.connection.server):
+            try:
+                side.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+                side.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, value)
+            except OSError:
+                return
+
+    def _reset(self, handed: Handed) -> None:
+        """Both peers, with the numbers they wait for."""
+        passed = self._flows.passed(handed.place)
+        for way, back in ((FROM_CLIENT, handed.ways[0]), (FROM_ENDPOINT, handed.ways[1])):
+            if passed.packets[way]:
+                self._resets.send(back.arriving.turned(), self._flows.acknowledged(handed.place, way))
+
+
+def _is_plain(connection: Connection) -> bool:
+    """Both directions are open, and nothing waits in memory."""
+    client, server = connection.client, connection.server
+    return client.other is not None and not connection.drain_at and not any(
+        side.ended or side.broken or side.eager or side.pending for side in (client, server)
+    )  # fmt: skip
+
+
+def _ways(connection: Connection) -> tuple[Way, Way]:
+    """Both directions. Raises OSError, ValueError where an address has a scope."""
+    client, asked = connection.client.sock.getpeername(), connection.client.sock.getsockname()
+    source, endpoint = connection.server.sock.getsockname(), connection.server.sock.getpeername()
+    if any(name[0].startswith("fe80:") or "%" in name[0] for name in (client, asked, source, endpoint)):
+        raise ValueError("an address of one link")
+    near, far = ends(client[:2], asked[:2]), ends(source[:2], endpoint[:2])
+    return Way(near, far), Way(far.turned(), near.turned())
+
+
+def _info(sock: Socket) -> Info:
+    """Raises OSError where the kernel knows less."""
+    told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
+    if len(told) < _INFO.size:
+        raise OSError("TCP_INFO is too short")
+    state, _, _, _, _, options, scales, segment, unacknowledged, advertised, acknowledged, received, unsent = (
+        _INFO.unpack(told)
+    )
+    return Info(state, options, scales, segment, unacknowledged, advertised, acknowledged, received, unsent)
+
+
+def _are_alike(client: Info, server: Info) -> bool:
+    """Whether what one peer sends may go to the other as it is: both have agreed with us on the same."""
+    options = client.options
+    return (
+        client.state == server.state == _ESTABLISHED
+        and options == server.options
+        and options & _TIMESTAMPS != 0
+        and not options & (_ECN | _ECN_SEEN | _MICROSECONDS)
+        and client.scales & 15 == server.scales >> 4
+        and server.scales & 15 == client.scales >> 4
+        and client.advertised <= server.segment + _STAMP_OCTETS
+        and server.advertised <= client.segment + _STAMP_OCTETS
+        and max(client.unacknowledged * client.segment, server.unacknowledged * server.segment) <= _MUCH
+    )
+
+
+def _adds_up(info: Info, written: int, more: int) -> bool:
+    """Whether the kernel counts what was acknowledged as it is thought here to; known only when everything is."""
+    return info.unacknowledged != 0 or info.acknowledged == written + more
+
+
+def _header(connection: Connection) -> int:
+    """Octets in front of the client's own."""
+    kind = connection.target.proxy_protocol
+    if not kind:
+        return 0
+    return len(proxy_header(kind, connection.client.sock.getpeername()[:2], connection.client.sock.getsockname()[:2]))
+
+
+def _clock(sock: Socket) -> int:
+    """A socket's timestamps beside milliseconds of CLOCK_MONOTONIC, which is what they go by."""
+    stamp = 0
+    for _ in range(4):
+        before = time.monotonic_ns() // 1_000_000
+        stamp = sock.getsockopt(socket.IPPROTO_TCP, _TCP_TIMESTAMP)
+        if time.monotonic_ns() // 1_000_000 == before:
+            break
+    return stamp - before
+
+
+def _shifts(notes: tuple[Note, Note], clocks: tuple[int, int], header: int) -> tuple[Shift, Shift]:
+    """What is added to the client's segments, and to the endpoint's. clocks: of the sockets to client and endpoint."""
+    client, endpoint = notes
+    written = endpoint.written_from + _SYN_COUNTED + header
+    sequence, acknowledgement = written - client.read_from, endpoint.read_from - client.written_from
+    forth, back = clocks[1] - client.clock, endpoint.clock - clocks[0]
+    return (
+        _shift(sequence, acknowledgement, forth, back),
+        _shift(-acknowledgement, -sequence, -back, -forth),
+    )
+
+
+def _shift(*numbers: int) -> Shift:
+    sequence, acknowledgement, clock, echo = (number & 0xFFFFFFFF for number in numbers)
+    return Shift(sequence=sequence, acknowledgement=acknowledgement, clock=clock, echo=echo)
