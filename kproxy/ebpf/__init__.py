@@ -2,6 +2,7 @@
 
     assembly.py   instructions with names and labels → octets        pure
     calls.py      maps, programs and links: what bpf(2) offers, by ctypes
+    handing.py    how a worker gets their descriptors from the controller
 
 What must not happen here: a program. Those stand beside what they are for (dns/kernel_program.py).
 """

@@ -1,0 +1,84 @@
+"""Keeps a program on the links that pods are behind, as they come and go.
+
+In: a program's descriptor, the kernel's announcements of links. Out: the descriptors of its attachments, by a number of their own each: a
+program is on a link for as long as somebody holds that descriptor, and as the link is there. What must not happen here: knowing what the
+program does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+
+from kproxy.ebpf import calls
+from kproxy.node.announcements import LINKS, announced
+from kproxy.node.rtnetlink import Route
+
+log = logging.getLogger("kproxy.node")
+
+KIND = "veth"  # what container runtimes give pods, with the other end in the pod
+GATHER_S = 0.02  # after an announcement: a pod's link comes up within a few milliseconds
+RESYNC_S = 60.0
+_NO_TCX = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
+
+
+class ProgramLinks:
+    """held: the attachments' descriptors by number. changed: called when they are others."""
+
+    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+        self._changed = changed
+        self._numbers = itertools.count(1)
+        self._of: dict[int, int] = {}  # a link's index → number
+        self.held: dict[int, int] = {}
+
+    async def follow(self, code: int) -> None:
+        """Runs until cancelled. Raises OSError where the kernel does not offer it (before Linux 6.6 there is no TCX)."""
+        with announced(LINKS) as notified:
+            while True:
+                notified.clear()
+                try:
+                    self._attach(await asyncio.to_thread(_links), code)
+                except OSError as error:
+                    if error.errno in _NO_TCX:
+                        raise
+                    log.debug("links: %s", error)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(RESYNC_S):
+                        await notified.wait()
+                    await asyncio.sleep(GATHER_S)
+
+    def _attach(self, found: set[int], code: int) -> None:
+        before = len(self._of), next(reversed(self.held), 0)
+        try:
+            for index in self._of.keys() - found:
+                os.close(self.held.pop(self._of.pop(index)))
+            for index in sorted(found - self._of.keys()):
+                try:
+                    made = calls.attach(code, index, calls.TCX_INGRESS)
+                except OSError as error:
+                    if error.errno not in (errno.ENODEV, errno.ENXIO):  # it has just gone
+                        raise
+                    continue
+                number = self._of[index] = next(self._numbers)
+                self.held[number] = made
+        finally:
+            if before != (len(self._of), next(reversed(self.held), 0)):
+                self._changed()
+
+    def close(self) -> None:
+        """Takes the program off every link that nobody else holds it on."""
+        for descriptor in self.held.values():
+            os.close(descriptor)
+        self.held.clear()
+        self._of.clear()
+
+
+def _links() -> set[int]:
+    """Numbers of the links that pods may be behind. Blocks a few milliseconds; raises OSError."""
+    with Route() as kernel:
+        return {link.index for link in kernel.links() if link.kind == KIND}
