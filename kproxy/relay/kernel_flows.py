@@ -121,10 +121,13 @@ class KernelFlows:
         at = place * layout.PAIR + layout.ENDED_AT
         return self._pairs[at] != 0, self._pairs[at + 1] != 0
 
-    def acknowledged(self, place: int, direction: int) -> int:
-        """TCP: the last acknowledgement, in the numbers of that side's connection: what it takes for the next octet."""
-        at = place * layout.PAIR + layout.ACKNOWLEDGED_AT + 4 * direction
-        return int(_WORD.unpack_from(self._pairs, at)[0])
+    def reached(self, place: int, direction: int) -> int:
+        """TCP: the number, at the receiver's connection, of the octet behind all that went this way."""
+        return int(_WORD.unpack_from(self._pairs, place * layout.PAIR + layout.REACHED_AT + 4 * direction)[0])
+
+    def begin_at(self, place: int, direction: int, number: int) -> None:
+        """TCP: the same for what the worker itself has sent."""
+        _WORD.pack_into(self._pairs, place * layout.PAIR + layout.REACHED_AT + 4 * direction, number & 0xFFFFFFFF)
 
     def settle(self, place: int, direction: int, value: int) -> None:
         """TCP: what is to be thought of the relay's socket (kernel_maps.SETTLED …)."""

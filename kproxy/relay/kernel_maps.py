@@ -31,7 +31,7 @@ STATE_AT = 0
 SETTLED_AT, ENDED_AT = 4, 6  # one octet each
 SEEN_AT, OCTETS_AT, PACKETS_AT = 8, 24, 40  # eight octets each
 NOTES_AT, NOTE = 56, 16
-ACKNOWLEDGED_AT = 88  # four octets each
+REACHED_AT = 88  # four octets each: TCP's number of the octet that the receiver waits for, when it has everything
 # In a note: what was observed of the relay's socket that packets of this direction are for.
 CLOCK_AT, READ_FROM_AT, WRITTEN_FROM_AT, TIMES_AT = 0, 4, 8, 12
 

@@ -80,7 +80,7 @@ class Info(NamedTuple):
 
 
 class Handed:
-    """A connection with entries. begun: when it was observed, monotonic; since: when it was handed over, ns."""
+    """A connection with entries. begun: when it was observed; since: when it was handed over, both monotonic."""
 
     __slots__ = ("asked", "asked_at", "begun", "connection", "forwards", "owed", "place", "since", "told", "ways")
 
@@ -89,7 +89,7 @@ class Handed:
         self.forwards = False
         self.told = (0, 0)  # octets that the connection's sides know of
         self.owed = False  # one of the sockets has octets that it could not send yet
-        self.since, self.asked, self.asked_at = 0, 0, 0.0
+        self.since, self.asked, self.asked_at = 0.0, 0, 0.0
 
 
 class KernelStreams:
@@ -154,19 +154,18 @@ class KernelStreams:
 
     def sweep(self, now: float) -> None:
         """About once a second: what of the forwarded ones is over is closed, and who is silent for long is asked."""
-        clock = time.monotonic_ns()
         for handed in [*self._forwarded]:
             self.count(handed)
-            seen = self._flows.passed(handed.place).seen
+            seen = [ns / 1e9 for ns in self._flows.passed(handed.place).seen]  # of the clock that `now` is
             if self._flows.state(handed.place) != layout.FORWARD:
                 handed.connection.abort()
             elif self._has_ended(handed):
-                if clock - max(seen) > _LINGER_S * 1e9:
+                if now - max(seen) > _LINGER_S:
                     handed.connection.abort()
             else:
                 if handed.owed:
                     self._owe(handed)
-                self._mind(handed, now, (clock - max(handed.since, min(seen))) / 1e9)
+                self._mind(handed, now, now - max(handed.since, min(seen)))
 
     def count(self, handed: Handed) -> None:
         """Brings the octets of the connection's sides up to now."""
@@ -235,11 +234,15 @@ class KernelStreams:
             ways = (replace(handed.ways[0], shift=shifts[0]), replace(handed.ways[1], shift=shifts[1]))
             for side in (client, server):
                 side.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
+            self._flows.begin_at(
+                handed.place, FROM_CLIENT, notes[1].written_from + _SYN_COUNTED + header + client.octets
+            )
+            self._flows.begin_at(handed.place, FROM_ENDPOINT, notes[0].written_from + server.octets)
             self._flows.put(handed.place, layout.TCP, ways, layout.FORWARD)
         except OSError as error:
             log.debug("a connection is not handed over", extra=fields(err=error))
             return False
-        handed.ways, handed.forwards, handed.since = ways, True, time.monotonic_ns()
+        handed.ways, handed.forwards, handed.since = ways, True, self._now()
         self._forwarded[handed] = None
         # Anew, so that epoll tells what has come before and was not read.
         for side in (client, server):
@@ -295,10 +298,8 @@ class KernelStreams:
 
     def _reset(self, handed: Handed) -> None:
         """Both peers, with the numbers they wait for."""
-        passed = self._flows.passed(handed.place)
-        for way, back in ((FROM_CLIENT, handed.ways[0]), (FROM_ENDPOINT, handed.ways[1])):
-            if passed.packets[way]:
-                self._resets.send(back.arriving.turned(), self._flows.acknowledged(handed.place, way))
+        for way, back in ((FROM_ENDPOINT, handed.ways[0]), (FROM_CLIENT, handed.ways[1])):
+            self._resets.send(back.arriving.turned(), self._flows.reached(handed.place, way))
 
 
 def _is_plain(connection: Connection) -> bool:

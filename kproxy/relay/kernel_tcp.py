@@ -34,40 +34,40 @@ from kproxy.relay.kernel_frame import (
     FOUND_AT,
     FOUR,
     HEADER_AT,
-    KEY_AT,
     LIMIT_AT,
     NEW_AT,
-    NOW_AT,
     OLD_AT,
     PAYLOAD_AT,
     SAVED_AT,
-    TUPLE_AT,
     Family,
 )
+from kproxy.relay.kernel_sockets import (
+    ACK,
+    ACKNOWLEDGED_AT,
+    FIN,
+    PLAIN,
+    RST,
+    SENT_AT,
+    STAMP,
+    STAMPED,
+    SYN,
+    find_socket,
+    observe,
+    release,
+)  # fmt: skip
 
-_FIN, _SYN, _RST, _ACK = 1, 2, 4, 16
-_PLAIN, _STAMPED = 20, 32  # octets of a header
-_STAMP = int.from_bytes(b"\x01\x01\x08\x0a", sys.byteorder)
 _SELECTED = {blocks: int.from_bytes(bytes((1, 1, 5, 2 + 8 * blocks)), sys.byteorder) for blocks in (1, 2, 3)}
-_RECEIVED_AT, _SENT_AT, _ACKNOWLEDGED_AT, _OCTETS_RECEIVED_AT, _OCTETS_ACKNOWLEDGED_AT = (
-    16,
-    20,
-    24,
-    80,
-    88,
-)  # of bpf_tcp_sock
-_MILLION = 1_000_000
 
 
 def segment(asm: Assembly, family: Family) -> None:
     """All of it, for one family."""
     name, at = family.name, HEADER_AT + family.transport
-    frame.load_header(asm, family.transport + _PLAIN, "pass")
+    frame.load_header(asm, family.transport + PLAIN, "pass")
     asm.load(2, 8, layout.STATE_AT, 4)
     asm.jump_if(2, "==", layout.OBSERVE, f"{name}: observe")
     asm.jump_if(2, "!=", layout.FORWARD, "pass")
     asm.load(2, FRAME, at + 13, 1)
-    asm.jump_if(2, "&", _SYN, f"{name}: anew")
+    asm.jump_if(2, "&", SYN, f"{name}: anew")
     asm.load(9, 6, 0, 4)
     asm.load(3, FRAME, at + 12, 1)
     asm.shift_right(3, 4)
@@ -77,103 +77,20 @@ def segment(asm: Assembly, family: Family) -> None:
     asm.jump_if(9, "signed <", 0, "pass")
     asm.store(FRAME, PAYLOAD_AT, 9, 8)
     asm.store_number(FRAME, COPY_AT, 0, 8)
-    asm.jump_if(3, "<", _STAMPED, f"{name}: plain")
-    frame.load_header(asm, family.transport + _STAMPED, "pass")
+    asm.jump_if(3, "<", STAMPED, f"{name}: plain")
+    frame.load_header(asm, family.transport + STAMPED, "pass")
     asm.load(2, FRAME, at + 20, 4)
-    asm.jump_if(2, "!=", _STAMP, f"{name}: plain")
+    asm.jump_if(2, "!=", STAMP, f"{name}: plain")
     _settle(asm, family)
     asm.label(f"{name}: stamped")
-    _forward(asm, family, _STAMPED)
+    _forward(asm, family, STAMPED)
     asm.label(f"{name}: plain")
-    _forward(asm, family, _PLAIN)
+    _forward(asm, family, PLAIN)
     asm.label(f"{name}: anew")
     asm.store_number(8, layout.STATE_AT, layout.OVER, 4)
     asm.jump("pass")
     asm.label(f"{name}: observe")
-    _observe(asm, family)
-
-
-def _socket(asm: Assembly, family: Family, otherwise: str) -> None:
-    """Register 9: the relay's socket that the packet is for, to be released; 0: what is known of it. Else at `otherwise`."""
-    for part, start in ((0, KEY_AT), (family.address, KEY_AT + 16)):
-        for offset in range(0, family.address, 4):
-            asm.load(2, FRAME, start + offset, 4)
-            asm.store(FRAME, TUPLE_AT + part + offset, 2, 4)
-    asm.load(2, FRAME, KEY_AT + 32, 4)
-    asm.store(FRAME, TUPLE_AT + 2 * family.address, 2, 4)
-    asm.copy(1, 6)
-    asm.copy(2, FRAME)
-    asm.add(2, TUPLE_AT)
-    asm.set(3, 2 * family.address + 4)
-    asm.set(4, -1)  # this network namespace
-    asm.set(5, 0)
-    asm.call(frame.LOOK_UP_SOCKET)
-    asm.jump_if(0, "==", 0, otherwise)
-    asm.copy(9, 0)
-    asm.copy(1, 0)
-    asm.call(frame.TCP_SOCKET)
-
-
-def _release(asm: Assembly) -> None:
-    asm.copy(1, 9)
-    asm.call(frame.RELEASE_SOCKET)
-
-
-def _observe(asm: Assembly, family: Family) -> None:
-    """Notes what a worker wants to know, and leaves at `pass`."""
-    name, at = family.name, HEADER_AT + family.transport
-    asm.load(2, FRAME, at + 13, 1)
-    asm.jump_if(2, "&", _SYN | _FIN | _RST, "pass")
-    frame.load_header(asm, family.transport + _STAMPED, "pass")
-    asm.load(2, FRAME, at + 20, 4)
-    asm.jump_if(2, "!=", _STAMP, "pass")
-    frame.route(asm, family)
-    asm.jump_if(0, "==", 0, f"{name}: reachable")
-    asm.jump_if(0, "!=", frame.NO_NEIGHBOUR, "pass")
-    asm.label(f"{name}: reachable")
-    _socket(asm, family, "pass")
-    asm.jump_if(0, "==", 0, f"{name}: unknown")
-    for into, reached, octets in (
-        (OLD_AT, _RECEIVED_AT, _OCTETS_RECEIVED_AT),
-        (OLD_AT + 4, _ACKNOWLEDGED_AT, _OCTETS_ACKNOWLEDGED_AT),
-    ):
-        asm.load(2, 0, reached, 4)
-        asm.load(3, 0, octets, 8)
-        asm.subtract_register(2, 3)
-        asm.store(FRAME, into, 2, 4)
-    _release(asm)
-    asm.load(2, FRAME, at + 24, 4)
-    asm.to_network(2, 4)
-    asm.load(3, FRAME, NOW_AT, 8)
-    asm.divide(3, _MILLION)
-    asm.subtract_register(2, 3)  # register 2: how far the peer's clock is ahead, as late as the packet has come
-    frame.by_direction(asm, 1, layout.NOTE)
-    asm.load(4, FRAME, OLD_AT, 4)
-    asm.load(5, FRAME, OLD_AT + 4, 4)
-    asm.load(3, 1, layout.NOTES_AT + layout.TIMES_AT, 4)
-    asm.jump_if(3, "==", 0, f"{name}: first")
-    asm.load(0, 1, layout.NOTES_AT + layout.READ_FROM_AT, 4)
-    asm.jump_if_register(0, "!=", 4, f"{name}: first")
-    asm.load(0, 1, layout.NOTES_AT + layout.WRITTEN_FROM_AT, 4)
-    asm.jump_if_register(0, "!=", 5, f"{name}: first")
-    asm.add(3, 1)
-    asm.store(1, layout.NOTES_AT + layout.TIMES_AT, 3, 4)
-    asm.load(0, 1, layout.NOTES_AT + layout.CLOCK_AT, 4)
-    asm.copy(3, 2)
-    asm.subtract_register(3, 0)
-    asm.shift_left(3, 32)
-    asm.jump_if(3, "signed <=", 0, "pass")
-    asm.store(1, layout.NOTES_AT + layout.CLOCK_AT, 2, 4)
-    asm.jump("pass")
-    asm.label(f"{name}: first")
-    asm.store(1, layout.NOTES_AT + layout.READ_FROM_AT, 4, 4)
-    asm.store(1, layout.NOTES_AT + layout.WRITTEN_FROM_AT, 5, 4)
-    asm.store(1, layout.NOTES_AT + layout.CLOCK_AT, 2, 4)
-    asm.store_number(1, layout.NOTES_AT + layout.TIMES_AT, 1, 4)
-    asm.jump("pass")
-    asm.label(f"{name}: unknown")
-    _release(asm)
-    asm.jump("pass")
+    observe(asm, family)
 
 
 def _settle(asm: Assembly, family: Family) -> None:
@@ -181,17 +98,17 @@ def _settle(asm: Assembly, family: Family) -> None:
     name, at = family.name, HEADER_AT + family.transport
     asm.load(3, FRAME, at + 12, 1)
     asm.shift_right(3, 4)
-    asm.jump_if(3, "!=", _STAMPED // 4, f"{name}: stamped")  # the next one will do
+    asm.jump_if(3, "!=", STAMPED // 4, f"{name}: stamped")  # the next one will do
     frame.by_direction(asm, 1, 1)
     asm.load(2, 1, layout.SETTLED_AT, 1)
     asm.jump_if(2, "==", layout.SETTLED, f"{name}: stamped")
-    _socket(asm, family, f"{name}: settled")
+    find_socket(asm, family, f"{name}: settled")
     asm.jump_if(0, "==", 0, f"{name}: gone")
-    asm.load(2, 0, _SENT_AT, 4)
+    asm.load(2, 0, SENT_AT, 4)
     asm.store(FRAME, LIMIT_AT, 2, 4)
-    asm.load(2, 0, _ACKNOWLEDGED_AT, 4)
+    asm.load(2, 0, ACKNOWLEDGED_AT, 4)
     asm.store(FRAME, OLD_AT, 2, 4)
-    _release(asm)
+    release(asm)
     frame.by_direction(asm, 1, 1)
     asm.load(2, 1, layout.SETTLED_AT, 1)
     asm.jump_if(2, "!=", layout.ASK, f"{name}: waiting")
@@ -211,10 +128,10 @@ def _settle(asm: Assembly, family: Family) -> None:
     asm.load(2, FRAME, PAYLOAD_AT, 8)
     asm.jump_if(2, "!=", 0, f"{name}: stamped")
     asm.load(2, FRAME, at + 13, 1)
-    asm.jump_if(2, "&", _FIN | _RST, f"{name}: stamped")
+    asm.jump_if(2, "&", FIN | RST, f"{name}: stamped")
     asm.jump("pass")
     asm.label(f"{name}: gone")
-    _release(asm)
+    release(asm)
     asm.label(f"{name}: settled")
     frame.by_direction(asm, 1, 1)
     asm.store_number(1, layout.SETTLED_AT, layout.SETTLED, 1)
@@ -225,13 +142,9 @@ def _forward(asm: Assembly, family: Family, header: int) -> None:
     name, at = f"{family.name}: {header}", HEADER_AT + family.transport
     asm.load(9, FRAME, PAYLOAD_AT, 8)
     frame.count(asm, 9)
-    frame.by_direction(asm, 1, 4)
-    asm.load(2, FRAME, at + 8, 4)
-    asm.to_network(2, 4)
-    asm.store(1, layout.ACKNOWLEDGED_AT, 2, 4)
     asm.load(2, FRAME, at + 13, 1)
-    asm.jump_if(2, "&", _FIN, f"{name}: fin")
-    asm.jump_if(2, "&", _RST, f"{name}: reset")
+    asm.jump_if(2, "&", FIN, f"{name}: fin")
+    asm.jump_if(2, "&", RST, f"{name}: reset")
     asm.jump(f"{name}: on")
     asm.label(f"{name}: fin")
     frame.by_direction(asm, 1, 1)
@@ -241,14 +154,14 @@ def _forward(asm: Assembly, family: Family, header: int) -> None:
     asm.store_number(8, layout.STATE_AT, layout.OVER, 4)
     asm.label(f"{name}: on")
     frame.route(asm, family)
-    if header == _STAMPED:
+    if header == STAMPED:
         asm.load(2, FRAME, FOUND_AT, 8)
         asm.jump_if(2, "==", 0, f"{name}: known")
         asm.store_number(FRAME, COPY_AT, 0, 8)  # a copy cannot wait for a neighbour; the next one will do
         asm.label(f"{name}: known")
-        frame.load_header(asm, family.transport + _STAMPED, "pass", SAVED_AT)
+        frame.load_header(asm, family.transport + STAMPED, "pass", SAVED_AT)
     numbers = [(4, layout.SEQUENCE_AT), (8, layout.ACKNOWLEDGEMENT_AT)]
-    if header == _STAMPED:
+    if header == STAMPED:
         numbers += [(24, layout.CLOCK_SHIFT_AT), (28, layout.ECHO_SHIFT_AT)]
     for index, (offset, shift) in enumerate(numbers):
         asm.load(2, FRAME, at + offset, 4)
@@ -259,6 +172,7 @@ def _forward(asm: Assembly, family: Family, header: int) -> None:
         asm.to_network(2, 4)
         asm.store(FRAME, NEW_AT + 4 * index, 2, 4)
         asm.store(FRAME, at + offset, 2, 4)
+    _reached(asm, name, at)
     frame.turn(asm, family)
     for register, where in ((1, OLD_AT), (3, NEW_AT)):
         asm.copy(register, FRAME)
@@ -270,14 +184,32 @@ def _forward(asm: Assembly, family: Family, header: int) -> None:
     asm.store(FRAME, OLD_AT, 0, 8)
     frame.write(asm, family.transport + header)
     frame.check(asm, family, family.transport + 16, [(FRAME, OLD_AT, 0), (7, layout.ADDRESS_SUM_AT, frame.PSEUDO)])
-    if header == _STAMPED:
+    if header == STAMPED:
         _select(asm, family)
         asm.load(2, FRAME, COPY_AT, 8)
         asm.jump_if(2, "!=", 0, f"{name}: copy")
     frame.send(asm, name)
-    if header == _STAMPED:
+    if header == STAMPED:
         asm.label(f"{name}: copy")
         _copy(asm, family)
+
+
+def _reached(asm: Assembly, name: str, at: int) -> None:
+    """Notes how far the receiver has got when it has this. Register 9: octets of the segment."""
+    asm.load(2, FRAME, NEW_AT, 4)
+    asm.to_network(2, 4)
+    asm.add_register(2, 9)
+    asm.load(3, FRAME, at + 13, 1)
+    asm.mask(3, FIN)
+    asm.add_register(2, 3)
+    frame.by_direction(asm, 1, 4)
+    asm.load(3, 1, layout.REACHED_AT, 4)
+    asm.copy(4, 2)
+    asm.subtract_register(4, 3)
+    asm.shift_left(4, 32)
+    asm.jump_if(4, "signed <=", 0, f"{name}: reached")
+    asm.store(1, layout.REACHED_AT, 2, 4)
+    asm.label(f"{name}: reached")
 
 
 def _select(asm: Assembly, family: Family) -> None:
@@ -285,7 +217,7 @@ def _select(asm: Assembly, family: Family) -> None:
     name, at = f"{family.name}: select", family.transport
     asm.load(2, FRAME, HEADER_AT + at + 12, 1)
     asm.jump_if(2, "<", 11 << 4, f"{name} none")
-    _word(asm, at + _STAMPED, NEW_AT)
+    _word(asm, at + STAMPED, NEW_AT)
     asm.load(9, FRAME, NEW_AT, 4)
     for blocks, word in _SELECTED.items():
         asm.set(3, word)
@@ -296,7 +228,7 @@ def _select(asm: Assembly, family: Family) -> None:
         asm.load(2, FRAME, HEADER_AT + at + 12, 1)
         asm.jump_if(2, "<", (9 + 2 * blocks) << 4, f"{name} none")
         for edge in (0, 1):
-            _edge(asm, at + _STAMPED + 4 + 8 * (blocks - 1) + 4 * edge, at + 16)
+            _edge(asm, at + STAMPED + 4 + 8 * (blocks - 1) + 4 * edge, at + 16)
     asm.label(f"{name} none")
 
 
@@ -339,7 +271,7 @@ def _edge(asm: Assembly, offset: int, sum_at: int) -> None:
 
 def _copy(asm: Assembly, family: Family) -> None:
     """Sends the packet on, and makes of what is left a bare acknowledgement for the relay's socket. Leaves at `pass`."""
-    at, length = SAVED_AT + family.transport, family.transport + _STAMPED
+    at, length = SAVED_AT + family.transport, family.transport + STAMPED
     asm.copy(1, 6)
     asm.load(2, FRAME, frame.FIB_AT + 8, 4)
     asm.set(3, 0)
@@ -352,17 +284,17 @@ def _copy(asm: Assembly, family: Family) -> None:
     asm.load(2, FRAME, LIMIT_AT, 4)
     asm.to_network(2, 4)
     asm.store(FRAME, at + 8, 2, 4)
-    asm.store_number(FRAME, at + 13, _ACK, 1)
+    asm.store_number(FRAME, at + 13, ACK, 1)
     asm.store_number(FRAME, at + 16, 0, 2)
-    octets = length - 14 if family is FOUR else _STAMPED
+    octets = length - 14 if family is FOUR else STAMPED
     asm.store_number(FRAME, SAVED_AT + family.length, int.from_bytes(octets.to_bytes(2, "big"), sys.byteorder), 2)
     if family is FOUR:
         asm.store_number(FRAME, SAVED_AT + 24, 0, 2)
         _summed(asm, SAVED_AT + 14, 20, 0)
         asm.store(FRAME, SAVED_AT + 24, 0, 2)
-    pseudo = int.from_bytes((_STAMPED + layout.TCP).to_bytes(2, "big"), sys.byteorder)
+    pseudo = int.from_bytes((STAMPED + layout.TCP).to_bytes(2, "big"), sys.byteorder)
     _summed(asm, SAVED_AT + family.source, 2 * family.address, pseudo, fold=False)
-    _summed(asm, at, _STAMPED, None)
+    _summed(asm, at, STAMPED, None)
     asm.store(FRAME, at + 16, 0, 2)
     asm.copy(1, 6)
     asm.set(2, 0)

@@ -1,0 +1,311 @@
+"""TCP connections that the kernel carries (relay/kernel_streams.py), with real packets: handed over in the middle of whatever they do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import random
+import socket
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from kproxy.relay.kernel_flows import KernelFlows
+from kproxy.relay.kernel_maps import PER_SLOT
+from kproxy.relay.kernel_streams import KernelStreams
+from tests.packet.kernel_ground import kernel, without_offload
+from tests.packet.tcp_ground import (
+    ENDS,
+    FOUR,
+    PORT,
+    SIX,
+    Client,
+    Ground,
+    Pod,
+    Relay,
+    grounded,
+    heard,
+    heard_all,
+    relaying,
+    reset,
+    scene,
+    sent,
+    silence,
+    speak,
+    target,
+    until,
+)
+from tests.support.netns import run
+
+
+@pytest.fixture(scope="module", params=[FOUR, SIX], ids=["IPv4", "IPv6"])
+def either(request: pytest.FixtureRequest) -> Iterator[Ground]:
+    with grounded(request.param) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def ground() -> Iterator[Ground]:
+    with grounded(FOUR) as made:
+        yield made
+
+
+def _streams(relay: Relay) -> KernelStreams:
+    found = relay.relay._kernel
+    assert found is not None
+    return found
+
+
+@contextlib.asynccontextmanager
+async def _pair(
+    ground: Ground, **rest: object
+) -> AsyncIterator[tuple[Relay, KernelFlows, socket.socket, socket.socket]]:
+    """A client and its endpoint's side, through a relay that hands over what talks."""
+    with (
+        kernel(ground) as flows,
+        Pod(ground) as pod,
+        relaying(ground, target(ground.family, pod.end, **rest)) as relay,
+    ):
+        relay.relay.use_kernel(flows)
+        try:
+            client = await Client.connected(ground)
+            with client as here, await pod.accepted() as there:
+                yield relay, flows, here, there
+        finally:
+            relay.relay.close()
+            relay.relay.use_kernel(None)
+
+
+async def _talk(client: socket.socket, server: socket.socket, number: int = 0) -> None:
+    """A question and its answer."""
+    question, answer = b"question %d" % number, b"answer %d " % number * 3
+    await sent(client, question)
+    assert await heard(server) == question
+    await sent(server, answer)
+    assert await heard(client) == answer
+
+
+async def _handed(relay: Relay, client: socket.socket, server: socket.socket) -> None:
+    """Talks until the kernel carries it."""
+    async with asyncio.timeout(10):
+        number = 0
+        while not _streams(relay).forwarded:
+            await _talk(client, server, number)
+            number += 1
+            await asyncio.sleep(0.002)
+
+
+async def _over(relay: Relay) -> None:
+    """Until the relay has seen that it is."""
+    async with asyncio.timeout(10):
+        while relay.relay.open:
+            relay.sweep()
+            await asyncio.sleep(0.05)
+
+
+async def _stream(sock: socket.socket, seed: int, size: int) -> str:
+    """Writes random octets in random portions; what they were."""
+    chance, digest = random.Random(seed), hashlib.sha256()
+    left = size
+    while left:
+        words = chance.randbytes(min(left, chance.choice((1, 7, 100, 1448, 4000, 60_000, 300_000))))
+        left -= len(words)
+        digest.update(words)
+        await sent(sock, words)
+        if chance.random() < 0.5:
+            await asyncio.sleep(chance.random() * 0.01)
+    return digest.hexdigest()
+
+
+async def _read(sock: socket.socket, seed: int, size: int) -> str:
+    chance, digest = random.Random(seed), hashlib.sha256()
+    while size:
+        words = await heard(sock, min(size, chance.choice((1000, 65536, 1 << 20))))
+        assert words
+        size -= len(words)
+        digest.update(words)
+        if chance.random() < 0.1:
+            await asyncio.sleep(chance.random() * 0.01)
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("offload", [True, False], ids=["offload", "software checksums"])
+def test_no_octet_is_lost_or_changed_whenever_it_is_handed_over(either: Ground, seed: int, offload: bool) -> None:
+    async def play() -> None:
+        async with _pair(either) as (relay, _, client, server):
+            size = 8_000_000
+            found = await asyncio.gather(
+                _stream(client, seed, size), _read(server, seed, size),
+                _stream(server, seed + 50, size), _read(client, seed + 51, size),
+            )  # fmt: skip
+            assert found[0] == found[1] and found[2] == found[3]
+            await _handed(relay, client, server)
+            found = await asyncio.gather(
+                _stream(client, seed, size), _read(server, seed, size),
+                _stream(server, seed + 50, size), _read(client, seed + 51, size),
+            )  # fmt: skip
+            assert found[0] == found[1] and found[2] == found[3]
+
+    with contextlib.nullcontext() if offload else without_offload(either.clients, either.pods):
+        scene(play)
+
+
+def test_what_is_carried_comes_by_no_socket_and_is_counted(either: Ground) -> None:
+    async def play() -> None:
+        async with _pair(either) as (relay, flows, client, server):
+            await _handed(relay, client, server)
+            (handed,) = _streams(relay)._forwarded
+            await _talk(client, server)  # the relay's sockets hear what they still wait for
+            connection = handed.connection
+            before = connection.client.octets, connection.server.octets
+            flow_before = relay.relay.flows(1)[0]
+            for number in range(100):
+                await _talk(client, server, number)
+            assert (connection.client.octets, connection.server.octets) == before
+            assert min(flows.passed(handed.place).packets) >= 100
+            relay.sweep()
+            (flow,) = relay.relay.flows(1)
+            assert flow.sent - flow_before.sent >= sum(len(b"question %d" % number) for number in range(100))
+            assert flow.received - flow_before.received >= sum(3 * len(b"answer %d " % number) for number in range(100))
+            assert flow.state == "open"
+
+    scene(play)
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_the_end_of_one_direction_leaves_the_other_open(either: Ground, first: str) -> None:
+    async def play() -> None:
+        async with _pair(either) as (relay, flows, client, server):
+            await _handed(relay, client, server)
+            here, there = (client, server) if first == "client" else (server, client)
+            await sent(here, b"last words")
+            here.shutdown(socket.SHUT_WR)
+            assert await heard_all(there) == b"last words"
+            assert relay.relay.flows(1)[0].state == "half-closed"
+            for words in (b"still", b"here"):
+                await sent(there, words)
+                assert await heard(here) == words
+            there.shutdown(socket.SHUT_WR)
+            assert await heard(here) == b""
+            await _over(relay)
+            assert flows.free == PER_SLOT
+
+    scene(play)
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_a_reset_is_passed_on(either: Ground, first: str) -> None:
+    async def play() -> None:
+        async with _pair(either) as (relay, flows, client, server):
+            await _handed(relay, client, server)
+            await _talk(client, server)
+            here, there = (client, server) if first == "client" else (server, client)
+            reset(here)
+            with pytest.raises(ConnectionResetError):
+                await heard(there)
+            relay.sweep()
+            assert relay.relay.open == 0 and flows.free == PER_SLOT
+
+    scene(play)
+
+
+def test_who_decides_that_it_is_enough_resets_both(either: Ground) -> None:
+    async def play() -> None:
+        async with _pair(either) as (relay, _, client, server):
+            await _handed(relay, client, server)
+            await _talk(client, server)
+            relay.relay.close()
+            for sock in (client, server):
+                with pytest.raises(ConnectionResetError):
+                    await heard(sock)
+
+    scene(play)
+
+
+def test_a_proxy_header_moves_the_octets_behind_it(either: Ground) -> None:
+    async def play() -> None:
+        async with _pair(either, proxy_protocol=2) as (relay, _, client, server):
+            await sent(client, b"x")
+            header = await heard(server)
+            if not header.endswith(b"x"):
+                assert await heard(server) == b"x"
+            await _handed(relay, client, server)
+            await _talk(client, server)
+
+    scene(play)
+
+
+def test_lost_packets_are_sent_again_by_whoever_sent_them(either: Ground) -> None:
+    family = "ip" if either.family is FOUR else "ip6"
+    words = f"add table {family} lossy\nadd chain {family} lossy drops {{ type filter hook prerouting priority 0; }}\n"
+    words += f"add rule {family} lossy drops meta l4proto tcp numgen random mod 50 == 0 drop\n"
+
+    async def play() -> None:
+        async with _pair(either) as (relay, _, client, server):
+            for space in (either.clients, either.pods):
+                run(space, "nft", "-f", "-", text=words)
+            await _handed(relay, client, server)
+            size = 2_000_000
+            found = await asyncio.gather(
+                _stream(client, 1, size), _read(server, 2, size), _stream(server, 3, size), _read(client, 4, size)
+            )
+            assert found[0] == found[1] and found[2] == found[3]
+
+    try:
+        scene(play)
+    finally:
+        for space in (either.clients, either.pods):
+            run(space, "nft", "flush", "ruleset")
+
+
+def test_a_client_that_begins_anew_from_the_same_port_is_a_new_connection(either: Ground) -> None:
+    async def play() -> None:
+        async with _pair(either) as (relay, _flows, client, server):
+            await _handed(relay, client, server)
+            name = client.getsockname()
+            reset(client)
+            with pytest.raises(ConnectionResetError):
+                await heard(server)
+            with Pod(either, 1) as other:
+                relay.use(target(either.family, other.end))
+                with either.clients.entered():
+                    again = socket.socket(either.family.kind, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+                with again:
+                    again.bind(name)
+                    async with asyncio.timeout(5):
+                        await asyncio.get_running_loop().sock_connect(again, (either.family.asked, PORT))
+                    with await other.accepted() as there:
+                        await _talk(again, there)
+
+    scene(play)
+
+
+def test_who_says_nothing_any_more_is_gone(either: Ground) -> None:
+    """Both are asked after a minute: who is there answers; when the endpoint's host has vanished, the client is told so."""
+
+    async def play() -> None:
+        async with _pair(either) as (relay, flows, client, server):
+            await _handed(relay, client, server)
+            await _talk(client, server)
+            (handed,) = _streams(relay)._forwarded
+            seen = flows.passed(handed.place).seen
+            relay.sweep(61)
+            await until(
+                lambda: all(now > then for now, then in zip(flows.passed(handed.place).seen, seen, strict=True))
+            )
+            relay.later = 0.0
+            relay.sweep()
+            await _talk(client, server)
+            silence(either, (either.family.pods[0], ENDS))
+            try:
+                for _ in range(7):
+                    relay.sweep(61)
+                assert relay.relay.open == 0
+                with pytest.raises(ConnectionResetError):
+                    await heard(client)
+            finally:
+                speak(either)
+
+    scene(play)
