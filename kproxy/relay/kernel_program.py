@@ -50,7 +50,7 @@ def program(maps: FlowMaps) -> bytes:
     for family in (FOUR, SIX):
         asm.label(family.name)
         _key(asm, family)
-        _find(asm, maps)
+        _find(asm, maps, family)
         asm.load(2, FRAME, KEY_AT + 36, 1)
         asm.jump_if(2, "==", layout.TCP, f"{family.name}: tcp")
         _datagram(asm, maps, family)
@@ -101,7 +101,7 @@ def _key(asm: Assembly, family: Family) -> None:
         asm.store(FRAME, KEY_AT + 32 + at, 2, 2)
 
 
-def _find(asm: Assembly, maps: FlowMaps) -> None:
+def _find(asm: Assembly, maps: FlowMaps, family: Family) -> None:
     """Register 7: the flow's value, 8: its pair; the time is in the frame. Leaves at `pass` where there is none that goes on."""
     asm.map(1, maps.flows)
     asm.copy(2, FRAME)
@@ -117,8 +117,26 @@ def _find(asm: Assembly, maps: FlowMaps) -> None:
     asm.load(2, 8, layout.STATE_AT, 4)
     asm.jump_if(2, "==", layout.OFF, "pass")
     asm.jump_if(2, "==", layout.OVER, "pass")
+    _same_link(asm, family)
     asm.call(frame.CLOCK)
     asm.store(FRAME, NOW_AT, 0, 8)
+
+
+def _same_link(asm: Assembly, family: Family) -> None:
+    """A flow's packets come by one link in either direction, that of the first one. Else somebody may call himself what he is not, which
+    the node's network would notice (rp_filter, rules of a network plug-in) and this program does not: nothing is to be handed over then.
+    """
+    frame.by_direction(asm, 1, 4)
+    asm.load(3, 1, layout.LINK_AT, 4)
+    asm.load(4, 6, frame.SKB_LINK, 4)
+    asm.jump_if_register(3, "==", 4, f"{family.name}: same link")
+    asm.jump_if(3, "==", 0, f"{family.name}: first link")
+    asm.jump_if(2, "!=", layout.OBSERVE, "pass")
+    asm.store_number(8, layout.STATE_AT, layout.OVER, 4)
+    asm.jump("pass")
+    asm.label(f"{family.name}: first link")
+    asm.store(1, layout.LINK_AT, 4, 4)
+    asm.label(f"{family.name}: same link")
 
 
 def _datagram(asm: Assembly, maps: FlowMaps, family: Family) -> None:
@@ -142,8 +160,12 @@ def _datagram(asm: Assembly, maps: FlowMaps, family: Family) -> None:
     asm.to_network(9, 2)
     asm.jump_if(9, "<", _UDP_HEADER, "pass")
     asm.add(9, -_UDP_HEADER)
-    frame.count(asm, 9)
     frame.route(asm, family)
+    # An endpoint on the node itself, a packet that is too large: by the sockets, as it came, which count it.
+    asm.jump_if(0, "==", 0, f"{family.name}: there")
+    asm.jump_if(0, "!=", frame.NO_NEIGHBOUR, "pass")
+    asm.label(f"{family.name}: there")
+    frame.count(asm, 9)
     frame.turn(asm, family)
     frame.write(asm, octets)
     sums = [(7, layout.PORT_SUM_AT, frame.KEEP_ZERO), (7, layout.ADDRESS_SUM_AT, frame.KEEP_ZERO | frame.PSEUDO)]
