@@ -17,7 +17,8 @@ from kproxy.backends.userspace.settings import UserspaceSettings
 from kproxy.config.config import Config
 from kproxy.model.objects import RelayOptions
 from kproxy.process import family_name
-from kproxy.relay.paths import relay_path, remembered_path
+from kproxy.relay.kernel_links import KernelLinks
+from kproxy.relay.paths import kernel_path, relay_path, remembered_path
 from kproxy.relay.publisher import RelayPublisher
 from kproxy.relay.table import table_of
 from kproxy.sync.loop import SyncOutcome
@@ -43,8 +44,10 @@ class UserspaceHalf:
             preserve_source=chosen.preserve_source_address,
             drain_s=chosen.drain_s,
         )
+        path = relay_path(config.run_dir, family_name(os.getppid()))
+        self.kernel = KernelLinks(kernel_path(path)) if chosen.kernel_flows else None
         self.publisher = RelayPublisher(
-            relay_path(config.run_dir, family_name(os.getppid())),
+            path,
             remembered=remembered_path(config.run_dir),
             on_ports=renew,
         )
@@ -55,7 +58,7 @@ class UserspaceHalf:
             table_of=lambda desired, before: table_of(desired, options, before),
         )
         self.guard = UserspaceGuard(self.backend)
-        self.plane = UserspacePlane(self.backend, self.publisher, chosen)
+        self.plane = UserspacePlane(self.backend, self.publisher, chosen, self.kernel)
         self._named: tuple[int, int] | None = None  # the listeners of the ruleset that was compiled last
 
     def _listeners(self) -> tuple[int, int] | None:
@@ -79,8 +82,10 @@ class UserspaceHalf:
         return left_for_userspace(written)
 
     def tasks(self) -> Iterator[Coroutine[Any, Any, None]]:
-        """The channel to the workers."""
+        """The channel to the workers, and their way to the kernel."""
         yield self.publisher.keep()
+        if self.kernel is not None:
+            yield self.kernel.run()
 
     def ended(self) -> None:
         """Rules are few here: the next start looks at them."""

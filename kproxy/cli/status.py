@@ -149,6 +149,10 @@ def _relay_facts(relay: RelayPage) -> Iterator[tuple[str, str]]:
         "",
         f"{relay.open} open of {relay.connections} connections; {relay.retries} retries, {relay.gave_up} clients refused",
     )
+    if relay.kernel_why_not:
+        yield "", f"the kernel relays nothing itself: {relay.kernel_why_not}"
+    else:
+        yield "", f"{relay.kernel_flows} of them handed over to the kernel, on the links of {relay.kernel_links} pods"
     if relay.shed:
         yield (
             "",

@@ -62,6 +62,7 @@ class UserspaceConfig:
     connect_timeout_s: float = 10.0  # for all attempts of one connection; clients give up later than this
     hedge_after_s: float = 0.2  # without an answer for so long another endpoint is tried beside the first
     max_connections: int = 0  # of one worker, above which new ones are refused; 0: what its file descriptors allow
+    kernel_flows: bool = True  # the kernel carries what is open and lasts (eBPF), where it can; workers hand it over
     notrack: bool = False  # true: what is relayed leaves no trace in conntrack; firewalls that go by its states drop it
     mark_bit: int = (
         13  # 0-31, and the bit below; neither kube-proxy's 14, the kubelet's 15, Cilium's 8-11 nor Calico's 16-31

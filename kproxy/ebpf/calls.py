@@ -17,16 +17,20 @@ import errno
 import os
 import platform
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 HASH, ARRAY, PERCPU_ARRAY, LRU_HASH = 1, 2, 6, 9  # enum bpf_map_type
 SCHED_CLS = 3  # enum bpf_prog_type
 TCX_INGRESS = 46  # enum bpf_attach_type; Linux 6.6
 
-_MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _PROG_LOAD, _LINK_CREATE = 0, 1, 2, 3, 5, 28
+NO_PREALLOC, MMAPABLE = 0x1, 0x400  # flags of maps: a hash takes memory by entry; an array may be had in memory
+
+_MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _PROG_LOAD, _LOOKUP_BATCH, _LINK_CREATE = 0, 1, 2, 3, 5, 24, 28
 _NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
 _TO_KEY = 16  # octets of the attributes up to the key: a call that knows no more wants zeros behind it
 _LOG = 1 << 16  # octets of the verifier's words
+_BATCH = 4096  # entries of a hash in one call
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -99,6 +103,28 @@ class Map:
                 raise _error("reading a map")
             return None
         return self._value.raw
+
+    def entries(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every key and value of a hash, by thousands; what comes and goes meanwhile may be among them or not. Raises OSError."""
+        key, value = self._sizes
+        keys, values = ctypes.create_string_buffer(_BATCH * key), ctypes.create_string_buffer(_BATCH * value)
+        begin, end = ctypes.create_string_buffer(8), ctypes.create_string_buffer(8)
+        from_there, more = 0, True
+        while more:
+            attributes = struct.pack(
+                "=QQQQIIQQ", from_there, ctypes.addressof(end), ctypes.addressof(keys), ctypes.addressof(values), _BATCH,
+                self.descriptor, 0, 0,
+            )  # fmt: skip
+            held = ctypes.create_string_buffer(attributes, len(attributes))
+            if _syscall(_number, _LOOKUP_BATCH, held, len(attributes)):
+                if ctypes.get_errno() != errno.ENOENT:  # the end
+                    raise _error("reading a map")
+                more = False
+            (count,) = struct.unpack_from("=I", held, 32)
+            for number in range(min(count, _BATCH)):
+                yield keys[number * key : (number + 1) * key], values[number * value : (number + 1) * value]
+            ctypes.memmove(begin, end, 8)
+            from_there = ctypes.addressof(begin)
 
 
 def possible_processors() -> int:

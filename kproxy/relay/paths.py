@@ -8,6 +8,11 @@ def relay_path(run_dir: str, family: str) -> str:
     return f"{run_dir}/relay-{family}.sock"
 
 
+def kernel_path(channel: str) -> str:
+    """The socket where workers get what they need to hand flows over to the kernel; channel: `relay_path`."""
+    return f"{channel}.kernel"
+
+
 def remembered_path(run_dir: str) -> str:
     """The file with session affinity: of the node, whoever serves it."""
     return f"{run_dir}/relay-affinity"

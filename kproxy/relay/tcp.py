@@ -122,6 +122,11 @@ class TcpRelay:
         if flows is not None:
             self._look(self._kernel)
 
+    @property
+    def in_kernel(self) -> int:
+        """Connections that the kernel carries."""
+        return self._kernel.forwarded if self._kernel is not None else 0
+
     def _look(self, kernel: KernelStreams | None) -> None:
         if kernel is None or kernel is not self._kernel:
             return

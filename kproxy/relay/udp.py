@@ -19,23 +19,19 @@ import heapq
 import select
 import socket
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Protocol
 
+from kproxy.relay.choosing import Choosing
 from kproxy.relay.counts import BEGAN, FAILED, GAVE_UP, LOST, OPEN, RETRIES, Counts
+from kproxy.relay.kernel_datagrams import KernelDatagrams
+from kproxy.relay.kernel_flows import KernelFlows
 from kproxy.relay.limits import Limits
 from kproxy.relay.poller import Poller
 from kproxy.relay.targets import End, Flow, Key, Table, Target
-from kproxy.relay.udp_session import BUFFER, SMALL, WHOLE, Session
-from kproxy.relay.udp_sockets import (
-    CONTROL_OCTETS,
-    Address,
-    clear_errors,
-    original_destination,
-    to_endpoint,
-)
+from kproxy.relay.udp_held import LargeHeld
+from kproxy.relay.udp_session import BUFFER, WHOLE, Session
+from kproxy.relay.udp_sockets import CONTROL_OCTETS, Address, clear_errors, original_destination, to_endpoint
 from kproxy.relay.udp_speakers import Speakers
 
 UNANSWERED_S, STREAM_S = 30.0, 120.0
@@ -44,20 +40,8 @@ _LASTING = 16  # datagrams of a client that ask for a socket of its own; so does
 _FITS = 1232  # octets: IPv6 has 1280 everywhere
 _BURST = 64  # datagrams of a listener in a row; others have their turn then
 _TRIES = 8  # endpoints that may report errors for one datagram
-_LARGE_HELD = 128  # datagrams of SMALL octets and more that are held to be sent again: 8 MiB
 _FULL = {errno.EMFILE, errno.ENFILE, errno.EAGAIN}  # EAGAIN of connect: this node has no port left to send from
 _NOT_THE_ENDPOINTS_FAULT = {errno.ENOBUFS, errno.ENOMEM, errno.EMSGSIZE, *_FULL}
-
-
-class Choosing(Protocol):
-    """What of the worker's Chooser is used here."""
-
-    def order(self, target: Target, client: str, now: float, /) -> Iterator[End]: ...
-    def began(self, target: Target, end: End, /) -> object: ...
-    def ended(self, target: Target, end: End, /) -> object: ...
-    def worked(self, target: Target, end: End, now: float, /) -> object: ...
-    def failed(self, target: Target, end: End, now: float, /) -> object: ...
-    def took(self, target: Target, client: str, end: End, now: float, /) -> object: ...
 
 
 class UdpRelay:
@@ -74,7 +58,9 @@ class UdpRelay:
         self._listeners: list[socket.socket] = []
         self._sessions: dict[tuple[Address, Address], Session] = {}  # by client and asked, the oldest in front
         self._of: dict[Key, dict[Session, None]] = {}
-        self._large: OrderedDict[Session, None] = OrderedDict()  # those that may hold a large datagram
+        self._large = LargeHeld()
+        self.hold = self._large.hold
+        self._kernel: KernelDatagrams | None = None
         self._speakers = Speakers(poller, self.strayed, BUFFER)
         self._number = 0
         self._swept = self.now
@@ -109,6 +95,13 @@ class UdpRelay:
                     self._release(session)
                 session.target = target
 
+    def use_kernel(self, flows: KernelFlows | None) -> None:
+        """Sessions that last are carried by the kernel from now on; None: by this worker."""
+        if self._kernel is not None:
+            for session in self._sessions.values():
+                self._kernel.take_back(session)
+        self._kernel = KernelDatagrams(flows, self._counts) if flows is not None else None
+
     def flows(self, limit: int) -> list[Flow]:
         """What is open, the oldest first, at most `limit`."""
         return [*self.each_flow(limit)]
@@ -117,6 +110,8 @@ class UdpRelay:
         """As `flows`, one after the other; between two of them sessions may come and go."""
         for session in [*islice(self._sessions.values(), max(0, limit))]:
             if not session.ended:
+                if self._kernel is not None:
+                    self._kernel.hear(session, self.now)
                 yield session.flow(self._wall)
 
     def close_listeners(self) -> None:
@@ -128,8 +123,13 @@ class UdpRelay:
     def sweep(self, now: float) -> None:
         """To be called about once a second: ends what nobody uses any more, and counts what went through the rest."""
         before, self.now, self._swept = self._swept, now, now
+        kernel, draining = self._kernel, self._unstreamed_s == _DRAINING_S
         for session in [*self._sessions.values()]:
+            if kernel is not None:
+                kernel.hear(session, now)
             if session.used >= before:
+                if kernel is not None and (session.client_sock is not None or not draining):
+                    kernel.consider(session)
                 session.tell()
             stream = session.answered and session.used - session.began >= _STREAM_AFTER_S
             if now - session.used > (STREAM_S if stream else self._unstreamed_s):
@@ -143,6 +143,9 @@ class UdpRelay:
     def drain(self) -> None:
         """This worker is to end: from now on a question that was answered, or never, is forgotten after two seconds; streams go on."""
         self._unstreamed_s = _DRAINING_S
+        for session in self._sessions.values():
+            if self._kernel is not None and session.client_sock is None:  # others will be where its datagrams arrive
+                self._kernel.take_back(session)
 
     def close(self) -> None:
         """Ends everything."""
@@ -191,6 +194,8 @@ class UdpRelay:
         session.forward(view, len(view))
         if session.sent_datagrams == _LASTING:
             self._house(session)
+            if self._kernel is not None:
+                self._kernel.hand_over(session)
 
     def strayed(self, asked: Address, client: Address, view: memoryview) -> None:
         """A datagram found a socket that was bound and not yet connected to whom it is for: rules did not look at who sends it."""
@@ -244,16 +249,6 @@ class UdpRelay:
         self._poller.again(then)
 
     # --- what sessions say ----------------------------------------------------------------------------------------------------------
-
-    def hold(self, session: Session, view: memoryview) -> None:
-        """Keeps a copy of a large datagram, of so many clients at the most."""
-        session.held = bytes(view)
-        self._large[session] = None
-        self._large.move_to_end(session)
-        if len(self._large) > _LARGE_HELD:
-            other, _ = self._large.popitem(last=False)
-            if other.held is not None and len(other.held) >= SMALL:
-                other.held = None
 
     def first_answer(self, session: Session, size: int) -> None:
         """The endpoint answers. A router's word that the answer is too large finds its way only to a socket connected to the client."""
@@ -356,6 +351,8 @@ class UdpRelay:
         end = session.end
         if end is None:
             return
+        if self._kernel is not None:
+            self._kernel.take_back(session)
         session.tell()
         self._count(session, end, OPEN, -1)
         self._chooser.ended(session.target, end)
@@ -372,7 +369,7 @@ class UdpRelay:
         del same[session]
         if not same:
             del self._of[session.key]
-        self._large.pop(session, None)
+        self._large.forget(session)
         own = session.client_sock
         self._speakers.leave(session.speaker, own is not None)
         if own is not None:

@@ -19,6 +19,7 @@ from kproxy.relay.targets import End, Flow, Key, Target
 from kproxy.relay.udp_sockets import Address, clear_errors
 
 if TYPE_CHECKING:
+    from kproxy.relay.kernel_datagrams import Handed
     from kproxy.relay.udp import UdpRelay
     from kproxy.relay.udp_speakers import Speaker
 
@@ -37,9 +38,9 @@ class Session:
     """A client's socket as seen from here. Octets and datagrams: `sent` from the client, `received` from the endpoint."""
 
     __slots__ = (
-        "answered", "asked", "began", "client", "client_recv", "client_send", "client_sock", "end", "end_recv", "end_send", "end_sock",
-        "ended", "held", "key", "number", "received", "received_datagrams", "relay", "retries", "rows", "sent", "sent_datagrams",
-        "speaker", "target", "told", "tried", "used", "young",
+        "alien", "answered", "asked", "began", "client", "client_recv", "client_send", "client_sock", "end", "end_recv", "end_send",
+        "end_sock", "ended", "handed", "held", "key", "number", "received", "received_datagrams", "relay", "retries", "rows", "sent",
+        "sent_datagrams", "speaker", "target", "told", "tried", "used", "young",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +56,8 @@ class Session:
         self.tried: list[End] = []  # endpoints that reported an error since one answered
         self.answered = self.ended = False
         self.young = False
+        self.handed: Handed | None = None  # what the kernel has of it
+        self.alien = False  # the kernel's program does not meet it
         self.client_sock: socket.socket | None = None  # of its own; without one, datagrams come by the listener
         self.client_send: Callable[[memoryview], int] = speaker.send(client)
         self.client_recv: Callable[[bytearray], int]

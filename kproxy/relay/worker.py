@@ -45,8 +45,11 @@ from kproxy.relay.channel import Hello
 from kproxy.relay.chooser import Chooser
 from kproxy.relay.counts import Counts
 from kproxy.relay.feed import Feed
+from kproxy.relay.kernel_feed import follow_kernel
+from kproxy.relay.kernel_flows import KernelFlows
 from kproxy.relay.limits import Limits
 from kproxy.relay.listening import BACKLOG, Listener, listeners
+from kproxy.relay.paths import kernel_path
 from kproxy.relay.poller import poller, run
 from kproxy.relay.targets import End, Flow, Table
 from kproxy.relay.tcp import TcpRelay
@@ -147,6 +150,11 @@ class Worker:
         self.udp.close_listeners()
         self.tcp.close()
         self.udp.close()
+
+    def use_kernel(self, flows: KernelFlows | None) -> None:
+        """What lasts is carried by the kernel from now on; None: by this worker."""
+        self.tcp.use_kernel(flows)
+        self.udp.use_kernel(flows)
 
     # --- what the controller says (feed.Obeys) ----------------------------------------------------------------------------------------
 
@@ -279,7 +287,14 @@ async def serve(settings: Settings, made: list[Listener]) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_THRESHOLDS)
-    parts = (lambda: worker.feed.run(worker), worker.sweep, worker.tell_affinity, worker.tell_counts)
+    kernel = kernel_path(settings.channel)
+    parts = (
+        lambda: worker.feed.run(worker),
+        worker.sweep,
+        worker.tell_affinity,
+        worker.tell_counts,
+        lambda: follow_kernel(kernel, worker.use_kernel, lambda: worker.tcp.in_kernel > 0),
+    )
     tasks = [asyncio.ensure_future(_for_ever(part)) for part in parts]
     await worker.drained()
     for task in tasks:

@@ -59,6 +59,7 @@ _WORKERS = {
         "hedged_connects",
         "times that another endpoint was tried beside one that did not answer",
     ),
+    "handed": ("kernel_flows", "TCP connections and UDP sessions handed over to the kernel"),
     "ejections": ("ejections", "times that a worker left out an endpoint after repeated failure"),
     "handler_failures": ("handler_failures", "faults of the relay's own code, each of which ended one connection"),
     "evicted": ("udp_evicted_sessions", "UDP sessions that ended to make room for another"),

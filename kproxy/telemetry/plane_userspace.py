@@ -14,6 +14,7 @@ from kproxy.backends.userspace.ruleset import FamilyRuleset
 from kproxy.config.config import UserspaceConfig
 from kproxy.model.names import Family
 from kproxy.relay import counts
+from kproxy.relay.kernel_links import KernelLinks
 from kproxy.relay.publisher import RelayPublisher
 from kproxy.sync.loop import SyncOutcome
 from kproxy.telemetry import metrics_relay
@@ -25,10 +26,16 @@ _CHUNK_LINES = 500  # about 1 ms
 
 
 class UserspacePlane:
-    """config: `userspace:` of the configuration."""
+    """config: `userspace:` of the configuration. kernel: None where it says that the kernel is to relay nothing."""
 
-    def __init__(self, backend: UserspaceBackend, publisher: RelayPublisher, config: UserspaceConfig) -> None:
-        self._backend, self._publisher, self._config = backend, publisher, config
+    def __init__(
+        self,
+        backend: UserspaceBackend,
+        publisher: RelayPublisher,
+        config: UserspaceConfig,
+        kernel: KernelLinks | None = None,
+    ) -> None:
+        self._backend, self._publisher, self._config, self._kernel = backend, publisher, config, kernel
         self._series = metrics_relay.RelaySeries(endpoints=config.endpoint_counters)
 
     @property
@@ -67,7 +74,7 @@ class UserspacePlane:
 
     def relay(self) -> RelayPage:
         """What the workers told last."""
-        publisher = self._publisher
+        publisher, kernel = self._publisher, self._kernel
         sums, processes = publisher.counters(endpoints=False), publisher.pids()
         return RelayPage(
             workers=sum(not draining for _, draining in processes),
@@ -79,6 +86,9 @@ class UserspacePlane:
             retries=_sum(sums.services, counts.RETRIES),
             gave_up=_sum(sums.services, counts.GAVE_UP),
             shed=sums.worker.get("shed", 0),
+            kernel_flows=sums.worker.get("handed", 0),
+            kernel_links=kernel.links if kernel is not None else 0,
+            kernel_why_not=kernel.why_not if kernel is not None else "userspace.kernelFlows is false",
             ejected=sorted(f"[{address}]:{port}" if ":" in address else f"{address}:{port}" for address, port in publisher.ejected()),
         )  # fmt: skip
 

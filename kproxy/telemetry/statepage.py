@@ -146,7 +146,8 @@ class RelayPage(msgspec.Struct, rename=_json_name, kw_only=True):
 
     draining: workers of before that carry their last connections. connections: begun, TCP and UDP; open: at the moment; retries: endpoints
     tried beyond the first; gave_up: clients refused because no endpoint accepted; shed: for want of room. ejected: endpoints left out
-    for a while, `ip:port`.
+    for a while, `ip:port`. kernel_flows: connections handed over to the kernel since the start; kernel_links: of pods, where it can be;
+    kernel_why_not: what keeps it from that.
     """
 
     workers: int = 0
@@ -159,6 +160,9 @@ class RelayPage(msgspec.Struct, rename=_json_name, kw_only=True):
     gave_up: int = 0
     shed: int = 0
     ejected: list[str] = []
+    kernel_flows: int = 0
+    kernel_links: int = 0
+    kernel_why_not: str = ""
 
 
 class StatusPage(msgspec.Struct, rename=_json_name, kw_only=True):

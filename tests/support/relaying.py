@@ -26,6 +26,8 @@ from kproxy.backends.userspace.apply import UserspaceBackend
 from kproxy.backends.userspace.ruleset import Ruleset
 from kproxy.model.desired import DesiredState
 from kproxy.model.objects import RelayOptions
+from kproxy.relay.kernel_links import KernelLinks
+from kproxy.relay.paths import kernel_path
 from kproxy.relay.publisher import RelayPublisher
 from kproxy.relay.table import table_of
 from tests.support.netns import Namespace
@@ -47,7 +49,9 @@ class Relaying:
         workers: int = 2,
         options: RelayOptions | None = None,
         prefix: Sequence[str] = (),
+        kernel: bool = True,
     ) -> None:
+        """kernel: what lasts is handed over to it, as on a node by default."""
         self.node, self.folder, self.count, self.prefix = node, folder, workers, prefix
         self.options = options if options is not None else RelayOptions()
         self.workers: list[subprocess.Popen[str]] = []
@@ -55,6 +59,8 @@ class Relaying:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._live, daemon=True)
         self._thread.start()
+        self._keeping: list[asyncio.Future[None]] = []
+        self.kernel = KernelLinks(kernel_path(str(self.folder / "relay.sock"))) if kernel else None
         self.publisher = self._publisher()
         self.backend = self._backend()
         self.applied: Ruleset = self.call(self.backend.observe())
@@ -106,6 +112,8 @@ class Relaying:
     def restart_controller(self) -> None:
         """Another one, which knows what the kernel and the file say; the workers go on."""
         self.call(self._close_publisher())
+        if self.kernel is not None:
+            self.kernel = KernelLinks(kernel_path(str(self.folder / "relay.sock")))
         self.publisher = self._publisher()
         self.backend = self._backend()
         self.applied = self.call(self.backend.observe())
@@ -167,15 +175,20 @@ class Relaying:
         publisher = RelayPublisher(self.folder / "relay.sock", remembered=self.folder / "affinity")
 
         async def started() -> None:
-            self._keeping = asyncio.ensure_future(publisher.keep())
+            self._keeping = [asyncio.ensure_future(publisher.keep())]
+            if self.kernel is not None:
+                self._keeping.append(asyncio.ensure_future(self.kernel.run()))
 
         self.call(started())
         return publisher
 
     async def _close_publisher(self) -> None:
-        self._keeping.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._keeping
+        for task in self._keeping:
+            task.cancel()
+        await asyncio.wait(self._keeping)
+        for task in self._keeping:
+            with suppress(asyncio.CancelledError):
+                task.result()
 
     def _backend(self) -> UserspaceBackend:
         return UserspaceBackend(

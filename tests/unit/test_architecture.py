@@ -154,6 +154,8 @@ THIRD_PARTY = {
         "kproxy.loopback.channel",
         "kproxy.relay.channel",
         "kproxy.relay.kernel_maps",
+        "kproxy.relay.kernel_links",
+        "kproxy.relay.kernel_feed",
         "kproxy.relay.publisher",
         "kproxy.relay.memory",
     ),

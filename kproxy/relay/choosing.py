@@ -1,0 +1,19 @@
+"""What the relays ask of a worker's Chooser (chooser.py). Pure: a protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from kproxy.relay.targets import End, Target
+
+
+class Choosing(Protocol):
+    """What of the worker's Chooser is used here."""
+
+    def order(self, target: Target, client: str, now: float, /) -> Iterator[End]: ...
+    def began(self, target: Target, end: End, /) -> object: ...
+    def ended(self, target: Target, end: End, /) -> object: ...
+    def worked(self, target: Target, end: End, now: float, /) -> object: ...
+    def failed(self, target: Target, end: End, now: float, /) -> object: ...
+    def took(self, target: Target, client: str, end: End, now: float, /) -> object: ...

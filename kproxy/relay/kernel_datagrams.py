@@ -1,0 +1,116 @@
+"""UDP sessions whose datagrams the kernel carries once they last: which, and until when.
+
+In: sessions of UdpRelay, the kernel's flows. Out: entries for those that are answered and go on; in the session itself, at every sweep,
+what passed, as if it had come by the worker. What must not happen here: anything on the way of a session that asks one question (two
+entries are two writes, 5 us each); a session that lives longer, or is counted otherwise, for being handed over.
+
+Its sockets stay: that to the endpoint holds the port and hears ICMP errors, and whatever the program lets pass (fragments, what no link
+leads to, everything while the lease is over) goes by them. Entries go before anything else of a session does. One that is silent gives its
+place back after a while, and gets another when it speaks again; one that the program never met (of the node's own processes, or from a
+link without the program) is left alone from then on.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from kproxy.relay.counts import Counts
+from kproxy.relay.kernel_flows import KernelFlows, Passed, Way
+from kproxy.relay.kernel_maps import FORWARD, UDP, ends
+
+if TYPE_CHECKING:
+    from kproxy.relay.udp_session import Session
+
+log = logging.getLogger("kproxy.relay")
+
+IDLE_S = 10.0
+_LASTING, _LIVELY = 32, 4  # datagrams of both sides: in all, and since the last sweep
+_NOTHING = Passed((0, 0), (0, 0), (0, 0))
+
+
+class Handed:
+    """What the kernel has of a session. passed: what the session knows of; since: when something passed last, by the relay's clock."""
+
+    __slots__ = ("passed", "place", "since", "ways")
+
+    def __init__(self, place: int, ways: tuple[Way, Way], since: float) -> None:
+        self.place, self.ways, self.since = place, ways, since
+        self.passed = _NOTHING
+
+
+class KernelDatagrams:
+    """Of one UdpRelay."""
+
+    def __init__(self, flows: KernelFlows, counts: Counts) -> None:
+        self._flows, self._counts = flows, counts
+
+    def consider(self, session: Session) -> None:
+        """Hands over what lasts and is lively; before it is told to the counters."""
+        fresh = session.sent_datagrams + session.received_datagrams - session.told[2] - session.told[3]
+        if fresh >= _LIVELY and session.sent_datagrams + session.received_datagrams >= _LASTING:
+            self.hand_over(session)
+
+    def hand_over(self, session: Session) -> None:
+        """Its further datagrams pass without this worker, if there is a place and both ways are known."""
+        if session.handed is not None or session.alien or not session.answered or session.end is None:
+            return
+        client, asked, end = session.client, session.asked, session.end
+        if len(client) == 4 and client[3]:  # of one link only, which the entries do not name
+            return
+        try:
+            local = session.end_sock.getsockname()
+            there = Way(ends(client[:2], asked[:2]), ends(local[:2], end))
+        except OSError:
+            return
+        place = self._flows.take()
+        if place is None:
+            return
+        ways = there, Way(there.leaving.turned(), there.arriving.turned())
+        try:
+            self._flows.put(place, UDP, ways, FORWARD)
+        except OSError as error:
+            log.debug("a session cannot be handed over: %s", error)
+            self._flows.give_back(place)
+            return
+        session.handed = Handed(place, ways, session.relay.now)
+        self._counts.handed += 1
+
+    def hear(self, session: Session, now: float) -> None:
+        """What passed is the session's; ends what nothing passes through."""
+        handed = session.handed
+        if handed is None:
+            return
+        self._take(session, handed, now)
+        if now - handed.since >= IDLE_S:
+            session.alien = handed.passed.packets == (0, 0)
+            self.take_back(session)
+
+    def take_back(self, session: Session) -> None:
+        """Its datagrams come by the sockets from here on."""
+        handed = session.handed
+        if handed is None:
+            return
+        session.handed = None
+        try:
+            self._flows.remove(UDP, handed.ways)
+        except OSError as error:  # the place is nobody's any more: an entry may still lead there
+            log.debug("a session cannot be taken back: %s", error)
+            self._flows.set_state(handed.place, 0)
+        else:
+            self._flows.give_back(handed.place)
+        self._take(session, handed, session.relay.now)
+
+    def _take(self, session: Session, handed: Handed, now: float) -> None:
+        passed, before = self._flows.passed(handed.place), handed.passed
+        if passed.packets == before.packets:
+            return
+        handed.passed, handed.since = passed, now
+        session.used = now
+        session.sent += passed.octets[0] - before.octets[0]
+        session.received += passed.octets[1] - before.octets[1]
+        session.sent_datagrams += passed.packets[0] - before.packets[0]
+        answers = passed.packets[1] - before.packets[1]
+        session.received_datagrams += answers
+        if answers:
+            session.held = None

@@ -1,0 +1,116 @@
+"""How a worker comes to the kernel's flows: the controller made maps, program and attachments, and hands over their descriptors.
+
+In: the path of the controller's socket (kernel_links.py). Out: `use(flows)` with what the relays may hand over to, and a lease that is
+prolonged as long as this worker's event loop turns. What must not happen here: relaying worse because of it; where nobody listens at the
+path, the kernel is too old or the maps cannot be had, everything goes by the sockets as ever.
+
+Maps and attachments stay with this process when the controller goes, so that what was handed over goes on. Another controller has others:
+this worker takes those once nothing is left in its own (`use(None)` first), for what the kernel carries cannot move.
+
+The connection is closed only when nothing of the maps is in use here any more: the controller takes that for this worker's end, and gives
+its places to another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import resource
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from kproxy.ebpf.handing import Visit
+from kproxy.relay.kernel_flows import KernelFlows
+from kproxy.relay.kernel_maps import FlowMaps, FlowSlot
+from kproxy.telemetry.logs import fields
+
+log = logging.getLogger("kproxy.relay")
+
+LEASE_S, RENEW_S = 2.0, 0.5
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+_MAPS = 3
+_SHARE = 32  # attachments may take one in so many of the descriptors that this process may have
+_SECOND = 1_000_000_000
+
+
+async def follow_kernel(path: str, use: Callable[[KernelFlows | None], None], in_use: Callable[[], bool]) -> None:
+    """Runs for ever; cancelled at the end of the process. in_use: whether the kernel carries what cannot be taken back."""
+    pause = _FIRST_PAUSE_S
+    while True:
+        try:
+            await _visit(path, use, in_use)
+            pause = _FIRST_PAUSE_S
+        except (OSError, EOFError, ValueError) as error:
+            log.debug("nothing is handed to the kernel", extra=fields(error=error))
+        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+async def _visit(path: str, use: Callable[[KernelFlows | None], None], in_use: Callable[[], bool]) -> None:
+    """Returns when the controller has gone and nothing is left in its maps. Raises OSError, EOFError, ValueError when it cannot be."""
+    visit = await Visit.to(path)
+    with contextlib.ExitStack() as held:
+        held.callback(visit.close)
+        for descriptor in visit.descriptors:
+            held.callback(os.close, descriptor)
+        if len(visit.descriptors) != _MAPS:
+            raise ValueError("the controller's maps are others")
+        slot = msgspec.json.decode(visit.words, type=FlowSlot)
+        flows = KernelFlows(FlowMaps(*visit.descriptors), slot.slot)
+        held.callback(flows.close)
+        links = _Links()
+        held.callback(links.close)
+        flows.vouch(_until())
+        vouching = asyncio.ensure_future(_vouch(flows))
+        held.callback(vouching.cancel)
+        held.callback(use, None)
+        use(flows)
+        with contextlib.suppress(EOFError):
+            while True:
+                links.take(*await visit.further())
+        while True:
+            if not in_use():
+                return
+            await asyncio.sleep(RENEW_S)
+
+
+async def _vouch(flows: KernelFlows) -> None:
+    while True:
+        await asyncio.sleep(RENEW_S)
+        flows.vouch(_until())
+
+
+def _until() -> int:
+    return time.monotonic_ns() + int(LEASE_S * _SECOND)
+
+
+class _Links:
+    """Attachments of the program, by the controller's numbers for them."""
+
+    def __init__(self) -> None:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = max(16, soft // _SHARE)
+        self._held: dict[int, int] = {}
+
+    def take(self, came: dict[int, int], gone: list[int]) -> None:
+        """What came is ours to close. Beyond as many as there is room for they end with the controller."""
+        for number in gone:
+            descriptor = self._held.pop(number, None)
+            if descriptor is not None:
+                os.close(descriptor)
+        for number, descriptor in came.items():
+            if len(self._held) < self._most and number not in self._held:
+                self._held[number] = descriptor
+            else:
+                os.close(descriptor)
+
+    def close(self) -> None:
+        """The program leaves those links that nobody else holds it on."""
+        for descriptor in self._held.values():
+            os.close(descriptor)
+        self._held.clear()

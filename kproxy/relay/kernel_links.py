@@ -1,0 +1,114 @@
+"""The controller's part in the kernel's flows: the maps, the program, and the links of pods that it stands on.
+
+In: a path to listen at, the kernel's announcements of links. Out: the program on every veth of this network namespace; for each worker that
+connects (kernel_feed.py) a slot, the maps' descriptors, and those of the program's attachments: a worker keeps all of them until it ends,
+so that what it has handed to the kernel goes on without this process, whether that was killed or another takes its place. What must not
+happen here: an entry; workers write the maps. And a node that does without: where the kernel refuses (before Linux 6.6 there is no TCX,
+without CAP_BPF no map), that is said once and everything goes by the sockets.
+
+When a worker has ended, its entries are taken out of the hash before another gets its slot. A controller makes maps of its own: workers of
+an earlier one go on with theirs, and for that time a link has two programs, each of which lets pass what it does not know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import mmap
+import os
+import struct
+from contextlib import ExitStack
+
+import msgspec
+
+from kproxy.ebpf import calls
+from kproxy.ebpf.handing import Desk
+from kproxy.node.program_links import ProgramLinks
+from kproxy.relay import kernel_maps as layout
+from kproxy.relay.kernel_program import program
+from kproxy.telemetry.logs import fields
+
+log = logging.getLogger("kproxy.relay")
+
+
+class KernelLinks:
+    """Of one controller. links: how many have the program. why_not: what keeps the kernel from relaying; empty where it does."""
+
+    def __init__(self, path: str) -> None:
+        self._links = ProgramLinks(self._changed)
+        self._desk = Desk(path, layout.SLOTS, self._begun, self._left, self._links.held)
+        self.maps: layout.FlowMaps | None = None
+        self.why_not = "it has only begun"
+
+    @property
+    def links(self) -> int:
+        """How many links have the program."""
+        return len(self._links.held)
+
+    async def run(self) -> None:
+        """Runs until cancelled, or returns at once where the kernel does not offer it."""
+        with ExitStack() as held:
+            try:
+                self.maps, code = await asyncio.to_thread(_made, held)
+                held.callback(self._end)
+                self._desk.open()
+                self.why_not = ""
+                await self._links.follow(code)
+            except OSError as error:
+                self.why_not = str(error.strerror or error).splitlines()[0]
+                log.info("The kernel relays nothing itself here", extra=fields(why=self.why_not))
+                log.debug("%s", error)
+
+    def _changed(self) -> None:
+        self._desk.tell()
+
+    def _begun(self, slot: int) -> tuple[bytes, list[int]]:
+        assert self.maps is not None
+        return msgspec.json.encode(layout.FlowSlot(slot)), [self.maps.flows, self.maps.pairs, self.maps.leases]
+
+    async def _left(self, slot: int) -> None:
+        if self.maps is not None:
+            # Copies, for the thread may go on when this process's own are closed.
+            flows, pairs, leases = (os.dup(one) for one in (self.maps.flows, self.maps.pairs, self.maps.leases))
+            await asyncio.to_thread(_cleared, layout.FlowMaps(flows, pairs, leases), slot)
+
+    def _end(self) -> None:
+        self._desk.close()
+        self._links.close()
+        self.maps = None
+
+
+def _made(held: ExitStack) -> tuple[layout.FlowMaps, int]:
+    """The maps and the program, for as long as `held`. Raises OSError."""
+
+    def kept(descriptor: int) -> int:
+        held.callback(os.close, descriptor)
+        return descriptor
+
+    maps = layout.FlowMaps(
+        flows=kept(
+            calls.create_map(calls.HASH, "kproxy_flows", layout.KEY, layout.VALUE, 2 * layout.PAIRS, calls.NO_PREALLOC)
+        ),
+        pairs=kept(calls.create_map(calls.ARRAY, "kproxy_pairs", 4, layout.PAIR, layout.PAIRS, calls.MMAPABLE)),
+        leases=kept(calls.create_map(calls.ARRAY, "kproxy_vouched", 4, layout.LEASE, layout.SLOTS, calls.MMAPABLE)),
+    )
+    return maps, kept(calls.load_program(calls.SCHED_CLS, "kproxy_relay", program(maps)))
+
+
+def _cleared(maps: layout.FlowMaps, slot: int) -> None:
+    """Takes away what a worker that has ended left in its slot; closes the descriptors. Blocks milliseconds. Raises OSError."""
+    try:
+        size = layout.SLOTS * layout.LEASE
+        with mmap.mmap(maps.leases, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE) as leases:
+            leases[slot * layout.LEASE : (slot + 1) * layout.LEASE] = bytes(layout.LEASE)
+        flows = calls.Map(maps.flows, layout.KEY, layout.VALUE)
+        mine = range(slot * layout.PER_SLOT, (slot + 1) * layout.PER_SLOT)
+        keys = [key for key, value in flows.entries() if struct.unpack_from("=I", value, layout.PLACE_AT)[0] in mine]
+        for key in keys:
+            flows.delete(key)
+        size = layout.PAIRS * layout.PAIR
+        with mmap.mmap(maps.pairs, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE) as pairs:
+            pairs[mine.start * layout.PAIR : mine.stop * layout.PAIR] = bytes(len(mine) * layout.PAIR)
+    finally:
+        for descriptor in (maps.flows, maps.pairs, maps.leases):
+            os.close(descriptor)
