@@ -21,7 +21,7 @@ SLOTS, PER_SLOT = 8, 4096  # workers at once, during upgrades as well; flows of 
 PAIRS = SLOTS * PER_SLOT
 TCP, UDP = 6, 17
 
-KEY, VALUE, PAIR, LEASE = 40, 68, 96, 8
+KEY, VALUE, PAIR, LEASE = 40, 68, 104, 8
 
 # States of a pair. What is off, or over, the program lets pass to the sockets.
 OFF, OBSERVE, FORWARD, OVER = range(4)
@@ -32,6 +32,7 @@ SETTLED_AT, ENDED_AT = 4, 6  # one octet each
 SEEN_AT, OCTETS_AT, PACKETS_AT = 8, 24, 40  # eight octets each
 NOTES_AT, NOTE = 56, 16
 REACHED_AT = 88  # four octets each: TCP's number of the octet that the receiver waits for, when it has everything
+LINK_AT = 96  # four octets each: the only link that packets of this direction come by; others' are not of this flow
 # In a note: what was observed of the relay's socket that packets of this direction are for.
 CLOCK_AT, READ_FROM_AT, WRITTEN_FROM_AT, TIMES_AT = 0, 4, 8, 12
 

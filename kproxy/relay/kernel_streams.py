@@ -129,7 +129,7 @@ class KernelStreams:
                     self.observe(connection, now)
         for handed in [*islice(self._observed, _LOOKED_AT)]:
             del self._observed[handed]
-            if now - handed.begun > _OBSERVED_S:
+            if now - handed.begun > _OBSERVED_S or self._flows.state(handed.place) != layout.OBSERVE:
                 self._leave(handed)
             elif self._times(handed) < _SEEN or not self._hand_over(handed):
                 self._observed[handed] = None

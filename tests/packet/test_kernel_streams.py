@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from kproxy.relay.kernel_flows import KernelFlows
-from kproxy.relay.kernel_maps import PER_SLOT
-from kproxy.relay.kernel_streams import KernelStreams
+from kproxy.relay.kernel_maps import FORWARD, FROM_CLIENT, OVER, PER_SLOT
+from kproxy.relay.kernel_reset import Resets
+from kproxy.relay.kernel_streams import Handed, KernelStreams
 from tests.packet.kernel_ground import kernel, without_offload
 from tests.packet.tcp_ground import (
     ENDS,
@@ -307,5 +308,49 @@ def test_who_says_nothing_any_more_is_gone(either: Ground) -> None:
                     await heard(client)
             finally:
                 speak(either)
+
+    scene(play)
+
+
+def _forged(ground: Ground, handed: Handed, number: int) -> None:
+    """A reset that says it is the client's, and comes by the link of the endpoints."""
+    with ground.pods.entered():
+        resets = Resets()
+        resets.send(handed.ways[0].arriving, number & 0xFFFFFFFF)
+        resets.close()
+
+
+def test_what_comes_by_another_link_is_not_the_flow_s(either: Ground) -> None:
+    """A pod that calls itself the client, and even knows the number that the endpoint waits for."""
+
+    async def play() -> None:
+        async with _pair(either) as (relay, flows, client, server):
+            await _handed(relay, client, server)
+            await _talk(client, server)
+            (handed,) = _streams(relay)._forwarded
+            before = flows.passed(handed.place).packets
+            number = flows.reached(handed.place, FROM_CLIENT) - handed.ways[0].shift.sequence
+            _forged(either, handed, number)
+            await _talk(client, server, 1)
+            assert relay.relay.open == 1 and flows.state(handed.place) == FORWARD
+            assert flows.passed(handed.place).packets[0] > before[0]
+
+    scene(play)
+
+
+def test_nothing_is_handed_over_while_two_links_claim_to_be_the_client(either: Ground) -> None:
+    async def play() -> None:
+        async with _pair(either) as (relay, flows, client, server):
+            await _talk(client, server)
+            streams = _streams(relay)
+            (connection,) = relay.relay._fresh
+            streams.observe(connection, relay.now())
+            (handed,) = streams._observed
+            await _talk(client, server)
+            _forged(either, handed, 1)
+            await until(lambda: flows.state(handed.place) == OVER)
+            await _talk(client, server)
+            await until(lambda: connection.handed is not handed)
+            await _handed(relay, client, server)  # the next time, nobody disturbs
 
     scene(play)
