@@ -137,11 +137,6 @@ def _first_packet(_here: Here, state: State, found: re.Match[str]) -> Found:
     return Found(state.protocol == "tcp" and found[1] == "==")
 
 
-@_reads(r"ct state new(,untracked)?")
-def _is_new(_here: Here, state: State, found: re.Match[str]) -> Found:
-    return Found(bool(found[1]) or not state.untracked)
-
-
 @_reads(r"ip6? daddr \. meta l4proto \. th dport vmap @(\S+)")
 def _map(here: Here, state: State, found: re.Match[str]) -> Found:
     return here.looked_up(state, found[1], address=True)
@@ -185,7 +180,9 @@ def _is_untracked(_here: Here, state: State, _found: re.Match[str]) -> Found:
     return Found(state.untracked, "conntrack does not follow it")
 
 
-@_reads(r"ct status dnat|ct state established|(?:ct direction (?:original|reply) )?ct mark & \S+ == \S+")
+@_reads(
+    r"ct status dnat|ct state established(?:,related,invalid)?|(?:ct direction (?:original|reply) )?ct mark & \S+ == \S+"
+)
 def _known_flow(_here: Here, _state: State, _found: re.Match[str]) -> Found:
     return Found(False)  # of a connection that is there already
 

@@ -385,6 +385,77 @@ def test_open_connections_outlive_a_refusal_and_new_ones_do_not_begin(ground: Gr
                 sock.connect(to)
 
 
+def test_what_is_not_tracked_outlives_a_refusal_as_well() -> None:
+    """Nobody remembers that it was open; that it is no first packet is enough."""
+    ground = Ground(UserspaceSettings(notrack=True))
+    to = (X.address, 8080)
+    with ExitStack() as stack:
+        stack.callback(ground.close)
+        ground.bring()
+        with ground.outside.entered():
+            listening = stack.enter_context(socket.create_server(to))
+        listening.settimeout(5)
+        sock = stack.enter_context(_of_a_worker(ground))
+        sock.connect(to)
+        end = stack.enter_context(listening.accept()[0])
+        end.settimeout(5)
+        ground.bring(svc(ports=[port(8080, "p80")], external=[X.address]))
+        sock.send(b"goes on")
+        assert end.recv(16) == b"goes on"
+        end.send(b"indeed")
+        assert sock.recv(16) == b"indeed"
+        with _of_a_worker(ground) as other, pytest.raises(ConnectionRefusedError):
+            other.connect(to)
+
+
+def _of_a_worker(ground: Ground) -> socket.socket:
+    """As the relay opens one to an endpoint."""
+    with ground.node.entered():
+        sock = socket.socket()
+    sock.settimeout(5)
+    sock.setsockopt(socket.SOL_IP, 19, 1)
+    return sock
+
+
+def test_what_a_worker_opens_is_known_by_its_first_packet(ground: Ground) -> None:
+    """The answer to it need not be asked for a socket; one to a process of this node is known by the other bit, which leads it back."""
+    ground.bring()
+    mute = "add table ip mute; add chain ip mute in { type filter hook input priority 0; policy drop; }"
+    run(ground.outside, "nft", mute)
+    with ground.node.entered():
+        listening = socket.create_server((NODE_IP, 4711))
+    try:
+        for address, mark in ((X.address, _SEEN), (NODE_IP, _MARK)):
+            with _of_a_worker(ground) as sock:
+                sock.setblocking(False)
+                sock.connect_ex((address, 4711))
+                flow = ["-p", "tcp", "-d", address, "--orig-port-dst", "4711"]
+                assert f"mark={mark} " in run(ground.node, "conntrack", "-L", *flow)
+    finally:
+        listening.close()
+        run(ground.outside, "nft", "delete table ip mute")
+
+
+def test_a_chain_without_rules_is_not_there(ground: Ground) -> None:
+    """It comes with the first rule and goes with the last; to restart over it writes nothing anew."""
+    for addresses, there in (((), False), ((_DNS,), True), ((), False)):
+        ground.bring(settings=_with(dns_addresses=addresses))
+        with ground.node.entered():
+            assert ("prerouting-raw" in kernel.shape(Family.IPV4)[0]) is there, addresses
+        seen, applied = ground.observe(), ground.applied
+        assert applied is not None and seen.ipv4.frame == applied.ipv4.frame and not seen.ipv4.stale
+    run(
+        ground.node,
+        "nft",
+        "add chain ip kproxy-userspace prerouting-raw { type filter hook prerouting priority -300 ; }",
+    )
+    ground.applied = ground.observe()
+    assert ground.applied.ipv4.frame is None and not ground.applied.ipv4.stale
+    ground.bring()
+    with ground.node.entered():
+        assert "prerouting-raw" not in kernel.shape(Family.IPV4)[0]
+
+
 def test_a_connection_that_nobody_knows_is_reset(ground: Ground) -> None:
     """Its worker died while the node was away from the net, say: the client hears it at its next word instead of waiting."""
     ground.bring(*_objects(ep("10.180.0.1")))

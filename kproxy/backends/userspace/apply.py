@@ -263,7 +263,9 @@ class UserspaceBackend:
         strange = any(kinds.get(name) != kind for name, kind in seen.kinds.items())
         strange |= any(rules.CHAINS.get(name, ...) != hook for name, hook in seen.chains.items())
         frame, digest = self._written.get(family, (None, 0))
-        intact = seen.digest == digest and seen.chains == rules.CHAINS and seen.kinds == kinds
+        intact = (
+            frame is not None and seen.digest == digest and seen.chains == rules.shape(frame) and seen.kinds == kinds
+        )
         return FamilyRuleset(
             family=family,
             frame=frame if intact else None,

@@ -23,8 +23,11 @@ Why each is as it is:
   rules and conntrack add to it; conntrack's own share is 1.2 (kernel 6.18).
 - A relayed TCP connection has the lower of the two bits in its conntrack mark, and not the upper one, from the first packet for which a
   socket was found: 0.25 of those 0.45 us. It only spares the question: where something else writes conntrack marks, sockets are asked.
-  UDP is always asked for: a session ends without a word, and its next datagram has to find a listener.
+  UDP is always asked for: a session ends without a word, and its next datagram has to find a listener. A client's own first packet does
+  not set it: behind a SYN cookie the next one has no socket, and is the listener's. What a worker opens has it from the first packet.
+- A chain that hangs somewhere and would be empty is not there (`shape`): 50 ns of every packet that arrives on a node without our DNS.
 - Sockets, and with them TPROXY, are asked for behind conntrack (-200), which `notrack` does not allow: there it is done at -300.
+- TCP's first packets are not asked for: what they have would not count (TIME_WAIT, below), and mostly they have none, which takes longest.
 - `socket` is asked twice for what is relayed and once for all else: `socket transparent 1` also finds wildcard sockets of other
   transparent proxies, whose port any forwarded packet may have, and `socket wildcard 0` in the same rule would leave out the last packet
   of each handshake: the socket of a connection request has no such property (nft_socket.c, `sk_fullsock`).
@@ -43,7 +46,8 @@ Why each is as it is:
 - `notrack` spares conntrack what comes from other machines and pods (setting `notrack`). What this node itself sends is always tracked.
 - `dnat to` a packet's own destination changes nothing, and settles the matter: chains behind it (mode iptables before it is cleared away, a
   network plug-in's host ports) are not asked.
-- Open TCP connections are not refused, as kube-proxy's rules refuse only first packets; what conntrack does not see is asked always.
+- Open TCP connections are not refused, as kube-proxy's rules refuse only first packets; what conntrack does not see is asked always,
+  unless a worker sends it.
 - A health check node port is a process of this node; its packets, the first ones in `arrivals` and the others in `strays`, get the mark
   all the same. kube-proxy's iptables mode lets them in past a closed INPUT, and no rule of nftables can overrule the drop of another table:
   here they need the one rule more that all that is relayed needs there.
@@ -66,6 +70,7 @@ _OF_RELAY, _TO_RELAY = "of-relay", "to-relay"
 _TRANSPORT = "meta l4proto { tcp, udp }"
 _FIRST, _NOT_FIRST = (f"tcp flags & (fin | syn | rst | ack) {how} syn" for how in ("==", "!="))
 _OPEN = "meta l4proto tcp ct state established accept"
+_NOT_NEW = "ct state established,related,invalid accept"
 _LOOPBACK = {Family.IPV4: "127.0.0.0/8", Family.IPV6: "::1"}
 _LISTENS_ON = {Family.IPV4: "127.0.0.1", Family.IPV6: "[::1]"}
 _REFUSE = {Family.IPV4: "icmp type port-unreachable", Family.IPV6: "icmpv6 type port-unreachable"}
@@ -148,10 +153,19 @@ def frame_text(frame: Frame) -> str:
     for name, hook in CHAINS.items():
         spec = f" {{ type {hook.type} hook {hook.hook} priority {hook.priority} ; policy accept ; }}" if hook else ""
         lines.append(f"add chain {place} {name}{spec}")
+    wanted = shape(frame)
     for name, rules in chains(frame).items():
         lines.append(f"flush chain {place} {name}")
         lines += [f"add rule {place} {name} {rule}" for rule in rules]
+        if name not in wanted:
+            lines.append(f"delete chain {place} {name}")
     return "\n".join(lines) + "\n"
+
+
+def shape(frame: Frame) -> dict[str, Hook | None]:
+    """The chains that are in the kernel afterwards. One that hangs somewhere costs every packet there, whatever is in it."""
+    rules = chains(frame)
+    return {name: hook for name, hook in CHAINS.items() if hook is None or rules[name]}
 
 
 def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
@@ -173,7 +187,12 @@ def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
         names.NODE_PORT_REFUSE: tuple(_on_node(frame, f"goto {names.REFUSE}")),
         names.NODE_PORT_DROP: tuple(_on_node(frame, "drop")),
         **_prerouting(frame),
-        _KNOWN: (*_anew(), *_untracked(frame), *_remembered(frame), f"{mark.set} accept"),
+        _KNOWN: (
+            f"socket wildcard 1 goto {_NEW_ARRIVALS}",
+            *_untracked(frame),
+            *_remembered(frame),
+            f"{mark.set} accept",
+        ),
         _NEW_ARRIVALS: (
             f"{mark.is_set} accept",
             *_dns(frame, "daddr", "dport", f"jump {_OWN_DNS}"),
@@ -190,8 +209,8 @@ def chains(frame: Frame) -> dict[str, tuple[str, ...]]:
         # As the DNS workers' sockets are: bound to this very address. Nobody there: the query is relayed to another node's server.
         _OWN_DNS: ("socket wildcard 1 return", "socket transparent 0 notrack accept"),
         "output-raw": (
+            *((f'oif != "lo" socket transparent 1 {mark.set} notrack accept',) if frame.notrack else ()),
             f"socket transparent 1 {mark.set}",
-            *(('oif != "lo" socket transparent 1 notrack',) if frame.notrack else ()),
             *_dns(frame, "daddr", "dport", "notrack"),
             *_dns(frame, "saddr", "sport", "notrack"),
         ),
@@ -220,11 +239,12 @@ class _Mark:
 
 def _prerouting(frame: Frame) -> dict[str, tuple[str, ...]]:
     """The two base chains. With `notrack` the first one decides, for it is conntrack's last chance to be spared; else the second."""
-    mark, asked = _Mark(frame.mark), (f"socket transparent 1 goto {_KNOWN}", f"goto {_NEW_ARRIVALS}")
+    arrive, mark = f"goto {_NEW_ARRIVALS}", _Mark(frame.mark)
+    asked = f"{_FIRST} {arrive}", f"socket transparent 1 goto {_KNOWN}", arrive
     if frame.notrack:
         return {
             "prerouting-raw": asked,
-            "prerouting": ("meta l4proto != tcp accept", f"{mark.is_set} accept", f"goto {_STRAYS}"),
+            "prerouting": (f"{mark.is_set} accept", "meta l4proto != tcp accept", f"goto {_STRAYS}"),
         }
     return {
         "prerouting-raw": tuple(_dns(frame, "daddr", "dport", f"jump {_OWN_DNS}")),
@@ -239,8 +259,7 @@ def _output(frame: Frame) -> dict[str, tuple[str, ...]]:
     refused = f"{to} vmap @{names.REFUSALS}"
     return {
         "output": (
-            f"ct state new,untracked socket transparent 1 goto {_OF_RELAY}",
-            "socket transparent 1 accept",
+            f"socket transparent 1 goto {_OF_RELAY}",
             f"ct direction reply ct mark & {mark.number} == {mark.number} {own.set} accept",
             "ct status dnat accept",
             f"ct direction original ct mark & {mark.number} == {mark.number} {own.set} accept",
@@ -249,7 +268,13 @@ def _output(frame: Frame) -> dict[str, tuple[str, ...]]:
             refused,
         ),
         # To an endpoint that is a process of this node, with a client's address: its answers are led back in.
-        _OF_RELAY: (f"fib daddr type local ct mark set ct mark | {mark.number}", refused),
+        _OF_RELAY: (
+            _NOT_NEW,
+            *((f"{_NOT_FIRST} accept",) if frame.notrack else ()),
+            f"fib daddr type local ct mark set ct mark | {mark.number}",
+            *_remembered(frame),
+            refused,
+        ),
         _TO_RELAY: (f"meta l4proto tcp ct mark set ct mark | {mark.number}", f"{own.set} accept"),
     }
 
@@ -270,12 +295,6 @@ def _listener(frame: Frame, port: int) -> Iterator[str]:
     to = f"{_LISTENS_ON[frame.family]}:{port}"
     yield f"{_TRANSPORT} tproxy to {to} {_Mark(frame.mark).set} accept"
     yield "drop"  # nobody listens at present
-
-
-def _anew() -> Iterator[str]:
-    """What has a socket, and is looked at as if it had none."""
-    yield f"socket wildcard 1 goto {_NEW_ARRIVALS}"
-    yield f"{_FIRST} goto {_NEW_ARRIVALS}"
 
 
 def _untracked(frame: Frame) -> Iterator[str]:
