@@ -116,17 +116,23 @@ class Ground:
         self.running.append(made)
         return made
 
-    def measured(self, *command: str, seconds: float) -> str:
-        """Runs a client to its end; what it prints."""
+    def measured(self, *command: str, seconds: float, free: bool = False) -> str:
+        """Runs a client to its end; what it prints. free: on whichever core has time."""
+        words = [*command] if free else self.words(LOAD_CORE, command)
         with self.clients.entered():
-            done = subprocess.run(
-                self.words(LOAD_CORE, command), capture_output=True, text=True, timeout=seconds + 60, check=True
-            )
+            done = subprocess.run(words, capture_output=True, text=True, timeout=seconds + 60, check=True)
         return done.stdout
 
     def cpu_s(self, way: Way) -> float:
         """Time on a CPU of the relay's process since it began, softirqs that it ran included."""
         return int(Path(f"/proc/{self.relays[way].pid}/schedstat").read_text().split()[0]) / 1e9
+
+    @staticmethod
+    def busy_s() -> float:
+        """Time that all processors of this machine have worked since it began."""
+        numbers = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+        user, nice, system, _idle, _waiting, interrupts, soft, _stolen = map(int, numbers)
+        return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
 
     def resident(self, way: Way) -> int:
         """RSS of the relay's process, in octets."""

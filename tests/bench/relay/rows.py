@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 from tests.bench.relay.ground import HTTP, LOAD_CORE, PARTLY_DEAD, STREAM, Ground, Way, asked, connections
 
@@ -60,6 +61,15 @@ print(json.dumps(took))
 """
 
 
+class _Asked(NamedTuple):
+    """Requests a second; p99 in seconds; CPU of the relay's process and of the whole machine for one request."""
+
+    rate: float
+    p99: float
+    spent: float
+    whole: float
+
+
 def _number(pattern: str, out: str) -> float:
     found = re.search(pattern, out)
     assert found is not None, out
@@ -73,17 +83,18 @@ def _time(text: str) -> float:
     return float(found[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}[found[2]]
 
 
-def _wrk(ground: Ground, way: Way, seconds: float, *more: str, count: int = _CONNECTIONS) -> tuple[float, float, float]:
-    """Requests a second, p99 in seconds, CPU of the relay for one request."""
-    before = ground.cpu_s(way) if way in ground.relays else 0.0
+def _wrk(ground: Ground, way: Way, seconds: float, *more: str, count: int = _CONNECTIONS, free: bool = False) -> _Asked:
+    """wrk with one thread."""
+    before, busy = ground.cpu_s(way) if way in ground.relays else 0.0, ground.busy_s()
     words = ["wrk", "-t1", f"-c{count}", f"-d{seconds:g}s", "--latency", *more, f"http://{asked(way)}:{HTTP}/"]
-    out = ground.measured(*words, seconds=seconds)
-    spent = ground.cpu_s(way) - before if way in ground.relays else 0.0
+    out = ground.measured(*words, seconds=seconds, free=free)
+    spent, busy = ground.cpu_s(way) - before if way in ground.relays else 0.0, ground.busy_s() - busy
     errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", out)
     assert errors is None or not any(map(int, errors.groups())), out
     late = re.search(r"^\s+99%\s+(\S+)", out, re.MULTILINE)
     assert late is not None, out
-    return _number(r"Requests/sec:\s+([\d.]+)", out), _time(late[1]), spent / _number(r"(\d+) requests in", out)
+    requests = _number(r"(\d+) requests in", out)
+    return _Asked(_number(r"Requests/sec:\s+([\d.]+)", out), _time(late[1]), spent / requests, busy / requests)
 
 
 def stream(ground: Ground, way: Way, seconds: float) -> Figures:
@@ -99,22 +110,28 @@ def stream(ground: Ground, way: Way, seconds: float) -> Figures:
 
 def keep(ground: Ground, way: Way, seconds: float) -> Figures:
     """Connections that are kept."""
-    rate, p99, spent = _wrk(ground, way, seconds)
-    return {"keep.rate": rate, "keep.cpu": spent, "keep.p99": p99}
+    found = _wrk(ground, way, seconds)
+    return {"keep.rate": found.rate, "keep.cpu": found.spent, "keep.whole": found.whole, "keep.p99": found.p99}
+
+
+def free(ground: Ground, way: Way, seconds: float) -> Figures:
+    """The same, and the clients may use what the relay leaves of its core."""
+    found = _wrk(ground, way, seconds, free=True)
+    return {"free.rate": found.rate, "free.whole": found.whole, "free.p99": found.p99}
 
 
 def each(ground: Ground, way: Way, seconds: float) -> Figures:
     """A connection for each request."""
-    rate, p99, spent = _wrk(ground, way, seconds, "-H", "Connection: close")
-    return {"each.rate": rate, "each.cpu": spent, "each.p99": p99}
+    found = _wrk(ground, way, seconds, "-H", "Connection: close")
+    return {"each.rate": found.rate, "each.cpu": found.spent, "each.whole": found.whole, "each.p99": found.p99}
 
 
 def half(ground: Ground, way: Way, seconds: float, full: float) -> Figures:
     """Half of `full` requests a second, which is HAProxy's rate in this run, over connections that are kept."""
     script = ground.scratch / "pace.lua"
     script.write_text(_PACE.format(pause=max(1, round(_PACED / (full / 2) * 1e3))))
-    rate, p99, spent = _wrk(ground, way, seconds, "-s", str(script), count=_PACED)
-    return {"half.rate": rate, "half.p99": p99, "half.cpu": spent}
+    found = _wrk(ground, way, seconds, "-s", str(script), count=_PACED)
+    return {"half.rate": found.rate, "half.p99": found.p99, "half.cpu": found.spent}
 
 
 def idle(ground: Ground, way: Way) -> Figures:

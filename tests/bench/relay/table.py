@@ -56,8 +56,12 @@ ROWS = (
     Row("stream.cpu", "… CPU for a gigabit", "ms", 1e3, 1),
     Row("keep.rate", "50 connections that are kept (wrk)", "requests/s", least=1.0),
     Row("keep.cpu", "… CPU for a request", **_US),  # type: ignore[arg-type]
+    Row("keep.whole", "… of the whole machine, wrk and endpoints included", **_US),  # type: ignore[arg-type]
+    Row("free.rate", "… wrk on whichever core has time", "requests/s", least=1.0),
+    Row("free.whole", "… CPU of the whole machine for a request", **_US),  # type: ignore[arg-type]
     Row("each.rate", "one connection for each request (wrk)", "requests/s", least=0.9),
     Row("each.cpu", "… CPU for a connection", **_US),  # type: ignore[arg-type]
+    Row("each.whole", "… of the whole machine", **_US),  # type: ignore[arg-type]
     Row("idle.memory", "an idle connection (RSS)", "octets", most=1.0),
     Row("idle.count", "… of so many", ""),
     Row("half.p99", "p99 at half of HAProxy's load", "us", 1e6, most=1.0),
