@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kproxy.relay")
 
-LOOK_S = 0.05
+LOOK_S, FRESH_S = 0.05, 10.0
 _LOOKED_AT = 256  # fresh connections in one look
 _BEGUN = 64  # of them: a few system calls each
 _SEEN = 3  # equal notes of either direction
@@ -134,6 +134,11 @@ class KernelStreams:
             elif self._times(handed) < _SEEN or not self._hand_over(handed):
                 self._observed[handed] = None
         return bool(self._talked or self._observed)
+
+    def moved(self, connection: Connection, now: float) -> None:
+        """Octets have passed since the last sweep: of one that is no longer fresh it is told here."""
+        if connection.handed is None and connection.began + FRESH_S <= now:
+            self.observe(connection, now)
 
     def observe(self, connection: Connection, now: float) -> None:
         """Puts entries for a connection that talks, if it is one that could be handed over."""

@@ -21,7 +21,7 @@ from kproxy.relay.connecting import CONNECTED, Connecting, reach
 from kproxy.relay.connection import Connection
 from kproxy.relay.counts import Counts
 from kproxy.relay.kernel_flows import KernelFlows
-from kproxy.relay.kernel_streams import LOOK_S, Handed, KernelStreams
+from kproxy.relay.kernel_streams import FRESH_S, LOOK_S, Handed, KernelStreams
 from kproxy.relay.limits import Limits
 from kproxy.relay.poller import Poller
 from kproxy.relay.proxy_header import proxy_header
@@ -30,7 +30,7 @@ from kproxy.relay.targets import End, Flow, Table, Target
 
 _BATCH = 64  # connections that one listener may bring in one turn
 _SWEPT = 2000  # connections that one sweep looks at: half a millisecond, or two where endpoints may drain
-_KEEP_ALIVE_AFTER_S, _KEPT_ALIVE = 10.0, 500
+_KEPT_ALIVE = 500
 _FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE_S = 0.05
 
@@ -309,7 +309,7 @@ class TcpRelay:
     def sweep(self, now: float) -> None:
         """To be called about once a second: counts what open connections carried, keep-alive, drains. A bounded part of them each time."""
         for connection in [*islice(self._fresh, _KEPT_ALIVE)]:
-            if connection.began + _KEEP_ALIVE_AFTER_S > now:
+            if connection.began + FRESH_S > now:
                 break
             connection.keep_alive()
             del self._fresh[connection]
@@ -320,8 +320,8 @@ class TcpRelay:
             part = [*islice(self._swept, _SWEPT)]
         for connection in part:
             if connection.open:
-                if connection.count() and self._kernel is not None and connection.handed is None:
-                    self._kernel.observe(connection, now)
+                if connection.count() and self._kernel is not None:
+                    self._kernel.moved(connection, now)
                 if connection.target.drain_s:  # as it was when the connection began
                     self._look_after(connection, now)
         for connection in [one for one in self._draining if one.drain_at <= now]:

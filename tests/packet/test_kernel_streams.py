@@ -14,7 +14,7 @@ import pytest
 from kproxy.relay.kernel_flows import KernelFlows
 from kproxy.relay.kernel_maps import FORWARD, FROM_CLIENT, OVER, PER_SLOT
 from kproxy.relay.kernel_reset import Resets
-from kproxy.relay.kernel_streams import Handed, KernelStreams
+from kproxy.relay.kernel_streams import FRESH_S, Handed, KernelStreams
 from tests.packet.kernel_ground import kernel, without_offload
 from tests.packet.tcp_ground import (
     ENDS,
@@ -352,5 +352,22 @@ def test_nothing_is_handed_over_while_two_links_claim_to_be_the_client(either: G
             await _talk(client, server)
             await until(lambda: connection.handed is not handed)
             await _handed(relay, client, server)  # the next time, nobody disturbs
+
+    scene(play)
+
+
+def test_one_that_begins_to_talk_late_is_handed_over_as_well(either: Ground) -> None:
+    async def play() -> None:
+        async with _pair(either) as (relay, _, client, server):
+            await _talk(client, server)
+            relay.sweep(FRESH_S + 1)
+            relay.sweep()
+            assert not relay.relay._fresh and not _streams(relay)._observed
+            async with asyncio.timeout(10):
+                while not _streams(relay).forwarded:
+                    await _talk(client, server)
+                    relay.sweep()
+                    await asyncio.sleep(0.01)
+            await _talk(client, server)
 
     scene(play)
