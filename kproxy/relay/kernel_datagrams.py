@@ -6,18 +6,24 @@ entries are two writes, 5 us each); a session that lives longer, or is counted o
 
 Its sockets stay: that to the endpoint holds the port and hears ICMP errors, and whatever the program lets pass (fragments, what no link
 leads to, everything while the lease is over) goes by them. Entries go before anything else of a session does. One that is silent gives its
-place back after a while, and gets another when it speaks again; one that the program never met (of the node's own processes, or from a
-link without the program) is left alone from then on.
+place back after a while, and gets another when it speaks again; one that the program does not meet (of the node's own processes, or
+from links without the program) is left alone from then on.
+
+At first its entries only say OBSERVE, for a few exchanges that still come by the sockets, through all rules of the node: the program notes
+by which link they come. Whatever claims to be of the session and comes by another, then or later, is not carried (kernel_maps.LINK_AT).
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from kproxy.relay.counts import Counts
 from kproxy.relay.kernel_flows import KernelFlows, Passed, Way
-from kproxy.relay.kernel_maps import FORWARD, UDP, ends
+from kproxy.relay.kernel_maps import FORWARD, OBSERVE, OFF, OVER, UDP, ends
+from kproxy.relay.poller import Poller
 
 if TYPE_CHECKING:
     from kproxy.relay.udp_session import Session
@@ -25,25 +31,33 @@ if TYPE_CHECKING:
 log = logging.getLogger("kproxy.relay")
 
 IDLE_S = 10.0
+_LOOK_S, _LOOKED_AT, _OBSERVED_S = 0.1, 512, 2.0
+_SEEN = 2  # datagrams of either side
 _LASTING, _LIVELY = 32, 4  # datagrams of both sides: in all, and since the last sweep
 _NOTHING = Passed((0, 0), (0, 0), (0, 0))
 
 
 class Handed:
-    """What the kernel has of a session. passed: what the session knows of; since: when something passed last, by the relay's clock."""
+    """What the kernel has of a session. passed: what the session knows of; since: when something passed last, or it was observed first.
 
-    __slots__ = ("passed", "place", "since", "ways")
+    before: datagrams of either side until then.
+    """
 
-    def __init__(self, place: int, ways: tuple[Way, Way], since: float) -> None:
-        self.place, self.ways, self.since = place, ways, since
-        self.passed = _NOTHING
+    __slots__ = ("before", "forwards", "passed", "place", "since", "ways")
+
+    def __init__(self, place: int, ways: tuple[Way, Way], since: float, before: tuple[int, int]) -> None:
+        self.place, self.ways, self.since, self.before = place, ways, since, before
+        self.passed, self.forwards = _NOTHING, False
 
 
 class KernelDatagrams:
     """Of one UdpRelay."""
 
-    def __init__(self, flows: KernelFlows, counts: Counts) -> None:
-        self._flows, self._counts = flows, counts
+    def __init__(self, flows: KernelFlows, counts: Counts, poller: Poller, now: Callable[[], float]) -> None:
+        """now: monotonic seconds."""
+        self._flows, self._counts, self._poller, self._now = flows, counts, poller, now
+        self._observed: dict[Session, None] = {}
+        self._looks = False
 
     def consider(self, session: Session) -> None:
         """Hands over what lasts and is lively; before it is told to the counters."""
@@ -52,7 +66,7 @@ class KernelDatagrams:
             self.hand_over(session)
 
     def hand_over(self, session: Session) -> None:
-        """Its further datagrams pass without this worker, if there is a place and both ways are known."""
+        """Its datagrams are to pass without this worker soon, if there is a place and both ways are known."""
         if session.handed is not None or session.alien or not session.answered or session.end is None:
             return
         client, asked, end = session.client, session.asked, session.end
@@ -68,22 +82,68 @@ class KernelDatagrams:
             return
         ways = there, Way(there.leaving.turned(), there.arriving.turned())
         try:
-            self._flows.put(place, UDP, ways, FORWARD)
+            self._flows.put(place, UDP, ways, OBSERVE)
         except OSError as error:
             log.debug("a session cannot be handed over: %s", error)
             self._flows.give_back(place)
             return
-        session.handed = Handed(place, ways, session.relay.now)
+        before = session.sent_datagrams, session.received_datagrams
+        session.handed = Handed(place, ways, self._now(), before)
+        self._observed[session] = None
+        if not self._looks:
+            self._looks = True
+            self._poller.loop.call_later(_LOOK_S, self._look_again)
+
+    def _look_again(self) -> None:
+        try:
+            self.look()
+        except Exception:
+            self._poller.tell("sessions could not be looked at")
+        self._looks = bool(self._observed)
+        if self._looks:
+            self._poller.loop.call_later(_LOOK_S, self._look_again)
+
+    def look(self) -> None:
+        """Lets those pass that were observed for long enough."""
+        now = self._now()
+        for session in [*islice(self._observed, _LOOKED_AT)]:
+            del self._observed[session]
+            handed = session.handed
+            if handed is None or handed.forwards:
+                continue
+            sent, received = handed.before
+            if self._flows.state(handed.place) == OVER:
+                session.alien = True
+                self.take_back(session)
+            elif session.sent_datagrams - sent >= _SEEN and session.received_datagrams - received >= _SEEN:
+                self._forward(session, handed, now)
+            elif now - handed.since >= _OBSERVED_S:
+                self.take_back(session)
+            else:
+                self._observed[session] = None
+
+    def _forward(self, session: Session, handed: Handed, now: float) -> None:
+        links = self._flows.links(handed.place)
+        for link, way in zip(links, handed.ways, strict=True):
+            if (
+                not link
+            ):  # its datagrams do not come by any link with the program; whoever sent such a one would be somebody else
+                self._flows.remove(UDP, (way,))
+        if not any(links):
+            session.alien = True
+            self.take_back(session)
+            return
+        handed.forwards, handed.since = True, now
+        self._flows.set_state(handed.place, FORWARD)
         self._counts.handed += 1
 
     def hear(self, session: Session, now: float) -> None:
         """What passed is the session's; ends what nothing passes through."""
         handed = session.handed
-        if handed is None:
+        if handed is None or not handed.forwards:
             return
         self._take(session, handed, now)
         if now - handed.since >= IDLE_S:
-            session.alien = handed.passed.packets == (0, 0)
             self.take_back(session)
 
     def take_back(self, session: Session) -> None:
@@ -96,7 +156,7 @@ class KernelDatagrams:
             self._flows.remove(UDP, handed.ways)
         except OSError as error:  # the place is nobody's any more: an entry may still lead there
             log.debug("a session cannot be taken back: %s", error)
-            self._flows.set_state(handed.place, 0)
+            self._flows.set_state(handed.place, OFF)
         else:
             self._flows.give_back(handed.place)
         self._take(session, handed, session.relay.now)

@@ -18,6 +18,7 @@ from kproxy.relay import kernel_maps as layout
 from kproxy.relay.kernel_maps import NO_SHIFT, Ends, FlowMaps, Shift, flow_key, flow_value
 
 _PASSED, _NOTE, _WORD, _LONG = struct.Struct("=6Q"), struct.Struct("=iIII"), struct.Struct("=I"), struct.Struct("=Q")
+_TWO = struct.Struct("=II")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,8 @@ class KernelFlows:
             raise
         self.set_state(place, state)
 
-    def remove(self, protocol: int, ways: tuple[Way, Way]) -> None:
-        """Takes both entries away; packets come by the sockets from here on. Raises OSError."""
+    def remove(self, protocol: int, ways: tuple[Way, ...]) -> None:
+        """Takes entries away; packets come by the sockets from here on. Raises OSError."""
         for way in ways:
             self._flows.delete(flow_key(protocol, way.arriving))
 
@@ -111,6 +112,11 @@ class KernelFlows:
         """What went through the kernel since `take`."""
         found = _PASSED.unpack_from(self._pairs, place * layout.PAIR + layout.SEEN_AT)
         return Passed((found[0], found[1]), (found[2], found[3]), (found[4], found[5]))
+
+    def links(self, place: int) -> tuple[int, int]:
+        """By which link packets of each direction come; 0: none did."""
+        first, second = _TWO.unpack_from(self._pairs, place * layout.PAIR + layout.LINK_AT)
+        return first, second
 
     def note(self, place: int, direction: int) -> Note:
         """What was observed."""

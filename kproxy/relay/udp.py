@@ -100,7 +100,9 @@ class UdpRelay:
         if self._kernel is not None:
             for session in self._sessions.values():
                 self._kernel.take_back(session)
-        self._kernel = KernelDatagrams(flows, self._counts) if flows is not None else None
+        self._kernel = None
+        if flows is not None:
+            self._kernel = KernelDatagrams(flows, self._counts, self._poller, self._clock)
 
     def flows(self, limit: int) -> list[Flow]:
         """What is open, the oldest first, at most `limit`."""
