@@ -360,8 +360,8 @@ def test_one_that_begins_to_talk_late_is_handed_over_as_well(either: Ground) -> 
     async def play() -> None:
         async with _pair(either) as (relay, _, client, server):
             await _talk(client, server)
-            relay.sweep(FRESH_S + 1)
             relay.sweep()
+            relay.sweep(FRESH_S + 1)
             assert not relay.relay._fresh and not _streams(relay)._observed
             async with asyncio.timeout(10):
                 while not _streams(relay).forwarded:
