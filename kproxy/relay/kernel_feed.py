@@ -5,7 +5,7 @@ prolonged as long as this worker's event loop turns. What must not happen here: 
 path, the kernel is too old or the maps cannot be had, everything goes by the sockets as ever.
 
 Maps and attachments stay with this process when the controller goes, so that what was handed over goes on. Another controller has others:
-this worker takes those once nothing is left in its own (`use(None)` first), for what the kernel carries cannot move.
+this worker takes those when it is there, and nothing is left in its own that cannot come back to a socket (`use(None)` before the change).
 
 The connection is closed only when nothing of the maps is in use here any more: the controller takes that for this worker's end, and gives
 its places to another.
@@ -41,42 +41,44 @@ _SECOND = 1_000_000_000
 async def follow_kernel(path: str, use: Callable[[KernelFlows | None], None], in_use: Callable[[], bool]) -> None:
     """Runs for ever; cancelled at the end of the process. in_use: whether the kernel carries what cannot be taken back."""
     pause = _FIRST_PAUSE_S
-    while True:
-        try:
-            await _visit(path, use, in_use)
-            pause = _FIRST_PAUSE_S
-        except (OSError, EOFError, ValueError) as error:
-            log.debug("nothing is handed to the kernel", extra=fields(error=error))
-        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-        pause = min(2 * pause, _LONGEST_PAUSE_S)
-
-
-async def _visit(path: str, use: Callable[[KernelFlows | None], None], in_use: Callable[[], bool]) -> None:
-    """Returns when the controller has gone and nothing is left in its maps. Raises OSError, EOFError, ValueError when it cannot be."""
-    visit = await Visit.to(path)
-    with contextlib.ExitStack() as held:
-        held.callback(visit.close)
-        for descriptor in visit.descriptors:
-            held.callback(os.close, descriptor)
-        if len(visit.descriptors) != _MAPS:
-            raise ValueError("the controller's maps are others")
-        slot = msgspec.json.decode(visit.words, type=FlowSlot)
-        flows = KernelFlows(FlowMaps(*visit.descriptors), slot.slot)
-        held.callback(flows.close)
-        links = _Links()
-        held.callback(links.close)
-        flows.vouch(_until())
-        vouching = asyncio.ensure_future(_vouch(flows))
-        held.callback(vouching.cancel)
-        held.callback(use, None)
-        use(flows)
-        with contextlib.suppress(EOFError):
-            while True:
-                links.take(*await visit.further())
+    with contextlib.ExitStack() as held:  # what is in use
         while True:
-            if not in_use():
-                return
-            await asyncio.sleep(RENEW_S)
+            try:
+                visit = await Visit.to(path)
+                while True:
+                    if not in_use():
+                        break
+                    await asyncio.sleep(RENEW_S)
+                with contextlib.ExitStack() as made:
+                    flows = _flows(visit, made)
+                    links = _Links()
+                    made.callback(links.close)
+                    held.close()
+                    held.push(made.pop_all())
+                held.callback(use, None)
+                use(flows)
+                pause = _FIRST_PAUSE_S
+                while True:
+                    links.take(*await visit.further())
+            except (OSError, EOFError, ValueError) as error:
+                log.debug("the controller hands nothing over", extra=fields(error=error))
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def _flows(visit: Visit, held: contextlib.ExitStack) -> KernelFlows:
+    """What a worker does with the maps, and its lease, until `held` is closed. Raises OSError, ValueError."""
+    held.callback(visit.close)
+    for descriptor in visit.descriptors:
+        held.callback(os.close, descriptor)
+    if len(visit.descriptors) != _MAPS:
+        raise ValueError("the controller's maps are others")
+    flows = KernelFlows(FlowMaps(*visit.descriptors), msgspec.json.decode(visit.words, type=FlowSlot).slot)
+    held.callback(flows.close)
+    flows.vouch(_until())
+    vouching = asyncio.ensure_future(_vouch(flows))
+    held.callback(vouching.cancel)
+    return flows
 
 
 async def _vouch(flows: KernelFlows) -> None:

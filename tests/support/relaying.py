@@ -183,12 +183,15 @@ class Relaying:
         return publisher
 
     async def _close_publisher(self) -> None:
+        if not self._keeping:
+            return
         for task in self._keeping:
             task.cancel()
         await asyncio.wait(self._keeping)
         for task in self._keeping:
             with suppress(asyncio.CancelledError):
                 task.result()
+        self._keeping = []
 
     def _backend(self) -> UserspaceBackend:
         return UserspaceBackend(
