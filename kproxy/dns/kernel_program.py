@@ -48,6 +48,7 @@ _DIFFERENCE_AT = _LEASE_AT - 8
 _OLD_AT = _DIFFERENCE_AT - 8  # length of the UDP datagram, as it stood in its header
 _NEW_AT = _OLD_AT - 8
 _COUNTER_AT = _NEW_AT - 8
+_HEADER_AT = _COUNTER_AT - 64 + 2  # so that what is behind Ethernet's header is aligned
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +308,11 @@ def _sum(asm: Assembly, family: _Family, size: int | None, flags: int) -> None:
 
 
 def _headers(asm: Assembly, family: _Family) -> None:
-    """Turns the packet round: addresses and ports change places, which no checksum minds, and lengths become the reply's."""
+    """Turns the packet round: addresses and ports change places, which no checksum minds, and lengths become the reply's.
+
+    The header is changed in the frame and written back. A program that writes into packets directly costs every packet of the link a copy
+    of its header, whether it is a query or not: the verifier puts that in front of it.
+    """
     if family is _FOUR:
         asm.load(3, FRAME, _OLD_AT, 8)
         asm.to_network(3, 2)
@@ -321,30 +326,40 @@ def _headers(asm: Assembly, family: _Family) -> None:
         asm.set(5, 2)
         asm.call(_L3_SUM)
         asm.jump_if(0, "!=", 0, "drop")
-    asm.load(7, 6, _SKB_DATA, 4)
-    asm.load(8, 6, _SKB_END, 4)
-    _within(asm, family.udp + 8, "drop")
+    octets = family.udp + 8
+    asm.copy(1, 6)
+    asm.set(2, 0)
+    asm.copy(3, FRAME)
+    asm.add(3, _HEADER_AT)
+    asm.set(4, octets)
+    asm.call(_LOAD_BYTES)
+    asm.jump_if(0, "!=", 0, "drop")
     for first, second, size in _swaps(family):
-        asm.load(2, 7, first, size)
-        asm.load(3, 7, second, size)
-        asm.store(7, first, 3, size)
-        asm.store(7, second, 2, size)
+        asm.load(2, FRAME, _HEADER_AT + first, size)
+        asm.load(3, FRAME, _HEADER_AT + second, size)
+        asm.store(FRAME, _HEADER_AT + first, 3, size)
+        asm.store(FRAME, _HEADER_AT + second, 2, size)
     asm.load(2, FRAME, _NEW_AT, 8)
-    asm.store(7, family.udp + 4, 2, 2)
+    asm.store(FRAME, _HEADER_AT + family.udp + 4, 2, 2)
     if family is _SIX:
-        asm.store(7, 18, 2, 2)
+        asm.store(FRAME, _HEADER_AT + 18, 2, 2)
     else:
         asm.copy(2, 9)
         asm.add(2, 30)
         asm.to_network(2, 2)
-        asm.store(7, 16, 2, 2)
+        asm.store(FRAME, _HEADER_AT + 16, 2, 2)
+    asm.copy(1, 6)
+    asm.set(2, 0)
+    asm.copy(3, FRAME)
+    asm.add(3, _HEADER_AT)
+    asm.set(4, octets)
+    asm.set(5, 0)
+    asm.call(_STORE_BYTES)
+    asm.jump_if(0, "!=", 0, "drop")
 
 
 def _swaps(family: _Family) -> list[tuple[int, int, int]]:
     """Offsets and sizes of what changes places."""
-    ethernet = [(0, 6, 4), (4, 10, 2)]
-    step = 4 if family is _FOUR else 2
-    addresses = [
-        (family.source + at, family.source + family.address + at, step) for at in range(0, family.address, step)
-    ]
+    ethernet = [(at, at + 6, 2) for at in (0, 2, 4)]
+    addresses = [(family.source + at, family.source + family.address + at, 4) for at in range(0, family.address, 4)]
     return [*ethernet, *addresses, (family.udp, family.udp + 2, 2)]
