@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ import pytest
 from kproxy.relay.counts import BEGAN, FAILED, LOST, OPEN, RECEIVED, RECEIVED_DATAGRAMS, SENT, SENT_DATAGRAMS
 from kproxy.relay.kernel_datagrams import IDLE_S
 from kproxy.relay.kernel_flows import KernelFlows
-from kproxy.relay.kernel_maps import PER_SLOT
+from kproxy.relay.kernel_maps import LINK_AT, PAIR, PER_SLOT
 from kproxy.relay.targets import Table
 from kproxy.relay.udp_session import Session
 from tests.packet.kernel_ground import kernel, without_offload
@@ -302,5 +303,47 @@ def test_another_link_cannot_speak_for_a_client(ground: Ground) -> None:
                     await heard(client)
             assert await asked(client) == b"0 ?" and made.passed()[0] == count[0] + 1
             assert len({peer for _, peer in pod.heard}) == 1
+
+    scene(play)
+
+
+def test_an_endpoint_on_the_node_itself(ground: Ground) -> None:
+    """No link leads there: its client's datagrams go by the worker as they came, and are counted once."""
+
+    async def play() -> None:
+        own = ground.target(0)
+        own = replace(own, endpoints=((ground.family.node, ENDS),))
+        with kernel(ground) as flows, relaying(ground, own) as worker, ground.client() as client:
+            flows.vouch(time.monotonic_ns() + _LONG_NS)
+            worker.relay.use_kernel(flows)
+            with Pod(ground, 7, ground.node, ground.family.node):
+                for _ in range(200):
+                    assert await asked(client) == b"7 ?"
+                    await asyncio.sleep(0.001)
+            worker.sweep(1)
+            assert worker.row(SENT_DATAGRAMS) == worker.row(RECEIVED_DATAGRAMS) == 200
+            assert worker.row(SENT) == 200 and worker.row(LOST) == 0
+
+    scene(play)
+
+
+def test_a_session_that_two_links_speak_for_is_not_carried(ground: Ground) -> None:
+    async def play() -> None:
+        with carrying(ground, 0) as made, Pod(ground, 0), ground.client() as client:
+            while made.worker.relay.open == 0 or made.session.handed is None:
+                await asked(client)
+            handed = made.session.handed
+            assert handed is not None and not handed.forwards
+            await asked(client)
+            first, second = made.flows.links(handed.place)
+            assert first and second and first != second
+            # As if the first one had come by another link.
+            struct.pack_into("=I", made.flows._pairs, handed.place * PAIR + LINK_AT, first + 1000)
+            for _ in range(100):
+                assert await asked(client) == b"0 ?"
+                await asyncio.sleep(0.002)
+            assert made.session.handed is None and made.session.alien and made.flows.free == PER_SLOT
+            made.worker.sweep(1)
+            assert made.flows.free == PER_SLOT
 
     scene(play)
