@@ -281,26 +281,26 @@ def test_another_link_cannot_speak_for_a_client(ground: Ground) -> None:
     """Rules that look where a packet comes from do not see what is carried."""
 
     async def play() -> None:
-        with carrying(ground, 0) as made, Pod(ground, 0) as pod, ground.client() as client, Namespace.new() as other:
-            await made.lasts(client)
-            six = ground.family.name == "IPv6"
+        with contextlib.ExitStack() as held:
+            other = held.enter_context(Namespace.new())
             link(ground.node, "other", other, ["10.78.0.1/24", "fd00:78::1/112"], ["10.78.0.9/24", "fd00:78::9/112"])
-            client_address, port = client.getsockname()[:2]
-            ip(other, f"addr add {client_address}/{128 if six else 32} dev lo {'nodad' if six else ''}")
             ip(other, "route add default via 10.78.0.1", "route add default via fd00:78::1")
+            made, pod = held.enter_context(carrying(ground, 0)), held.enter_context(Pod(ground, 0))
+            client = held.enter_context(ground.client())
+            await made.lasts(client)
+            address, number = client.getsockname()[:2]
+            ip(other, f"addr add {address} dev lo {'nodad' if ground.family.name == 'IPv6' else ''}")
             with other.entered():
-                liar = socket.socket(ground.family.kind, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-            with liar:
-                liar.bind((client_address, port))
-                liar.connect((ground.family.asked, PORT))
-                count, sent = made.passed(), made.session.sent_datagrams
-                for _ in range(5):
-                    liar.send(b"it is me")
-                # rp_filter is off here: the socket gets it, as it would without the kernel's flows.
-                await until(lambda: made.session.sent_datagrams == sent + 5)
-                assert made.passed()[0] == count[0]
-                for _ in range(5):
-                    await heard(client)
+                liar = held.enter_context(socket.socket(ground.family.kind, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK))
+            liar.bind((address, number))
+            liar.connect((ground.family.asked, PORT))
+            count, sent = made.passed(), made.session.sent_datagrams
+            for _ in range(5):
+                liar.send(b"it is me")
+            # rp_filter is off here: the socket gets it, as it would without the kernel's flows.
+            for _ in range(5):
+                assert await heard(client) == b"0 it is me"
+            assert made.session.sent_datagrams == sent + 5 and made.passed()[0] == count[0]
             assert await asked(client) == b"0 ?" and made.passed()[0] == count[0] + 1
             assert len({peer for _, peer in pod.heard}) == 1
 
