@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 ADDRESSES = 0x10 | 0x100  # RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 LINKS = 0x1  # RTMGRP_LINK
+QDISCS = 0x8  # RTMGRP_TC
 
 
 @contextmanager

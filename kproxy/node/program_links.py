@@ -2,7 +2,9 @@
 
 In: a program's descriptor, the kernel's announcements of links. Out: the descriptors of its attachments, by a number of their own each: a
 program is on a link for as long as somebody holds that descriptor, and as the link is there. What must not happen here: knowing what the
-program does.
+program does; and a program in front of others': where somebody has filters at a link's ingress (the bandwidth plug-in of CNI shapes what a
+pod sends there, network plug-ins with eBPF judge it), packets are theirs, and the link does without. That counts for a link that is new:
+filters that come to one which had none for long watch what passes, and taking the program away would end what it carries.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from kproxy.ebpf import calls
-from kproxy.node.announcements import LINKS, announced
+from kproxy.node.announcements import LINKS, QDISCS, announced
 from kproxy.node.rtnetlink import Route
 
 log = logging.getLogger("kproxy.node")
@@ -24,6 +26,7 @@ log = logging.getLogger("kproxy.node")
 KIND = "veth"  # what container runtimes give pods, with the other end in the pod
 GATHER_S = 0.02  # after an announcement: a pod's link comes up within a few milliseconds
 RESYNC_S = 60.0
+NEW_S = 10.0  # so long a link's other owners have to make it theirs
 _NO_TCX = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 
 
@@ -34,15 +37,16 @@ class ProgramLinks:
         self._changed = changed
         self._numbers = itertools.count(1)
         self._of: dict[int, int] = {}  # a link's index → number
+        self._came: dict[int, float] = {}  # a link's index → when the program came to it
         self.held: dict[int, int] = {}
 
     async def follow(self, code: int) -> None:
         """Runs until cancelled. Raises OSError where the kernel does not offer it (before Linux 6.6 there is no TCX)."""
-        with announced(LINKS) as notified:
+        with announced(LINKS | QDISCS) as notified:
             while True:
                 notified.clear()
                 try:
-                    self._attach(await asyncio.to_thread(_links), code)
+                    self._attach(*await asyncio.to_thread(_links), code, asyncio.get_running_loop().time())
                 except OSError as error:
                     if error.errno in _NO_TCX:
                         raise
@@ -52,12 +56,15 @@ class ProgramLinks:
                         await notified.wait()
                     await asyncio.sleep(GATHER_S)
 
-    def _attach(self, found: set[int], code: int) -> None:
+    def _attach(self, found: set[int], filtered: set[int], code: int, now: float) -> None:
+        """found: links of pods. filtered: those with filters of somebody else. now: monotonic seconds."""
         before = len(self._of), next(reversed(self.held), 0)
+        taken = {index for index in filtered & self._of.keys() if now - self._came[index] < NEW_S}
         try:
-            for index in self._of.keys() - found:
+            for index in (self._of.keys() - found) | taken:
                 os.close(self.held.pop(self._of.pop(index)))
-            for index in sorted(found - self._of.keys()):
+                del self._came[index]
+            for index in sorted(found - self._of.keys() - filtered):
                 try:
                     made = calls.attach(code, index, calls.TCX_INGRESS)
                 except OSError as error:
@@ -65,7 +72,7 @@ class ProgramLinks:
                         raise
                     continue
                 number = self._of[index] = next(self._numbers)
-                self.held[number] = made
+                self.held[number], self._came[index] = made, now
         finally:
             if before != (len(self._of), next(reversed(self.held), 0)):
                 self._changed()
@@ -76,9 +83,16 @@ class ProgramLinks:
             os.close(descriptor)
         self.held.clear()
         self._of.clear()
+        self._came.clear()
 
 
-def _links() -> set[int]:
-    """Numbers of the links that pods may be behind. Blocks a few milliseconds; raises OSError."""
+def _links() -> tuple[set[int], set[int]]:
+    """Numbers of the links that pods may be behind, and of those with filters. Blocks a few milliseconds; raises OSError."""
     with Route() as kernel:
-        return {link.index for link in kernel.links() if link.kind == KIND}
+        found = {link.index for link in kernel.links() if link.kind == KIND}
+        try:
+            return found, kernel.ingress()
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            return found, set()  # a kernel without queueing disciplines

@@ -19,21 +19,25 @@ from dataclasses import dataclass
 from types import TracebackType
 
 _NEW_LINK, _DEL_LINK, _GET_LINK, _NEW_ADDRESS, _DEL_ADDRESS, _GET_ADDRESS = 16, 17, 18, 20, 21, 22
+_NEW_QDISC, _GET_QDISC = 36, 38
 _ERROR, _DONE = 2, 3
 _REQUEST, _ACK, _DUMP, _INTERRUPTED = 0x1, 0x4, 0x300, 0x10
 _CREATE, _EXCLUSIVE = 0x400, 0x200
 _IFLA_NAME, _IFLA_INFO, _INFO_KIND = 3, 18, 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL = 1, 2, 3
+_TCA_KIND = 1
 _IFF_UP = 1
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _LINK = struct.Struct("=BxHiII")  # family, device type, index, flags, which flags
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
+_QDISC = struct.Struct("=BxxxiIII")  # family, index, handle, parent, info
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
 _TYPE_MASK = 0x3FFF
 _DATAGRAM = 1 << 17
 _PATIENCE_S = 5.0
 _ROUNDS = 5  # of a dump during which the kernel's list has changed
 
+_AT_INGRESS = (b"ingress", b"clsact")
 _SIZES = {socket.AF_INET: 4, socket.AF_INET6: 16}
 
 
@@ -96,6 +100,16 @@ class Route:
                     found.append(_link(body))
             if whole:
                 break
+        return found
+
+    def ingress(self) -> set[int]:
+        """Numbers of the interfaces at whose ingress somebody has put a queueing discipline, for filters on it (`tc filter … ingress`)."""
+        found: set[int] = set()
+        for kind, _, body in self._ask(_GET_QDISC, _DUMP, _QDISC.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+            if kind == _NEW_QDISC and len(body) >= _QDISC.size:
+                name = dict(_attributes(body[_QDISC.size :])).get(_TCA_KIND, b"").rstrip(b"\0")
+                if name in _AT_INGRESS:
+                    found.add(int(_QDISC.unpack_from(body)[1]))
         return found
 
     def index_of(self, name: str) -> int | None:
