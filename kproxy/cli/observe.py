@@ -176,7 +176,7 @@ def _row(flow: FlowPage) -> tuple[object, ...]:
         lasting(flow.age_seconds) if flow.age_seconds is not None else "-",
         flow.retries + 1 if flow.endpoint else flow.retries,
         flow.state,
-        flow.worker or "kernel",
+        (f"{flow.worker}, kernel" if flow.in_kernel else flow.worker) if flow.worker else "kernel",
     )
 
 

@@ -133,6 +133,7 @@ class Connection:
             received=server.octets,
             retries=self.retries,
             state=state,
+            in_kernel=self.handed is not None and self.handed.forwards,
         )
 
     def end(self) -> None:

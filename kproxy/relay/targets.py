@@ -93,3 +93,4 @@ class Flow:
     received: int = 0
     retries: int = 0  # endpoints that were tried before
     state: str = "open"  # connecting, open, half-closed, draining
+    in_kernel: bool = False  # its packets pass without the worker

@@ -186,6 +186,7 @@ class Session:
             received=self.received,
             retries=self.retries,
             state="open" if end is not None else "connecting",
+            in_kernel=self.handed is not None and self.handed.forwards,
         )
 
 

@@ -30,6 +30,7 @@ class FlowPage(msgspec.Struct, rename="camel", kw_only=True):
 
     client_pod, endpoint_pod: `namespace/name`, `node/name` or "". source: what the endpoint sees as the client, ip:port.
     age_seconds: None where the kernel does not tell. worker: the relay worker's process, 0 for flows of the kernel.
+    in_kernel: of a worker's, that its packets pass without it.
     """
 
     protocol: str
@@ -41,6 +42,7 @@ class FlowPage(msgspec.Struct, rename="camel", kw_only=True):
     endpoint_pod: str = ""
     source: str = ""
     state: str = "open"
+    in_kernel: bool = False
     age_seconds: float | None = None
     sent: int | None = 0
     received: int | None = 0
@@ -133,6 +135,7 @@ def page_of(flow: Flow, names: Names, now: float) -> FlowPage:
         endpoint_pod=names.endpoint(flow.service, end_of(flow.endpoint)[0]) if flow.endpoint else "",
         source=flow.source,
         state=flow.state,
+        in_kernel=flow.in_kernel,
         age_seconds=round(max(0.0, now - flow.began), 3),
         sent=flow.sent,
         received=flow.received,

@@ -170,7 +170,7 @@ def test_what_is_carried_comes_by_no_socket_and_is_counted(either: Ground) -> No
             (flow,) = relay.relay.flows(1)
             assert flow.sent - flow_before.sent >= sum(len(b"question %d" % number) for number in range(100))
             assert flow.received - flow_before.received >= sum(3 * len(b"answer %d " % number) for number in range(100))
-            assert flow.state == "open"
+            assert flow.state == "open" and flow.in_kernel
 
     scene(play)
 

@@ -132,6 +132,14 @@ def test_an_address_that_a_pod_shares_with_its_node_names_no_pod(tmp_path: Path)
     assert json.loads(result.stdout)["clientPod"] == ""
 
 
+def test_whose_packets_pass_without_the_worker(tmp_path: Path) -> None:
+    relay = pages(lambda: (flow(5, "10.244.0.9:1111", in_kernel=True), flow(6, "10.244.0.9:1112")))
+    lines = run(tmp_path, relay=relay).stdout.splitlines()
+    assert ["77, kernel" in line for line in lines if ":111" in line] == [True, False]
+    found = [json.loads(line) for line in run(tmp_path, "-o", "json", relay=relay).stdout.splitlines()]
+    assert [one["inKernel"] for one in found] == [True, False]
+
+
 @pytest.mark.parametrize("words", [(), ("-o", "json"), ("--watch", "-n", "4"), ("--watch", "-n", "4", "-o", "json")])
 def test_no_form_of_output_moves_a_terminals_cursor(tmp_path: Path, words: tuple[str, ...]) -> None:
     result = run(tmp_path, *words)
