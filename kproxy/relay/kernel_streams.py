@@ -9,7 +9,7 @@ A connection goes through:
     talking     octets passed in two looks, one after the other
     observed    its entries say OBSERVE: packets come to the sockets, the program notes the numbers at which both connections began
     handed      the notes agree, both connections have the same options, and nothing much is under way: the entries get what is to be
-                added (`_shifts`), the pair says FORWARD, and packets find the other end by themselves
+                added (kernel_numbers.py), the pair says FORWARD, and packets find the other end by themselves
 
 The order of an octet in a connection never changes: the client's n-th is the n-th that the endpoint gets (behind a PROXY header). So what
 the worker has read before it hands over it writes after that, at the right place. Its two sockets stay: they hold the ports, and when what
@@ -24,18 +24,16 @@ from __future__ import annotations
 
 import logging
 import socket
-import struct
-import time
-from _socket import socket as Socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from select import EPOLLERR, EPOLLHUP
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from kproxy.relay import kernel_maps as layout
-from kproxy.relay.kernel_flows import KernelFlows, Note, Way
-from kproxy.relay.kernel_maps import FROM_CLIENT, FROM_ENDPOINT, Shift, ends
+from kproxy.relay.kernel_flows import KernelFlows, Way
+from kproxy.relay.kernel_maps import FROM_CLIENT, FROM_ENDPOINT, ends
+from kproxy.relay.kernel_numbers import SYN_COUNTED, adds_up, are_alike, clock_of, info_of, shifts
 from kproxy.relay.kernel_reset import Resets
 from kproxy.relay.poller import Poller
 from kproxy.relay.proxy_header import proxy_header
@@ -50,33 +48,12 @@ log = logging.getLogger("kproxy.relay")
 
 LOOK_S, FRESH_S = 0.05, 10.0
 _LOOKED_AT = 256  # fresh connections in one look
-_BEGUN = 64  # of them: a few system calls each
+_BEGUN = 64  # of them, and handed over: up to a dozen system calls each
+_SWEPT = 500  # carried ones in one sweep: 3 ms
 _SEEN = 3  # equal notes of either direction
 _OBSERVED_S = 10.0  # then it is left alone until it talks again
 _LINGER_S = 2.0  # from the last packet of a connection that has ended, for what is sent again
 _ASK_AFTER_S, _ASK_AGAIN_S, _ASKED = 60.0, 15.0, 5  # of silence; how often, before who does not answer is gone
-_MUCH = 64 << 10  # octets under way, of one socket
-
-_TCP_TIMESTAMP = 24
-_INFO = struct.Struct("=BBBBBBBx8xI4xI56xI32xQQ8xI")
-_ESTABLISHED = 1
-_TIMESTAMPS, _SELECTIVE, _ECN, _ECN_SEEN, _MICROSECONDS = 1, 2, 8, 16, 64
-_STAMP_OCTETS = 12
-_SYN_COUNTED = 1  # a connection of our own counts its SYN among what was acknowledged, an accepted one does not
-
-
-class Info(NamedTuple):
-    """What TCP_INFO says. scales: of the peer's window (low four bits) and of ours."""
-
-    state: int
-    options: int
-    scales: int
-    segment: int
-    unacknowledged: int
-    advertised: int
-    acknowledged: int
-    received: int
-    unsent: int
 
 
 class Handed:
@@ -101,6 +78,7 @@ class KernelStreams:
         self._talked: dict[Connection, int] = {}  # octets at the last look
         self._observed: dict[Handed, None] = {}
         self._forwarded: dict[Handed, None] = {}
+        self._swept: Iterator[Handed] = iter(())
         self._resets = Resets()
 
     @property
@@ -127,7 +105,7 @@ class KernelStreams:
                 ):
                     room -= 1
                     self.observe(connection, now)
-        for handed in [*islice(self._observed, _LOOKED_AT)]:
+        for handed in [*islice(self._observed, _BEGUN)]:
             del self._observed[handed]
             if now - handed.begun > _OBSERVED_S or self._flows.state(handed.place) != layout.OBSERVE:
                 self._leave(handed)
@@ -158,8 +136,14 @@ class KernelStreams:
         self._observed[handed] = None
 
     def sweep(self, now: float) -> None:
-        """About once a second: what of the forwarded ones is over is closed, and who is silent for long is asked."""
-        for handed in [*self._forwarded]:
+        """About once a second: what of the forwarded ones is over is closed, and who is silent is asked. A bounded part each time."""
+        part = [*islice(self._swept, _SWEPT)]
+        if not part:
+            self._swept = iter([*self._forwarded])
+            part = [*islice(self._swept, _SWEPT)]
+        for handed in part:
+            if handed not in self._forwarded:
+                continue
             self.count(handed)
             seen = [ns / 1e9 for ns in self._flows.passed(handed.place).seen]  # of the clock that `now` is
             if self._flows.state(handed.place) != layout.FORWARD:
@@ -228,19 +212,19 @@ class KernelStreams:
         connection = handed.connection
         client, server = connection.client, connection.server
         try:
-            infos = _info(client.sock), _info(server.sock)
-            if not _is_plain(connection) or not _are_alike(*infos) or any(one.unsent for one in infos):
+            infos = info_of(client.sock), info_of(server.sock)
+            if not _is_plain(connection) or not are_alike(*infos) or any(one.unsent for one in infos):
                 return False
             header = _header(connection)
-            if not _adds_up(infos[0], server.octets, 0) or not _adds_up(infos[1], client.octets + header, _SYN_COUNTED):
+            if not adds_up(infos[0], server.octets, 0) or not adds_up(infos[1], client.octets + header, SYN_COUNTED):
                 return False
             notes = (self._flows.note(handed.place, FROM_CLIENT), self._flows.note(handed.place, FROM_ENDPOINT))
-            shifts = _shifts(notes, (_clock(client.sock), _clock(server.sock)), header)
-            ways = (replace(handed.ways[0], shift=shifts[0]), replace(handed.ways[1], shift=shifts[1]))
+            added = shifts(notes, (clock_of(client.sock), clock_of(server.sock)), header)
+            ways = (replace(handed.ways[0], shift=added[0]), replace(handed.ways[1], shift=added[1]))
             for side in (client, server):
                 side.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
             self._flows.begin_at(
-                handed.place, FROM_CLIENT, notes[1].written_from + _SYN_COUNTED + header + client.octets
+                handed.place, FROM_CLIENT, notes[1].written_from + SYN_COUNTED + header + client.octets
             )
             self._flows.begin_at(handed.place, FROM_ENDPOINT, notes[0].written_from + server.octets)
             self._flows.put(handed.place, layout.TCP, ways, layout.FORWARD)
@@ -272,7 +256,7 @@ class KernelStreams:
         handed.owed = False
         for side, acknowledged in ((handed.connection.client, FROM_CLIENT), (handed.connection.server, FROM_ENDPOINT)):
             try:
-                owed = bool(side.pending) or _info(side.sock).unsent > 0
+                owed = bool(side.pending) or info_of(side.sock).unsent > 0
             except OSError:
                 owed = False
             handed.owed |= owed
@@ -325,69 +309,9 @@ def _ways(connection: Connection) -> tuple[Way, Way]:
     return Way(near, far), Way(far.turned(), near.turned())
 
 
-def _info(sock: Socket) -> Info:
-    """Raises OSError where the kernel knows less."""
-    told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
-    if len(told) < _INFO.size:
-        raise OSError("TCP_INFO is too short")
-    state, _, _, _, _, options, scales, segment, unacknowledged, advertised, acknowledged, received, unsent = (
-        _INFO.unpack(told)
-    )
-    return Info(state, options, scales, segment, unacknowledged, advertised, acknowledged, received, unsent)
-
-
-def _are_alike(client: Info, server: Info) -> bool:
-    """Whether what one peer sends may go to the other as it is: both have agreed with us on the same."""
-    options = client.options
-    return (
-        client.state == server.state == _ESTABLISHED
-        and options == server.options
-        and options & _TIMESTAMPS != 0
-        and not options & (_ECN | _ECN_SEEN | _MICROSECONDS)
-        and client.scales & 15 == server.scales >> 4
-        and server.scales & 15 == client.scales >> 4
-        and client.advertised <= server.segment + _STAMP_OCTETS
-        and server.advertised <= client.segment + _STAMP_OCTETS
-        and max(client.unacknowledged * client.segment, server.unacknowledged * server.segment) <= _MUCH
-    )
-
-
-def _adds_up(info: Info, written: int, more: int) -> bool:
-    """Whether the kernel counts what was acknowledged as it is thought here to; known only when everything is."""
-    return info.unacknowledged != 0 or info.acknowledged == written + more
-
-
 def _header(connection: Connection) -> int:
     """Octets in front of the client's own."""
     kind = connection.target.proxy_protocol
     if not kind:
         return 0
     return len(proxy_header(kind, connection.client.sock.getpeername()[:2], connection.client.sock.getsockname()[:2]))
-
-
-def _clock(sock: Socket) -> int:
-    """A socket's timestamps beside milliseconds of CLOCK_MONOTONIC, which is what they go by."""
-    stamp = 0
-    for _ in range(4):
-        before = time.monotonic_ns() // 1_000_000
-        stamp = sock.getsockopt(socket.IPPROTO_TCP, _TCP_TIMESTAMP)
-        if time.monotonic_ns() // 1_000_000 == before:
-            break
-    return stamp - before
-
-
-def _shifts(notes: tuple[Note, Note], clocks: tuple[int, int], header: int) -> tuple[Shift, Shift]:
-    """What is added to the client's segments, and to the endpoint's. clocks: of the sockets to client and endpoint."""
-    client, endpoint = notes
-    written = endpoint.written_from + _SYN_COUNTED + header
-    sequence, acknowledgement = written - client.read_from, endpoint.read_from - client.written_from
-    forth, back = clocks[1] - client.clock, endpoint.clock - clocks[0]
-    return (
-        _shift(sequence, acknowledgement, forth, back),
-        _shift(-acknowledgement, -sequence, -back, -forth),
-    )
-
-
-def _shift(*numbers: int) -> Shift:
-    sequence, acknowledgement, clock, echo = (number & 0xFFFFFFFF for number in numbers)
-    return Shift(sequence=sequence, acknowledgement=acknowledgement, clock=clock, echo=echo)
