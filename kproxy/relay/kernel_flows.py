@@ -139,6 +139,11 @@ class KernelFlows:
         """TCP: what is to be thought of the relay's socket (kernel_maps.SETTLED …)."""
         self._pairs[place * layout.PAIR + layout.SETTLED_AT + direction] = value
 
+    def settled(self, place: int) -> tuple[bool, bool]:
+        """TCP: which of the relay's sockets has heard that everything it sent has come."""
+        at = place * layout.PAIR + layout.SETTLED_AT
+        return self._pairs[at] == layout.SETTLED, self._pairs[at + 1] == layout.SETTLED
+
     def vouch(self, until_ns: int) -> None:
         """UDP flows are good until then (CLOCK_MONOTONIC)."""
         _LONG.pack_into(self._leases, self.slot * layout.LEASE, until_ns)

@@ -27,8 +27,8 @@ SYN_COUNTED = 1  # a connection of our own counts its SYN among what was acknowl
 class Info(NamedTuple):
     """What TCP_INFO says. scales: of the peer's window (low four bits) and of ours.
 
-    segment: octets of data in what we send; advertised: what we have told the peer. unacknowledged: segments. acknowledged, received: octets
-    in all; unsent: those that wait for the peer's window.
+    segment: octets of data in what we send; advertised: what we have told the peer. unacknowledged: segments. acknowledged, received:
+    octets in all; unsent: those that wait for the peer's window.
     """
 
     state: int

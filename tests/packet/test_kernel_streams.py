@@ -13,6 +13,7 @@ import pytest
 
 from kproxy.relay.kernel_flows import KernelFlows
 from kproxy.relay.kernel_maps import FORWARD, FROM_CLIENT, OVER, PER_SLOT
+from kproxy.relay.kernel_numbers import info_of
 from kproxy.relay.kernel_reset import Resets
 from kproxy.relay.kernel_streams import FRESH_S, Handed, KernelStreams
 from tests.packet.kernel_ground import kernel, without_offload
@@ -171,6 +172,23 @@ def test_what_is_carried_comes_by_no_socket_and_is_counted(either: Ground) -> No
             assert flow.sent - flow_before.sent >= sum(len(b"question %d" % number) for number in range(100))
             assert flow.received - flow_before.received >= sum(3 * len(b"answer %d " % number) for number in range(100))
             assert flow.state == "open" and flow.in_kernel
+
+    scene(play)
+
+
+def test_the_relay_s_own_sockets_hear_what_they_wait_for(either: Ground) -> None:
+    """Else they would send it again, and after a quarter of an hour give the connection up."""
+
+    async def play() -> None:
+        async with _pair(either) as (relay, flows, client, server):
+            await _handed(relay, client, server)
+            (handed,) = _streams(relay)._forwarded
+            connection = handed.connection
+            await _talk(client, server)
+            await until(lambda: not info_of(connection.client.sock).unacknowledged)
+            await until(lambda: not info_of(connection.server.sock).unacknowledged)
+            await _talk(client, server)
+            await until(lambda: all(flows.settled(handed.place)))
 
     scene(play)
 
