@@ -24,7 +24,7 @@ from kproxy.backends.userspace.settings import UserspaceSettings, own_mark
 from kproxy.errors import ApplyError
 from kproxy.model.desired import NodeSettings
 from kproxy.model.names import Family
-from tests.packet.entered import Ground
+from tests.packet.entered import PATIENCE_S, SILENCE_S, Ground
 from tests.support.addressing import CLUSTER_IP, EXTERNAL_IP, NODE_IP, NODE_IP_2, VIP, six, twin
 from tests.support.answering import Answering
 from tests.support.builders import Built, ep, port, slice_, svc
@@ -579,6 +579,26 @@ def test_what_is_not_tracked(notrack: bool) -> None:
     )]  # fmt: skip
     assert tracked == [not notrack, not notrack, not notrack, True], seen
     ground.close()
+
+
+@pytest.mark.parametrize("notrack", [False, True])
+def test_a_closed_input_and_the_answers_of_endpoints(notrack: bool) -> None:
+    """Let in as established while conntrack knows them; with the setting they need the rule for marked packets, as clients do."""
+    ground, to = Ground(UserspaceSettings(notrack=notrack)), (X.address, 8080)
+    closed = "add table inet closed; add chain inet closed in { type filter hook input priority 0; policy drop; }"
+    established = "add rule inet closed in ct state established,related accept"
+    let_in = f"add rule inet closed in meta mark & {_MARK} == {_MARK} accept"
+    with ExitStack() as stack:
+        stack.callback(ground.close)
+        with ground.outside.entered():
+            stack.enter_context(socket.create_server(to))
+        ground.bring()
+        for rules, silent in (((closed, established), notrack), ((let_in,), False)):
+            run(ground.node, "nft", "; ".join(rules))
+            with _of_a_worker(ground) as sock:
+                sock.settimeout(SILENCE_S if silent else PATIENCE_S)
+                with pytest.raises(TimeoutError) if silent else nullcontext():
+                    sock.connect(to)
 
 
 # Healing, and the end
