@@ -98,6 +98,11 @@ async def _handed(relay: Relay, client: socket.socket, server: socket.socket) ->
             await asyncio.sleep(0.002)
 
 
+async def _silent(*socks: socket.socket) -> None:
+    """Until everything is acknowledged that was sent."""
+    await until(lambda: not any(info_of(sock).unacknowledged for sock in socks))
+
+
 async def _over(relay: Relay) -> None:
     """Until the relay has seen that it is."""
     async with asyncio.timeout(10):
@@ -176,7 +181,8 @@ def test_what_is_carried_comes_by_no_socket_and_is_counted(either: Ground) -> No
     scene(play)
 
 
-def test_the_relay_s_own_sockets_hear_what_they_wait_for(either: Ground) -> None:
+@pytest.mark.parametrize("offload", [True, False], ids=["offload", "software checksums"])
+def test_the_relay_s_own_sockets_hear_what_they_wait_for(either: Ground, offload: bool) -> None:
     """Else they would send it again, and after a quarter of an hour give the connection up."""
 
     async def play() -> None:
@@ -189,6 +195,32 @@ def test_the_relay_s_own_sockets_hear_what_they_wait_for(either: Ground) -> None
             await until(lambda: not info_of(connection.server.sock).unacknowledged)
             await _talk(client, server)
             await until(lambda: all(flows.settled(handed.place)))
+
+    with contextlib.nullcontext() if offload else without_offload(either.clients, either.pods):
+        scene(play)
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_what_came_a_moment_before_goes_on_by_the_sockets(either: Ground, first: str) -> None:
+    async def play() -> None:
+        async with _pair(either) as (relay, _, client, server):
+            await _talk(client, server)
+            streams = _streams(relay)
+            (connection,) = relay.relay._fresh
+            streams.observe(connection, relay.now())
+            (handed,) = streams._observed
+            while streams._times(handed) < 5:
+                await _talk(client, server)
+            here, there = (client, server) if first == "client" else (server, client)
+            here.send(b"before")  # is in the relay's socket, and nobody has read it
+            del streams._observed[handed]
+            assert streams._hand_over(handed)
+            here.send(b", after")  # is there first
+            found = b""
+            while len(found) < 13:
+                found += await heard(there)
+            assert found == b"before, after"
+            await _talk(client, server)
 
     scene(play)
 
@@ -235,6 +267,7 @@ def test_who_decides_that_it_is_enough_resets_both(either: Ground) -> None:
         async with _pair(either) as (relay, _, client, server):
             await _handed(relay, client, server)
             await _talk(client, server)
+            await _silent(client, server)
             relay.relay.close()
             for sock in (client, server):
                 with pytest.raises(ConnectionResetError):
@@ -309,6 +342,7 @@ def test_who_says_nothing_any_more_is_gone(either: Ground) -> None:
             await _handed(relay, client, server)
             await _talk(client, server)
             (handed,) = _streams(relay)._forwarded
+            await _silent(client, server)
             seen = flows.passed(handed.place).seen
             relay.sweep(61)
             await until(
