@@ -11,6 +11,7 @@ from links without the program) is left alone from then on.
 
 At first its entries only say OBSERVE, for a few exchanges that still come by the sockets, through all rules of the node: the program notes
 by which link they come. Whatever claims to be of the session and comes by another, then or later, is not carried (kernel_maps.LINK_AT).
+About once a minute it begins so anew: rules of the node that forbid it now take hold.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from kproxy.relay.counts import Counts
 from kproxy.relay.kernel_flows import KernelFlows, Passed, Way
 from kproxy.relay.kernel_maps import FORWARD, OBSERVE, OFF, OVER, UDP, ends
 from kproxy.relay.poller import Poller
+from kproxy.relay.udp_sockets import refused
 
 if TYPE_CHECKING:
     from kproxy.relay.udp_session import Session
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kproxy.relay")
 
 IDLE_S = 10.0
+AGAIN_S, _SPREAD = 60.0, 16  # then it comes the whole way again; seconds over which sessions are spread
 _LOOK_S, _LOOKED_AT, _OBSERVED_S = 0.1, 512, 2.0
 _SEEN = 2  # datagrams of either side
 _LASTING, _LIVELY = 32, 4  # datagrams of both sides: in all, and since the last sweep
@@ -38,15 +41,16 @@ _NOTHING = Passed((0, 0), (0, 0), (0, 0))
 
 
 class Handed:
-    """What the kernel has of a session. passed: what the session knows of; since: when something passed last, or it was observed first.
+    """What the kernel has of a session. passed: what the session knows of; began: when it was observed first; since: when something passed.
 
-    before: datagrams of either side until then.
+    before: datagrams of either side when it was observed first.
     """
 
-    __slots__ = ("before", "forwards", "passed", "place", "since", "ways")
+    __slots__ = ("before", "began", "forwards", "passed", "place", "since", "ways")
 
     def __init__(self, place: int, ways: tuple[Way, Way], since: float, before: tuple[int, int]) -> None:
-        self.place, self.ways, self.since, self.before = place, ways, since, before
+        self.place, self.ways, self.before = place, ways, before
+        self.began = self.since = since
         self.passed, self.forwards = _NOTHING, False
 
 
@@ -143,8 +147,15 @@ class KernelDatagrams:
         if handed is None or not handed.forwards:
             return
         self._take(session, handed, now)
-        if now - handed.since >= IDLE_S:
+        if now - handed.since >= IDLE_S or now - handed.began >= AGAIN_S + session.number % _SPREAD:
             self.take_back(session)
+
+    def refused(self, session: Session) -> None:
+        """Its endpoint does not take a datagram: what did not come by the worker is held to be sent again, as if it had."""
+        if session.handed is not None:
+            self.take_back(session)
+            if session.held is None:
+                session.held = refused(session.end_sock)
 
     def take_back(self, session: Session) -> None:
         """Its datagrams come by the sockets from here on."""

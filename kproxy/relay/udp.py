@@ -314,6 +314,8 @@ class UdpRelay:
         if error.errno in _NOT_THE_ENDPOINTS_FAULT:
             self._lost(session, error)
             return
+        if self._kernel is not None:
+            self._kernel.refused(session)
         self._failed(session, end)
         if session.held is not None:
             self.choose(session)

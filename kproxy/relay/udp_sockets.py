@@ -26,6 +26,10 @@ _SO_BINDTODEVICE = 25
 _SO_RCVBUFFORCE = 33
 _ERRORS = 64
 _LISTENER_OCTETS = 4 << 20  # first datagrams come in bursts: after a new table, every client of a Service at once
+_ERROR = struct.Struct("=4xBBB")  # sock_extended_err: origin, type, code
+# Port unreachable: whoever says so is where the datagram came to. A message has 576 octets (icmp_send) or 1280 (icmp6_send), of which so
+# many are the datagram's; some machines quote none.
+_QUOTED = {(2, 3, 3): 520, (3, 1, 4): 1184}
 _ORIGINAL_4 = struct.Struct("!xxH4s")  # sockaddr_in
 _ORIGINAL_6 = struct.Struct("!xxH4x16s")  # sockaddr_in6
 # At loopback, because that can be reached from every address on every node; the port of discard, which nobody sends from.
@@ -122,6 +126,20 @@ def clear_errors(sock: socket.socket) -> None:
             sock.recvmsg(0, 0, socket.MSG_ERRQUEUE)
         except OSError:  # no more
             return
+
+
+def refused(sock: socket.socket) -> bytes | None:
+    """The last datagram that nobody took, as the ICMP message about it quotes it; None where that is not the whole of it."""
+    found = None
+    for _ in range(_ERRORS):
+        try:
+            words, control, _, _ = sock.recvmsg(2048, CONTROL_OCTETS, socket.MSG_ERRQUEUE)
+        except OSError:  # no more
+            break
+        for _, _, data in control:
+            if len(data) >= _ERROR.size and (quoted := _QUOTED.get(_ERROR.unpack_from(data))):
+                found = words if 0 < len(words) < quoted else None
+    return found
 
 
 def original_destination(control: Iterable[tuple[int, int, bytes]]) -> tuple[str, int] | None:

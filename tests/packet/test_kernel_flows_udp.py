@@ -168,8 +168,9 @@ def test_an_endpoint_that_is_gone_gets_nothing_more(ground: Ground) -> None:
     scene(play)
 
 
-def test_an_endpoint_that_refuses_is_heard(ground: Ground) -> None:
-    """Its ICMP error finds the worker's socket; the client's next datagram is for another endpoint."""
+@pytest.mark.parametrize("long", [False, True], ids=["short", "long"])
+def test_an_endpoint_that_refuses_is_heard(ground: Ground, long: bool) -> None:
+    """Its ICMP error finds the worker's socket, and quotes the datagram; another endpoint gets that. One too long to be quoted is lost."""
 
     async def play() -> None:
         with carrying(ground, 0, 1) as made, Pod(ground, 0) as one, Pod(ground, 1) as two, ground.client() as client:
@@ -177,11 +178,16 @@ def test_an_endpoint_that_refuses_is_heard(ground: Ground) -> None:
             dying = one if one.heard else two
             asyncio.get_running_loop().remove_reader(dying.sock)
             dying.sock.close()
-            client.send(b"still there?")
-            await until(lambda: made.worker.row(FAILED) == 1)
+            number = b"1 " if dying is one else b"0 "
+            words = os.urandom(1400 if long else 500)
+            client.send(words)
+            if long:
+                await until(lambda: made.worker.row(FAILED) == 1)
+            else:
+                assert await heard(client) == number + words
             assert made.flows.free == PER_SLOT
-            number = b"1" if dying is one else b"0"
-            assert await asked(client, b"anybody?") == number + b" anybody?"
+            assert await asked(client, b"anybody?") == number + b"anybody?"
+            assert made.worker.row(FAILED) == 1
             assert made.worker.relay.open == 1 and made.worker.row(OPEN) == 1
             dying.sock = socket.socket()  # for the end of the test
             asyncio.get_running_loop().add_reader(dying.sock, lambda: None)
@@ -195,7 +201,7 @@ def test_a_session_lives_as_long_as_it_speaks(ground: Ground) -> None:
     async def play() -> None:
         with carrying(ground, 0) as made, Pod(ground, 0), ground.client() as client:
             await made.lasts(client)
-            for _ in range(40):
+            for _ in range(5):
                 count = made.passed()
                 await asked(client)
                 assert made.passed() > count
@@ -213,6 +219,24 @@ def test_a_session_lives_as_long_as_it_speaks(ground: Ground) -> None:
             made.worker.sweep(2)
             assert made.worker.relay.open == 0
             await made.lasts(client)  # the same port again: another session
+
+    scene(play)
+
+
+def test_a_session_comes_the_whole_way_now_and_then(ground: Ground) -> None:
+    """Through the node's rules: one that forbids it takes hold, of what is carried too."""
+
+    async def play() -> None:
+        with carrying(ground, 0) as made, Pod(ground, 0), ground.client() as client:
+            await made.lasts(client)
+            taken = 0
+            for _ in range(10):
+                await asked(client)
+                made.worker.sweep(IDLE_S - 1)
+                taken += made.session.handed is None
+            assert taken, "it passes them by for ever"
+            await made.lasts(client)
+            assert made.worker.counts.handed == 2 and made.worker.relay.open == 1
 
     scene(play)
 
