@@ -233,6 +233,7 @@ class KernelStreams:
             return False
         handed.ways, handed.forwards, handed.since = ways, True, self._now()
         self._forwarded[handed] = None
+        handed.connection.relay.counts.handed += 1
         # Anew, so that epoll tells what has come before and was not read.
         for side in (client, server):
             self._poller.put(side.fd, READING, self._reader(handed, side))
