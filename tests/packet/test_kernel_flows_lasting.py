@@ -11,6 +11,8 @@ import os
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -253,3 +255,26 @@ def test_a_pod_that_comes_later_and_goes(ground: Ground, tmp_path: Path) -> None
                 client.until(lambda: client.is_carried(carried), "it is not carried")
             ip(ground.node, "link del late")
         relaying.wait(lambda: kernel.links == count == held(), "the worker keeps what is gone")
+
+
+_ALONE = """
+import asyncio, sys
+from kproxy.relay.kernel_links import KernelLinks
+kernel = KernelLinks(sys.argv[1])
+asyncio.run(asyncio.wait_for(kernel.run(), 20))
+print(kernel.links, kernel.why_not)
+"""
+
+
+@pytest.mark.parametrize(
+    ("without", "why"),
+    [("-bpf,-sys_admin", "map kproxy_flows"), ("-net_admin,-sys_admin", "program kproxy_relay")],
+    ids=["CAP_BPF", "CAP_NET_ADMIN"],
+)
+def test_a_controller_that_may_not(ground: Ground, tmp_path: Path, without: str, why: str) -> None:
+    """It says why and does without; nobody listens where workers would ask."""
+    path = tmp_path / "relay.sock.kernel"
+    command = ["setpriv", f"--bounding-set={without}", sys.executable, "-c", _ALONE, str(path)]
+    with ground.node.entered():
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"0 {why}: Operation not permitted\n" and not path.exists()
