@@ -146,7 +146,7 @@ class RelayPage(msgspec.Struct, rename=_json_name, kw_only=True):
 
     draining: workers of before that carry their last connections. connections: begun, TCP and UDP; open: at the moment; retries: endpoints
     tried beyond the first; gave_up: clients refused because no endpoint accepted; shed: for want of room. ejected: endpoints left out
-    for a while, `ip:port`. kernel_flows: connections handed over to the kernel since the start; kernel_links: of pods, where it can be;
+    for a while, `ip:port`. kernel_flows: times that one was handed over to the kernel; kernel_links: of pods, where it can be;
     kernel_why_not: what keeps it from that.
     """
 

@@ -96,7 +96,7 @@ def test_mode_userspace_tells_of_its_relay_workers(tmp_path: Path) -> None:
     page.mode, page.variant, page.evidence = "userspace", "", ["userspace: nftables v1.0.6, TPROXY"]
     page.relay = RelayPage(
         workers=2, draining=1, ports=[10272, 10273], connections=500, open=7, retries=3, gave_up=1, shed=4,
-        ejected=["10.244.0.5:80"],
+        ejected=["10.244.0.5:80"], kernel_flows=60, kernel_links=12,
     )  # fmt: skip
     with serving(tmp_path, [page]):
         text = " ".join(_run(tmp_path).output.split())
@@ -108,13 +108,16 @@ def test_mode_userspace_tells_of_its_relay_workers(tmp_path: Path) -> None:
         "7 open of 500 connections; 3 retries, 1 clients refused",
         "4 CONNECTIONS RESET FOR WANT OF ROOM",
         "left out after failures: 10.244.0.5:80",
+        "handed over to the kernel 60 times, on the links of 12 pods",
         "kproxy observe --flows",
     ):
         assert words in text
-    assert (told["relay"]["gaveUp"], told["relay"]["failedConnects"]) == (1, 0)
-    page.relay = RelayPage()
+    assert (told["relay"]["gaveUp"], told["relay"]["failedConnects"], told["relay"]["kernelLinks"]) == (1, 0, 12)
+    page.relay = RelayPage(kernel_why_not="map kproxy_flows: Operation not permitted")
     with serving(tmp_path, [page]):
-        assert "0 workers, NO PORTS YET" in _run(tmp_path).output
+        text = _run(tmp_path).output
+    assert "0 workers, NO PORTS YET" in text
+    assert "the kernel relays nothing itself: map kproxy_flows: Operation not permitted" in text
 
 
 def test_one_that_stands_by_says_so(tmp_path: Path) -> None:

@@ -350,6 +350,7 @@ userspace:
   connectTimeout: 4s
   hedgeAfter: 50ms
   maxConnections: 5000
+  kernelFlows: false
   notrack: true
   markBit: 5
   routingTable: 999
@@ -366,6 +367,7 @@ userspace:
         connect_timeout_s=4.0,
         hedge_after_s=0.05,
         max_connections=5000,
+        kernel_flows=False,
         notrack=True,
         mark_bit=5,
         routing_table=999,

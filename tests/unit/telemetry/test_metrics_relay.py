@@ -21,7 +21,7 @@ def value(text: str, series: str) -> float:
 
 
 def test_the_relay_as_a_whole() -> None:
-    whole = {"accepted": 9, "shed": 2, "evicted": 3, "unknown": 1, "hedged": 4, "ejections": 5, "odd": 6}
+    whole = {"accepted": 9, "shed": 2, "evicted": 3, "unknown": 1, "hedged": 4, "ejections": 5, "handed": 8, "odd": 6}
     text = text_of(relay(whole, {("10.0.0.1", 80): 3.0}, [(7, False), (8, False), (5, True)])).decode()
     assert {
         name: value(text, name)
@@ -29,12 +29,13 @@ def test_the_relay_as_a_whole() -> None:
             'kproxy_relay_workers{state="serving"}', 'kproxy_relay_workers{state="draining"}', "kproxy_relay_ejected_endpoints",
             "kproxy_relay_accepted_connections_total", "kproxy_relay_shed_connections_total", "kproxy_relay_ejections_total",
             "kproxy_relay_hedged_connects_total", "kproxy_relay_unknown_destinations_total", "kproxy_relay_udp_evicted_sessions_total",
+            "kproxy_relay_kernel_flows_total",
         )
     } == {
         'kproxy_relay_workers{state="serving"}': 2, 'kproxy_relay_workers{state="draining"}': 1, "kproxy_relay_ejected_endpoints": 1,
         "kproxy_relay_accepted_connections_total": 9, "kproxy_relay_shed_connections_total": 2, "kproxy_relay_ejections_total": 5,
         "kproxy_relay_hedged_connects_total": 4, "kproxy_relay_unknown_destinations_total": 1,
-        "kproxy_relay_udp_evicted_sessions_total": 3,
+        "kproxy_relay_udp_evicted_sessions_total": 3, "kproxy_relay_kernel_flows_total": 8,
     }  # fmt: skip
     assert "odd" not in text, "a word of another version's worker is no metric"
 
