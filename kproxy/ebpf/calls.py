@@ -121,8 +121,9 @@ class Map:
                     raise _error("reading a map")
                 more = False
             (count,) = struct.unpack_from("=I", held, 32)
+            told, held_values = keys.raw, values.raw
             for number in range(min(count, _BATCH)):
-                yield keys[number * key : (number + 1) * key], values[number * value : (number + 1) * value]
+                yield told[number * key : (number + 1) * key], held_values[number * value : (number + 1) * value]
             ctypes.memmove(begin, end, 8)
             from_there = ctypes.addressof(begin)
 
