@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -79,3 +81,13 @@ def test_filters_that_come_later_take_nothing_away(monkeypatch: pytest.MonkeyPat
 
     with Namespace.new() as space, space.entered():
         asyncio.run(play(space))
+
+
+@pytest.mark.parametrize("part", ["dns", "relay"])
+def test_the_daemon_set_s_capabilities_are_enough_for_the_programs(part: str) -> None:
+    """The verifier is stricter with who has CAP_BPF and not CAP_PERFMON or CAP_SYS_ADMIN as well."""
+    kept = "-all,+net_admin,+net_raw,+net_bind_service,+bpf"
+    load = f"import contextlib\nfrom kproxy.{part}.kernel_links import _made\nwith contextlib.ExitStack() as held:\n    _made(held)"
+    words = ["setpriv", f"--bounding-set={kept}", f"--inh-caps={kept}", sys.executable, "-c", load]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
