@@ -63,7 +63,7 @@ def measure(given: argparse.Namespace, stage: Ground, figures: Figures) -> None:
             say(f"{what} {way.value}: FAILED: {error}")
             given.failed = True
 
-    relays = (Way.HAPROXY, Way.KPROXY)
+    relays = (Way.HAPROXY, Way.KPROXY)  # conntrack costs an idle connection no memory of the process's
     # First: what a process has freed before would hold the connections, and nothing would be seen of them.
     for way in relays if "idle" in given.rows else ():
         one("idle", way, lambda way=way: rows.idle(stage, way))  # type: ignore[misc]

@@ -1,7 +1,8 @@
-"""The machine that relays, three times: nothing in the way, HAProxy, one worker of kproxy; and who talks through it.
+"""The machine that relays, four times: nothing, HAProxy, HAProxy on a node with conntrack, a worker of kproxy; and who talks through it.
 
              ┌─ node without anything (forwards) ─┐
     clients ─┼─ node with HAProxy, mode tcp       ┼─ endpoints: HAProxy in mode http, which answers by itself; iperf3
+             ├─ the same, with a plug-in's rules  ┤
              └─ node with rules and kproxy        ┘
 
 kproxy's rules are those of mode userspace as a node has them, conntrack included, with a thousand Services in them; they are in nobody
@@ -40,10 +41,20 @@ class Way(Enum):
 
     DIRECT = "direct"
     HAPROXY = "HAProxy"
+    TRACKED = "HAProxy, conntrack"
     KPROXY = "kproxy"
 
 
-_NUMBER = {Way.DIRECT: 1, Way.HAPROXY: 2, Way.KPROXY: 3}
+_NUMBER = {Way.DIRECT: 1, Way.HAPROXY: 2, Way.KPROXY: 3, Way.TRACKED: 4}
+
+# As a network plug-in and a firewall have them on every node of Kubernetes: whoever relays there has conntrack in his way.
+_OF_THE_NODE = """\
+add table ip plugin
+add chain ip plugin out { type nat hook postrouting priority 100 ; }
+add rule ip plugin out ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade
+add chain ip plugin into { type filter hook input priority 0 ; }
+add rule ip plugin into ct state established,related accept
+"""
 
 _ANSWERING = """\
 global
@@ -90,7 +101,7 @@ def pods(way: Way) -> list[str]:
 
 def asked(way: Way) -> str:
     """The address that clients ask for."""
-    return {Way.DIRECT: pods(way)[0], Way.HAPROXY: "192.168.2.1", Way.KPROXY: _VIRTUAL}[way]
+    return {Way.DIRECT: pods(way)[0], Way.KPROXY: _VIRTUAL}.get(way, f"192.168.{_NUMBER[way]}.1")
 
 
 @dataclass(slots=True)
@@ -195,20 +206,17 @@ def _start(made: Ground) -> None:
         answering.write_text(_ANSWERING.format(connections=many, port=number, words=words))
         made.start(made.ends, LOAD_CORE, "haproxy", "-f", str(answering))
     made.start(made.ends, LOAD_CORE, "iperf3", "-s")
-    servers = "\n".join(f"  server s{number} {one}:{HTTP}" for number, one in enumerate(pods(Way.HAPROXY)))
-    relaying = made.scratch / "relaying.cfg"
-    relaying.write_text(
-        _RELAYING.format(
-            connections=many,
-            address=asked(Way.HAPROXY),
-            http=HTTP,
-            stream=STREAM,
-            servers=servers,
-            first=pods(Way.HAPROXY)[0],
+    for way in (Way.HAPROXY, Way.TRACKED):
+        servers = "\n".join(f"  server s{number} {one}:{HTTP}" for number, one in enumerate(pods(way)))
+        relaying = made.scratch / f"{way.name}.cfg"
+        relaying.write_text(
+            _RELAYING.format(
+                connections=many, address=asked(way), http=HTTP, stream=STREAM, servers=servers, first=pods(way)[0]
+            )
         )
-    )
-    made.relays[Way.HAPROXY] = made.start(made.nodes[Way.HAPROXY], RELAY_CORE, "haproxy", "-f", str(relaying))
-    for way in (Way.DIRECT, Way.HAPROXY):
+        made.relays[way] = made.start(made.nodes[way], RELAY_CORE, "haproxy", "-f", str(relaying))
+    run(made.nodes[Way.TRACKED], "nft", "-f", "-", text=_OF_THE_NODE)
+    for way in (Way.DIRECT, Way.HAPROXY, Way.TRACKED):
         _until_answered(made, asked(way))
 
 

@@ -93,9 +93,9 @@ class Figures:
         found = self.values.get(key, {}).get(way)
         return statistics.median(found) if found else None
 
-    def ratio(self, key: str) -> float | None:
+    def ratio(self, key: str, peer: Way = Way.HAPROXY) -> float | None:
         """kproxy's to HAProxy's, turn by turn, the median of it: both had the same neighbours."""
-        ours, theirs = (self.values.get(key, {}).get(way, []) for way in (Way.KPROXY, Way.HAPROXY))
+        ours, theirs = (self.values.get(key, {}).get(way, []) for way in (Way.KPROXY, peer))
         pairs = [one / other for one, other in zip(ours, theirs, strict=False) if other]
         return statistics.median(pairs) if pairs else None
 
@@ -105,7 +105,7 @@ class Figures:
 
 
 def _cells(figures: Figures) -> Iterator[list[str]]:
-    yield ["", *(way.value for way in Way), "kproxy / HAProxy", "goal", "met"]
+    yield ["", *(way.value for way in Way), "kproxy / HAProxy (tracked)", "goal", "met"]
     for row in ROWS:
         if row.key not in figures.values:
             continue
@@ -122,8 +122,13 @@ def _cells(figures: Figures) -> Iterator[list[str]]:
             text = f"{statistics.median(found):,.{row.digits}f}"
             spread = f" ({min(found):,.{row.digits}f}-{max(found):,.{row.digits}f})" if len(found) > 1 else ""
             cells.append(text + spread)
-        ratio, met = figures.ratio(row.key), row.met(median)
-        cells += ["-" if ratio is None else f"{ratio:.2f}", row.goal(), {None: "", True: "yes", False: "NO"}[met]]
+        ratio, tracked, met = figures.ratio(row.key), figures.ratio(row.key, Way.TRACKED), row.met(median)
+        second = "" if tracked is None else f" ({tracked:.2f})"
+        cells += [
+            "-" if ratio is None else f"{ratio:.2f}{second}",
+            row.goal(),
+            {None: "", True: "yes", False: "NO"}[met],
+        ]
         yield cells
 
 
