@@ -47,12 +47,6 @@ def either(request: pytest.FixtureRequest) -> Iterator[Ground]:
         yield made
 
 
-@pytest.fixture(scope="module")
-def ground() -> Iterator[Ground]:
-    with grounded(FOUR) as made:
-        yield made
-
-
 def _streams(relay: Relay) -> KernelStreams:
     found = relay.relay._kernel
     assert found is not None
