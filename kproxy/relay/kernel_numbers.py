@@ -16,7 +16,7 @@ from kproxy.relay.kernel_flows import Note
 from kproxy.relay.kernel_maps import Shift
 
 _TCP_TIMESTAMP = 24
-_INFO = struct.Struct("=BBBBBBBx8xI4xI56xI32xQQ8xI")
+_INFO = struct.Struct("=BxxxxBBx8xI4xI56xI32xQ16xI")
 _ESTABLISHED = 1
 _TIMESTAMPS, _ECN, _ECN_SEEN, _MICROSECONDS = 1, 8, 16, 64
 _MUCH = 64 << 10  # octets under way, of one socket
@@ -27,8 +27,8 @@ SYN_COUNTED = 1  # a connection of our own counts its SYN among what was acknowl
 class Info(NamedTuple):
     """What TCP_INFO says. scales: of the peer's window (low four bits) and of ours.
 
-    segment: octets of data in what we send; advertised: what we have told the peer. unacknowledged: segments. acknowledged, received:
-    octets in all; unsent: those that wait for the peer's window.
+    segment: octets of data in what we send; advertised: what we have told the peer. unacknowledged: segments. acknowledged: octets in all;
+    unsent: those that wait for the peer's window.
     """
 
     state: int
@@ -38,7 +38,6 @@ class Info(NamedTuple):
     unacknowledged: int
     advertised: int
     acknowledged: int
-    received: int
     unsent: int
 
 
@@ -47,10 +46,7 @@ def info_of(sock: Socket) -> Info:
     told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
     if len(told) < _INFO.size:
         raise OSError("TCP_INFO is too short")
-    state, _, _, _, _, options, scales, segment, unacknowledged, advertised, acknowledged, received, unsent = (
-        _INFO.unpack(told)
-    )
-    return Info(state, options, scales, segment, unacknowledged, advertised, acknowledged, received, unsent)
+    return Info(*_INFO.unpack(told))
 
 
 def are_alike(client: Info, server: Info) -> bool:
