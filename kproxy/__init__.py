@@ -22,7 +22,7 @@ One pipeline, and state flows one way through it:
     relay/        mode userspace: targets table chooser ejection affinity (pure); poller tcp udp worker; publisher, the controller's end
     dns/          blocks corefile chain and its directives, search, names zone compile answer wire cache (pure); server forward walking
                   worker publisher presence handover memory; its own text says the way of a query
-    ebpf/         programs that the kernel runs: assembly (pure) calls handing; dns/kernel_* and relay/kernel_* are what they are for
+    ebpf/         programs that the kernel runs: assembly packets (pure) calls handing; for dns/kernel_*, relay/kernel_*
     conntrack/    after a sync: open flows the wanted state disagrees with; stale netlink (pure) reconciler ended
     loopback/     node ports on 127.0.0.0/8 and ::1 by a worker of its own, where configured
     healthcheck/  healthCheckNodePort: table (pure) server

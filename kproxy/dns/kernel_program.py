@@ -26,6 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kproxy.dns.kernel_maps import ADDRESS, HEAD, KEY, ORDER_BIT, ORDERS, QUERY, REPLY, SEEN_AT, Maps
+from kproxy.ebpf import packets
 from kproxy.ebpf.assembly import FRAME, Assembly
 
 _PASS, _DROP = -1, 2  # TCX_NEXT: whatever else looks at packets here has its turn; TC_ACT_SHOT
@@ -310,8 +311,7 @@ def _sum(asm: Assembly, family: _Family, size: int | None, flags: int) -> None:
 def _headers(asm: Assembly, family: _Family) -> None:
     """Turns the packet round: addresses and ports change places, which no checksum minds, and lengths become the reply's.
 
-    The header is changed in the frame and written back. A program that writes into packets directly costs every packet of the link a copy
-    of its header, whether it is a query or not: the verifier puts that in front of it.
+    The header is changed in the frame and written back (ebpf/packets.py says why).
     """
     if family is _FOUR:
         asm.load(3, FRAME, _OLD_AT, 8)
@@ -327,13 +327,7 @@ def _headers(asm: Assembly, family: _Family) -> None:
         asm.call(_L3_SUM)
         asm.jump_if(0, "!=", 0, "drop")
     octets = family.udp + 8
-    asm.copy(1, 6)
-    asm.set(2, 0)
-    asm.copy(3, FRAME)
-    asm.add(3, _HEADER_AT)
-    asm.set(4, octets)
-    asm.call(_LOAD_BYTES)
-    asm.jump_if(0, "!=", 0, "drop")
+    packets.read(asm, 0, _HEADER_AT, octets, "drop")
     for first, second, size in _swaps(family):
         asm.load(2, FRAME, _HEADER_AT + first, size)
         asm.load(3, FRAME, _HEADER_AT + second, size)
@@ -348,14 +342,7 @@ def _headers(asm: Assembly, family: _Family) -> None:
         asm.add(2, 30)
         asm.to_network(2, 2)
         asm.store(FRAME, _HEADER_AT + 16, 2, 2)
-    asm.copy(1, 6)
-    asm.set(2, 0)
-    asm.copy(3, FRAME)
-    asm.add(3, _HEADER_AT)
-    asm.set(4, octets)
-    asm.set(5, 0)
-    asm.call(_STORE_BYTES)
-    asm.jump_if(0, "!=", 0, "drop")
+    packets.write(asm, 0, _HEADER_AT, octets, "drop")
 
 
 def _swaps(family: _Family) -> list[tuple[int, int, int]]:

@@ -3,8 +3,7 @@
 In: an Assembly that grows. Registers: 6 the packet, 7 the flow's value, 8 its pair; 9 is free for a number that stays over calls. Out:
 instructions. What must not happen here: knowing TCP. Pure.
 
-A header is read into the frame, changed there and written back in one piece. To write into the packet directly would cost every packet
-that passes the program a copy of its header, also those that it does not touch: the verifier puts that in front of such a program.
+A header is read into the frame, changed there and written back in one piece (ebpf/packets.py says why).
 """
 
 from __future__ import annotations
@@ -13,13 +12,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kproxy.ebpf import packets
 from kproxy.ebpf.assembly import FRAME, Assembly
 from kproxy.relay import kernel_maps as layout
 
 # Helpers' numbers (linux/bpf.h).
-LOOK_UP, CLOCK, STORE_BYTES, L3_SUM, L4_SUM, CLONE_REDIRECT, REDIRECT, LOAD_BYTES, SUM, CHANGE_TAIL, ROUTE = (
-    1, 5, 9, 10, 11, 13, 23, 26, 28, 38, 69,
-)  # fmt: skip
+LOOK_UP, CLOCK, L3_SUM, L4_SUM, CLONE_REDIRECT, REDIRECT, SUM, CHANGE_TAIL, ROUTE = 1, 5, 10, 11, 13, 23, 28, 38, 69
 LOOK_UP_SOCKET, RELEASE_SOCKET, TCP_SOCKET, REDIRECT_NEIGHBOUR = 84, 86, 96, 152
 SKB_LINK = 40
 KEEP_ZERO, PSEUDO = 0x20, 0x10  # of L4_SUM: a checksum that is none stays none; addresses are in the pseudo header
@@ -65,13 +63,7 @@ SIX = Family("six", 10, int.from_bytes(b"\x86\xdd", sys.byteorder), 18, 21, 20, 
 
 def load_header(asm: Assembly, octets: int, otherwise: str, into: int = HEADER_AT) -> None:
     """The first octets of the packet, in the frame."""
-    asm.copy(1, 6)
-    asm.set(2, 0)
-    asm.copy(3, FRAME)
-    asm.add(3, into)
-    asm.set(4, octets)
-    asm.call(LOAD_BYTES)
-    asm.jump_if(0, "!=", 0, otherwise)
+    packets.read(asm, 0, into, octets, otherwise)
 
 
 def by_direction(asm: Assembly, into: int, step: int) -> None:
@@ -90,6 +82,14 @@ def count(asm: Assembly, octets: int) -> None:
     asm.set(2, 1)
     asm.add_atomically(1, layout.PACKETS_AT, 2)
     asm.add_atomically(1, layout.OCTETS_AT, octets)
+
+
+def compare(asm: Assembly, left: int, condition: str, right: int, label: str, scratch: int) -> None:
+    """Goes on at a label by the order of two registers' TCP numbers, which begin again behind 2^32. scratch: a register that is free."""
+    asm.copy(scratch, left)
+    asm.subtract_register(scratch, right)
+    asm.shift_left(scratch, 32)
+    asm.jump_if(scratch, f"signed {condition}", 0, label)
 
 
 def route(asm: Assembly, family: Family) -> None:
@@ -135,14 +135,7 @@ def turn(asm: Assembly, family: Family) -> None:
 
 def write(asm: Assembly, octets: int) -> None:
     """The header of the frame, into the packet."""
-    asm.copy(1, 6)
-    asm.set(2, 0)
-    asm.copy(3, FRAME)
-    asm.add(3, HEADER_AT)
-    asm.set(4, octets)
-    asm.set(5, 0)
-    asm.call(STORE_BYTES)
-    asm.jump_if(0, "!=", 0, "drop")
+    packets.write(asm, 0, HEADER_AT, octets, "drop")
 
 
 def check(asm: Assembly, family: Family, at: int, sums: Sequence[tuple[int, int, int]]) -> None:

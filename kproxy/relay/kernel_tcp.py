@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import sys
 
+from kproxy.ebpf import packets
 from kproxy.ebpf.assembly import FRAME, Assembly
 from kproxy.relay import kernel_frame as frame
 from kproxy.relay import kernel_maps as layout
@@ -120,10 +121,7 @@ def _settle(asm: Assembly, family: Family) -> None:
     asm.load(2, FRAME, at + 8, 4)
     asm.to_network(2, 4)
     asm.load(3, FRAME, LIMIT_AT, 4)
-    asm.copy(4, 2)
-    asm.subtract_register(4, 3)
-    asm.shift_left(4, 32)
-    asm.jump_if(4, "signed >", 0, f"{name}: stamped")
+    frame.compare(asm, 2, ">", 3, f"{name}: stamped", 4)
     asm.store(FRAME, LIMIT_AT, 2, 4)  # what the copy acknowledges
     asm.load(2, FRAME, PAYLOAD_AT, 8)
     asm.jump_if(2, "!=", 0, f"{name}: stamped")
@@ -204,10 +202,7 @@ def _reached(asm: Assembly, name: str, at: int) -> None:
     asm.add_register(2, 3)
     frame.by_direction(asm, 1, 4)
     asm.load(3, 1, layout.REACHED_AT, 4)
-    asm.copy(4, 2)
-    asm.subtract_register(4, 3)
-    asm.shift_left(4, 32)
-    asm.jump_if(4, "signed <=", 0, f"{name}: reached")
+    frame.compare(asm, 2, "<=", 3, f"{name}: reached", 4)
     asm.store(1, layout.REACHED_AT, 2, 4)
     asm.label(f"{name}: reached")
 
@@ -217,7 +212,7 @@ def _select(asm: Assembly, family: Family) -> None:
     name, at = f"{family.name}: select", family.transport
     asm.load(2, FRAME, HEADER_AT + at + 12, 1)
     asm.jump_if(2, "<", 11 << 4, f"{name} none")
-    _word(asm, at + STAMPED, NEW_AT)
+    packets.read(asm, at + STAMPED, NEW_AT, 4, "drop")
     asm.load(9, FRAME, NEW_AT, 4)
     for blocks, word in _SELECTED.items():
         asm.set(3, word)
@@ -232,19 +227,9 @@ def _select(asm: Assembly, family: Family) -> None:
     asm.label(f"{name} none")
 
 
-def _word(asm: Assembly, offset: int, into: int) -> None:
-    asm.copy(1, 6)
-    asm.set(2, offset)
-    asm.copy(3, FRAME)
-    asm.add(3, into)
-    asm.set(4, 4)
-    asm.call(frame.LOAD_BYTES)
-    asm.jump_if(0, "!=", 0, "drop")
-
-
 def _edge(asm: Assembly, offset: int, sum_at: int) -> None:
     """One number of the packet, moved as acknowledgements are."""
-    _word(asm, offset, NEW_AT)
+    packets.read(asm, offset, NEW_AT, 4, "drop")
     asm.load(9, FRAME, NEW_AT, 4)
     asm.copy(2, 9)
     asm.to_network(2, 4)
@@ -252,14 +237,7 @@ def _edge(asm: Assembly, offset: int, sum_at: int) -> None:
     asm.add_register(2, 3)
     asm.to_network(2, 4)
     asm.store(FRAME, NEW_AT, 2, 4)
-    asm.copy(1, 6)
-    asm.set(2, offset)
-    asm.copy(3, FRAME)
-    asm.add(3, NEW_AT)
-    asm.set(4, 4)
-    asm.set(5, 0)
-    asm.call(frame.STORE_BYTES)
-    asm.jump_if(0, "!=", 0, "drop")
+    packets.write(asm, offset, NEW_AT, 4, "drop")
     asm.copy(1, 6)
     asm.set(2, sum_at)
     asm.copy(3, 9)
@@ -296,14 +274,7 @@ def _copy(asm: Assembly, family: Family) -> None:
     _summed(asm, SAVED_AT + family.source, 2 * family.address, pseudo, fold=False)
     _summed(asm, at, STAMPED, None)
     asm.store(FRAME, at + 16, 0, 2)
-    asm.copy(1, 6)
-    asm.set(2, 0)
-    asm.copy(3, FRAME)
-    asm.add(3, SAVED_AT)
-    asm.set(4, length)
-    asm.set(5, 0)
-    asm.call(frame.STORE_BYTES)
-    asm.jump_if(0, "!=", 0, "drop")
+    packets.write(asm, 0, SAVED_AT, length, "drop")
     asm.jump("pass")
 
 

@@ -17,6 +17,7 @@ from itertools import chain, islice
 from select import EPOLLIN
 from typing import Protocol
 
+from kproxy.relay.choosing import Choosing
 from kproxy.relay.connecting import CONNECTED, Connecting, reach
 from kproxy.relay.connection import Connection
 from kproxy.relay.counts import Counts
@@ -35,17 +36,11 @@ _FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE_S = 0.05
 
 
-class Choice(Protocol):
-    """What is asked of the chooser."""
+class Choice(Choosing, Protocol):
+    """What is asked of the chooser here besides: the endpoint to try first, and the others if that does not accept."""
 
     def first(self, target: Target) -> End | None: ...
     def after(self, target: Target, first: End) -> Iterator[End]: ...
-    def order(self, target: Target, client: str, now: float) -> Iterator[End]: ...
-    def began(self, target: Target, end: End) -> None: ...
-    def ended(self, target: Target, end: End) -> None: ...
-    def worked(self, target: Target, end: End, now: float) -> object: ...
-    def failed(self, target: Target, end: End, now: float) -> object: ...
-    def took(self, target: Target, client: str, end: End, now: float) -> None: ...
 
 
 class Listener:

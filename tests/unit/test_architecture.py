@@ -40,6 +40,7 @@ PURE = (
     "kproxy.dns.kernel_maps",
     "kproxy.dns.kernel_program",
     "kproxy.ebpf.assembly",
+    "kproxy.ebpf.packets",
     "kproxy.dns.srv",
     "kproxy.dns.nameservers",
     "kproxy.dns.zones",
