@@ -45,7 +45,7 @@ class UserspaceHalf:
             drain_s=chosen.drain_s,
         )
         path = relay_path(config.run_dir, family_name(os.getppid()))
-        self.kernel = KernelLinks(kernel_path(path)) if chosen.kernel_flows else None
+        self.kernel = KernelLinks(kernel_path(path), openings=chosen.kernel_openings) if chosen.kernel_flows else None
         self.publisher = RelayPublisher(
             path,
             remembered=remembered_path(config.run_dir),

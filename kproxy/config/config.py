@@ -62,6 +62,9 @@ class UserspaceConfig:
     connect_timeout_s: float = 10.0  # for all attempts of one connection; clients give up later than this
     hedge_after_s: float = 0.2  # without an answer for so long another endpoint is tried beside the first
     max_connections: int = 0  # of one worker, above which new ones are refused; 0: what its file descriptors allow
+    kernel_openings: bool = (
+        True  # and connections of clients that connect again and again are opened there, with kernel_flows
+    )
     kernel_flows: bool = True  # the kernel carries what is open and lasts (eBPF), where it can; workers hand it over
     notrack: bool = False  # true: what is relayed leaves no trace in conntrack; firewalls that go by its states drop it
     mark_bit: int = (

@@ -90,6 +90,7 @@ _WITH_EFFECT = (
     _ours("userspace.hedgeAfter", "userspace.hedge_after_s", r.positive_duration_s, write=w.duration),
     _ours("userspace.maxConnections", "userspace.max_connections", r.whole(0, 10_000_000)),
     _ours("userspace.kernelFlows", "userspace.kernel_flows", r.truth),
+    _ours("userspace.kernelOpenings", "userspace.kernel_openings", r.truth),
     _ours("userspace.notrack", "userspace.notrack", r.truth),
     _ours("userspace.markBit", "userspace.mark_bit", r.whole(0, 31)),
     _ours("userspace.routingTable", "userspace.routing_table", r.whole(256, 2**31 - 1)),

@@ -22,6 +22,7 @@ _ADD, _SUBTRACT, _DIVIDE, _OR, _AND, _SHIFT_LEFT, _SHIFT_RIGHT, _MODULO, _XOR, _
 )  # fmt: skip
 _WIDE, _REGISTER = 0x07, 0x08  # class ALU64; the source is a register
 _TO_BIG_ENDIAN = 0xDC
+_FETCH, _COMPARE_AND_EXCHANGE = 0x01, 0xF1
 _JUMP, _CALL, _EXIT, _TWO_WORDS = 0x05, 0x85, 0x95, 0x18
 _MAP_DESCRIPTOR = 1  # BPF_PSEUDO_MAP_FD
 _CONDITIONS = {"==": 0x10, ">": 0x20, ">=": 0x30, "&": 0x40, "!=": 0x50, "<": 0xA0, "<=": 0xB0}  # unsigned, but for:
@@ -57,6 +58,14 @@ class Assembly:
     def add_atomically(self, base: int, offset: int, source: int) -> None:
         """The eight octets at base + offset += a register, whoever else does the same."""
         self._put(_ATOMIC | _SIZES[8], base, source, offset)
+
+    def fetch_and_add(self, base: int, offset: int, register: int) -> None:
+        """The eight octets at base + offset += a register, which becomes what was there before (Linux 5.12)."""
+        self._put(_ATOMIC | _SIZES[8], base, register, offset, _FETCH)
+
+    def replace_if_same(self, base: int, offset: int, register: int) -> None:
+        """The four octets at base + offset = a register, if they are what register 0 says, which becomes what was there (Linux 5.12)."""
+        self._put(_ATOMIC | _SIZES[4], base, register, offset, _COMPARE_AND_EXCHANGE)
 
     def set(self, into: int, number: int) -> None:
         """into = a number."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from kproxy.relay.affinity import Affinity, Remembered, ranked
+from kproxy.relay.affinity import Affinity, Remembered, ranked, score
 from kproxy.relay.ejection import Ejections
 from kproxy.relay.targets import LEAST_CONNECTIONS, ROUND_ROBIN, End, Table, Target
 
@@ -82,6 +82,27 @@ class Chooser:
     def after(self, target: Target, first: End) -> Iterator[End]:
         """Those that come after what `first` has told."""
         return self._further(target, [end for end in target.endpoints if end != first])
+
+    def ahead(self, target: Target, client: str, now: float, count: int) -> list[End]:
+        """The endpoints of the next so many connections of a client, as far as it is known now: as if all of them were opened at once and
+        stayed. Nobody is probed by them. Empty where every endpoint is ejected.
+        """
+        out = self._ejections[target.protocol].out
+        well = [end for end in target.endpoints if end not in out] if out else target.endpoints
+        if not well:
+            return []
+        if target.affinity_s:
+            had = self.affinity.had(target, client, now)
+            first = had if had is not None else max(target.endpoints, key=lambda end: score(client, end))
+            return [first] * count if first in well else []
+        picked: list[End] = []
+        for _ in range(count):
+            end = self._pick(target, well) if len(well) > 1 else well[0]
+            self.began(target, end)
+            picked.append(end)
+        for end in picked:
+            self.ended(target, end)
+        return picked
 
     def _around(self, target: Target, now: float) -> Iterator[End]:
         """While some are ejected: a probe if one is due, those that are well, and the others after all."""
@@ -167,8 +188,12 @@ class Chooser:
 
     def ended(self, target: Target, end: End) -> None:
         """One that began is over, or was never accepted."""
+        self.opened(target, end, -1)
+
+    def opened(self, target: Target, end: End, more: int) -> None:
+        """So many connections to it, or sessions, are open besides; fewer, if that is negative."""
         opened = self._open[target.protocol]
-        left = opened.get(end, 0) - 1
+        left = opened.get(end, 0) + more
         if left > 0:
             opened[end] = left
         else:

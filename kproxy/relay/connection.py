@@ -17,6 +17,7 @@ from kproxy.relay.stream import READING, READING_AND_WRITING, Side
 from kproxy.relay.targets import End, Flow, Target
 
 if TYPE_CHECKING:
+    from kproxy.relay.kernel_openings import Watched
     from kproxy.relay.kernel_streams import Handed
     from kproxy.relay.tcp import TcpRelay
 
@@ -54,7 +55,7 @@ class Connection:
         self.number, self.began, self.retries = number, began, retries
         buffers = self.buffers = relay.buffers
         self.drain_at = 0.0  # 0: not; else when it is reset
-        self.handed: Handed | None = None  # what the kernel knows of it (kernel_streams.py)
+        self.handed: Handed | Watched | None = None  # what the kernel knows of it (kernel_streams.py)
         self.sent = self.received = 0  # octets that the rows have already
         near = self.client = Side(self, buffers, *client)
         far = self.server = Side(self, buffers, *server)

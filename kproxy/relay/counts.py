@@ -41,6 +41,7 @@ class Counts:
     strayed: int = 0  # UDP datagrams of nobody's session that came to a socket in the moment of its making
     evicted: int = 0  # UDP sessions that ended to make room for another
     handed: int = 0  # TCP connections and UDP sessions handed over to the kernel; one that pauses counts again
+    opened: int = 0  # TCP connections that the kernel opened itself
 
     def service(self, name: str) -> Row:
         """The row of a Service port, made at need."""

@@ -1,8 +1,8 @@
 """How a worker comes to the kernel's flows: the controller made maps, program and attachments, and hands over their descriptors.
 
-In: the path of the controller's socket (kernel_links.py). Out: `use(flows)` with what the relays may hand over to, and a lease that is
-prolonged as long as this worker's event loop turns. What must not happen here: relaying worse because of it; where nobody listens at the
-path, the kernel is too old or the maps cannot be had, everything goes by the sockets as ever.
+In: the path of the controller's socket (kernel_links.py). Out: `use(flows, opened)` with what the relays may hand over to, and a lease
+that is prolonged as long as this worker's event loop turns. What must not happen here: relaying worse because of it; where nobody listens
+at the path, the kernel is too old or the maps cannot be had, everything goes by the sockets as ever.
 
 Maps and attachments stay with this process when the controller goes, so that what was handed over goes on. Another controller has others:
 this worker takes those when it is there, and nothing is left in its own that cannot come back to a socket (`use(None)` before the change).
@@ -27,18 +27,21 @@ import msgspec
 from kproxy.ebpf.handing import Visit
 from kproxy.relay.kernel_flows import KernelFlows
 from kproxy.relay.kernel_maps import FlowMaps, FlowSlot
+from kproxy.relay.kernel_opened import OpenedFlows
 from kproxy.telemetry.logs import fields
 
 log = logging.getLogger("kproxy.relay")
 
 LEASE_S, RENEW_S = 2.0, 0.5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
-_MAPS = 3
+_MAPS = 5
 _SHARE = 32  # attachments may take one in so many of the descriptors that this process may have
 _SECOND = 1_000_000_000
 
 
-async def follow_kernel(path: str, use: Callable[[KernelFlows | None], None], in_use: Callable[[], bool]) -> None:
+async def follow_kernel(
+    path: str, use: Callable[[KernelFlows | None, OpenedFlows | None], None], in_use: Callable[[], bool]
+) -> None:
     """Runs for ever; cancelled at the end of the process. in_use: whether the kernel carries what cannot be taken back."""
     pause = _FIRST_PAUSE_S
     with contextlib.ExitStack() as held:  # what is in use
@@ -50,13 +53,13 @@ async def follow_kernel(path: str, use: Callable[[KernelFlows | None], None], in
                         break
                     await asyncio.sleep(RENEW_S)
                 with contextlib.ExitStack() as made:
-                    flows = _flows(visit, made)
+                    flows, opened = _flows(visit, made)
                     links = _Links()
                     made.callback(links.close)
                     held.close()
                     held.push(made.pop_all())
-                held.callback(use, None)
-                use(flows)
+                held.callback(use, None, None)
+                use(flows, opened)
                 pause = _FIRST_PAUSE_S
                 while True:
                     links.take(*await visit.further())
@@ -66,19 +69,21 @@ async def follow_kernel(path: str, use: Callable[[KernelFlows | None], None], in
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
-def _flows(visit: Visit, held: contextlib.ExitStack) -> KernelFlows:
+def _flows(visit: Visit, held: contextlib.ExitStack) -> tuple[KernelFlows, OpenedFlows | None]:
     """What a worker does with the maps, and its lease, until `held` is closed. Raises OSError, ValueError."""
     held.callback(visit.close)
     for descriptor in visit.descriptors:
         held.callback(os.close, descriptor)
     if len(visit.descriptors) != _MAPS:
         raise ValueError("the controller's maps are others")
-    flows = KernelFlows(FlowMaps(*visit.descriptors), msgspec.json.decode(visit.words, type=FlowSlot).slot)
+    maps, told = FlowMaps(*visit.descriptors), msgspec.json.decode(visit.words, type=FlowSlot)
+    flows = KernelFlows(maps, told.slot)
     held.callback(flows.close)
+    opened = OpenedFlows(maps, flows) if told.openings else None
     flows.vouch(_until())
     vouching = asyncio.ensure_future(_vouch(flows))
     held.callback(vouching.cancel)
-    return flows
+    return flows, opened
 
 
 async def _vouch(flows: KernelFlows) -> None:

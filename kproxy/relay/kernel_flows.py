@@ -62,12 +62,17 @@ class KernelFlows:
         self._pairs = mmap.mmap(maps.pairs, _pages(layout.PAIRS * layout.PAIR))
         self._leases = mmap.mmap(maps.leases, _pages(layout.SLOTS * layout.LEASE))
         first = slot * layout.PER_SLOT
-        self._places: list[int] = [*range(first + layout.PER_SLOT - 1, first - 1, -1)]
+        self._places: list[int] = [*range(first + layout.HANDED - 1, first - 1, -1)]
 
     @property
     def free(self) -> int:
         """Places left."""
         return len(self._places)
+
+    @property
+    def memory(self) -> mmap.mmap:
+        """All pairs."""
+        return self._pairs
 
     def take(self) -> int | None:
         """A place whose numbers are all 0, or None: no more than so many flows at once."""
@@ -93,7 +98,11 @@ class KernelFlows:
     def remove(self, protocol: int, ways: tuple[Way, ...]) -> None:
         """Takes entries away; packets come by the sockets from here on. Raises OSError."""
         for way in ways:
-            self._flows.delete(flow_key(protocol, way.arriving))
+            self.drop(protocol, way)
+
+    def drop(self, protocol: int, way: Way) -> bool:
+        """The same with one entry; whether it was there."""
+        return self._flows.delete(flow_key(protocol, way.arriving))
 
     def give_back(self, place: int) -> None:
         """The place is free, after its entries were removed."""
@@ -145,8 +154,12 @@ class KernelFlows:
         return self._pairs[at] == layout.SETTLED, self._pairs[at + 1] == layout.SETTLED
 
     def vouch(self, until_ns: int) -> None:
-        """UDP flows are good until then (CLOCK_MONOTONIC)."""
+        """UDP flows and rings are good until then (CLOCK_MONOTONIC)."""
         _LONG.pack_into(self._leases, self.slot * layout.LEASE, until_ns)
+
+    def offer(self, openers: int) -> None:
+        """So many of the places behind HANDED are for connections that the program opens."""
+        _WORD.pack_into(self._leases, self.slot * layout.LEASE + layout.OPENERS_AT, openers)
 
     def close(self) -> None:
         """Lets go of the memory."""

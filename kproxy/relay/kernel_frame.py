@@ -17,12 +17,18 @@ from kproxy.ebpf.assembly import FRAME, Assembly
 from kproxy.relay import kernel_maps as layout
 
 # Helpers' numbers (linux/bpf.h).
-LOOK_UP, CLOCK, L3_SUM, L4_SUM, CLONE_REDIRECT, REDIRECT, SUM, CHANGE_TAIL, ROUTE = 1, 5, 10, 11, 13, 23, 28, 38, 69
+LOOK_UP, PUT, DELETE, CLOCK, L3_SUM, L4_SUM, CLONE_REDIRECT, REDIRECT = 1, 2, 3, 5, 10, 11, 13, 23
+SUM, CHANGE_TAIL, ROUTE = 28, 38, 69
 LOOK_UP_SOCKET, RELEASE_SOCKET, TCP_SOCKET, REDIRECT_NEIGHBOUR = 84, 86, 96, 152
 SKB_LINK = 40
 KEEP_ZERO, PSEUDO = 0x20, 0x10  # of L4_SUM: a checksum that is none stays none; addresses are in the pseudo header
 NO_NEIGHBOUR = 7  # of ROUTE: there is a way, and nobody knows its next hop's address yet
 PASS = -1  # TCX_NEXT
+WAY_NS = 100_000_000  # so long a way that was found counts
+_PARTS_OF_WAY = (
+    (layout.WAY_LINK_AT, 8),
+    *((layout.WAY_ADDRESSES_AT + at, 52 + at) for at in (0, 4, 8)),
+)  # and in `route`'s structure
 ONE_LESS = 0xFFFE if sys.byteorder == "little" else 0xFEFF  # what a time to live that falls by one changes in a sum
 
 # The frame: offsets from register 10. Headers begin two octets behind a multiple of eight, so that what is behind Ethernet's is aligned.
@@ -112,6 +118,42 @@ def route(asm: Assembly, family: Family) -> None:
     asm.store(FRAME, FOUND_AT, 0, 8)
 
 
+def way(asm: Assembly, family: Family, name: str, otherwise: str) -> None:
+    """As `route`, for the packets of a TCP connection: what was found a moment ago still counts. Goes on at `otherwise` for none."""
+    _last_way(asm)
+    asm.load(2, 1, layout.WAY_AT, 8)
+    asm.load(3, FRAME, NOW_AT, 8)
+    asm.subtract_register(3, 2)
+    asm.jump_if(3, ">", WAY_NS, f"{name}: looks")
+    for at, part in _PARTS_OF_WAY:
+        asm.load(2, 1, layout.WAY_AT + at, 4)
+        asm.store(FRAME, FIB_AT + part, 2, 4)
+    asm.store_number(FRAME, FOUND_AT, 0, 8)
+    asm.jump(f"{name}: goes")
+    asm.label(f"{name}: looks")
+    route(asm, family)
+    asm.jump_if(0, "==", NO_NEIGHBOUR, f"{name}: goes")
+    asm.jump_if(0, "!=", 0, otherwise)
+    _last_way(asm)
+    for at, part in _PARTS_OF_WAY:
+        asm.load(2, FRAME, FIB_AT + part, 4)
+        asm.store(1, layout.WAY_AT + at, 2, 4)
+    asm.load(2, FRAME, NOW_AT, 8)
+    asm.store(1, layout.WAY_AT, 2, 8)
+    asm.label(f"{name}: goes")
+
+
+def _last_way(asm: Assembly) -> None:
+    """Register 1: the pair, moved by WAY octets for packets from the endpoint. Changes 2."""
+    asm.load(1, 7, layout.DIRECTION_AT, 4)
+    asm.mask(1, 1)
+    asm.shift_left(1, 3)
+    asm.copy(2, 1)
+    asm.shift_left(2, 1)
+    asm.add_register(1, 2)
+    asm.add_register(1, 8)
+
+
 def turn(asm: Assembly, family: Family) -> None:
     """The header in the frame gets the flow's new ends, a shorter life and, where `route` found them, the link's addresses."""
     for offset in range(0, 2 * family.address, 4):
@@ -174,3 +216,26 @@ def send(asm: Assembly, label: str) -> None:
         asm.set(register, 0)
     asm.call(REDIRECT_NEIGHBOUR)
     asm.exit()
+
+
+def summed(asm: Assembly, start: int, octets: int, seed: int | None, *, fold: bool = True) -> None:
+    """Register 0: the Internet checksum of octets in the frame. seed: what it begins with, None: register 0. fold: to 16 bits, turned."""
+    if seed is None:
+        asm.copy(5, 0)
+    else:
+        asm.set(5, seed)
+    asm.set(1, 0)
+    asm.set(2, 0)
+    asm.copy(3, FRAME)
+    asm.add(3, start)
+    asm.set(4, octets)
+    asm.call(SUM)
+    if not fold:
+        return
+    for _ in range(2):
+        asm.copy(2, 0)
+        asm.mask(2, 0xFFFF)
+        asm.shift_right(0, 16)
+        asm.mask(0, 0xFFFF)
+        asm.add_register(0, 2)
+    asm.flip(0, 0xFFFF)

@@ -18,6 +18,7 @@ import mmap
 import os
 import struct
 from contextlib import ExitStack
+from dataclasses import astuple
 
 import msgspec
 
@@ -25,6 +26,7 @@ from kproxy.ebpf import calls
 from kproxy.ebpf.handing import Desk
 from kproxy.node.program_links import ProgramLinks
 from kproxy.relay import kernel_maps as layout
+from kproxy.relay import kernel_rings as rings
 from kproxy.relay.kernel_program import program
 from kproxy.telemetry.logs import fields
 
@@ -34,7 +36,9 @@ log = logging.getLogger("kproxy.relay")
 class KernelLinks:
     """Of one controller. links: how many have the program. why_not: what keeps the kernel from relaying; empty where it does."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, openings: bool = True) -> None:
+        """openings: the program may open connections itself (userspace.kernelOpenings)."""
+        self._openings = openings
         self._links = ProgramLinks(self._changed)
         self._desk = Desk(path, layout.SLOTS, self._begun, self._left, self._links.held)
         self.maps: layout.FlowMaps | None = None
@@ -64,13 +68,13 @@ class KernelLinks:
 
     def _begun(self, slot: int) -> tuple[bytes, list[int]]:
         assert self.maps is not None
-        return msgspec.json.encode(layout.FlowSlot(slot)), [self.maps.flows, self.maps.pairs, self.maps.leases]
+        return msgspec.json.encode(layout.FlowSlot(slot, self._openings)), [*astuple(self.maps)]
 
     async def _left(self, slot: int) -> None:
         if self.maps is not None:
             # Copies, for the thread may go on when this process's own are closed.
-            flows, pairs, leases = (os.dup(one) for one in (self.maps.flows, self.maps.pairs, self.maps.leases))
-            await asyncio.to_thread(_cleared, layout.FlowMaps(flows, pairs, leases), slot)
+            copies = layout.FlowMaps(*(os.dup(one) for one in astuple(self.maps)))
+            await asyncio.to_thread(_cleared, copies, slot)
 
     def _end(self) -> None:
         self._desk.close()
@@ -91,6 +95,10 @@ def _made(held: ExitStack) -> tuple[layout.FlowMaps, int]:
         ),
         pairs=kept(calls.create_map(calls.ARRAY, "kproxy_pairs", 4, layout.PAIR, layout.PAIRS, calls.MMAPABLE)),
         leases=kept(calls.create_map(calls.ARRAY, "kproxy_vouched", 4, layout.LEASE, layout.SLOTS, calls.MMAPABLE)),
+        repeats=kept(
+            calls.create_map(calls.HASH, "kproxy_repeats", layout.KEY, rings.NUMBER, rings.RINGS, calls.NO_PREALLOC)
+        ),
+        rings=kept(calls.create_map(calls.ARRAY, "kproxy_rings", 4, rings.RING, rings.RINGS, calls.MMAPABLE)),
     )
     return maps, kept(calls.load_program(calls.SCHED_CLS, "kproxy_relay", program(maps)))
 
@@ -98,17 +106,25 @@ def _made(held: ExitStack) -> tuple[layout.FlowMaps, int]:
 def _cleared(maps: layout.FlowMaps, slot: int) -> None:
     """Takes away what a worker that has ended left in its slot; closes the descriptors. Blocks milliseconds. Raises OSError."""
     try:
-        size = layout.SLOTS * layout.LEASE
-        with mmap.mmap(maps.leases, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE) as leases:
-            leases[slot * layout.LEASE : (slot + 1) * layout.LEASE] = bytes(layout.LEASE)
-        flows = calls.Map(maps.flows, layout.KEY, layout.VALUE)
+        _blank(maps.leases, layout.LEASE, slot, slot + 1, layout.SLOTS)
+        own = range(slot * rings.PER_WORKER, (slot + 1) * rings.PER_WORKER)
+        _delete(calls.Map(maps.repeats, layout.KEY, rings.NUMBER), 0, own)
+        _blank(maps.rings, rings.RING, own.start, own.stop, rings.RINGS)
         mine = range(slot * layout.PER_SLOT, (slot + 1) * layout.PER_SLOT)
-        keys = [key for key, value in flows.entries() if struct.unpack_from("=I", value, layout.PLACE_AT)[0] in mine]
-        for key in keys:
-            flows.delete(key)
-        size = layout.PAIRS * layout.PAIR
-        with mmap.mmap(maps.pairs, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE) as pairs:
-            pairs[mine.start * layout.PAIR : mine.stop * layout.PAIR] = bytes(len(mine) * layout.PAIR)
+        _delete(calls.Map(maps.flows, layout.KEY, layout.VALUE), layout.PLACE_AT, mine)
+        _blank(maps.pairs, layout.PAIR, mine.start, mine.stop, layout.PAIRS)
     finally:
-        for descriptor in (maps.flows, maps.pairs, maps.leases):
+        for descriptor in astuple(maps):
             os.close(descriptor)
+
+
+def _delete(table: calls.Map, at: int, mine: range) -> None:
+    """The entries of a hash whose number, `at` in the value, is among these."""
+    for key in [key for key, value in table.entries() if struct.unpack_from("=I", value, at)[0] in mine]:
+        table.delete(key)
+
+
+def _blank(array: int, size: int, start: int, stop: int, entries: int) -> None:
+    """Zeros for a part of an array."""
+    with mmap.mmap(array, -(-size * entries // mmap.PAGESIZE) * mmap.PAGESIZE) as memory:
+        memory[start * size : stop * size] = bytes((stop - start) * size)

@@ -3,7 +3,9 @@
     flows   what a packet is → where it goes: two entries for each flow, one for either direction
     pairs   one place for each flow, shared by its two entries and the worker: its state, and what passed. Workers read and write it in
             memory (mmap), without a system call
-    leases  until when a worker vouches for its UDP flows, one place for each
+    leases  until when a worker vouches for its UDP flows and its rings, one place for each
+    repeats who opens connections to what again and again → the number of a ring
+    rings   the endpoints that a worker has chosen for the next of those connections (kernel_rings.py)
 
 In: addresses, ports, numbers. Out: octets; numbers are in this machine's order, addresses and ports in the network's. What must not happen
 here: knowing when a flow may be handed over.
@@ -19,12 +21,15 @@ import msgspec
 
 SLOTS, PER_SLOT = 8, 4096  # workers at once, during upgrades as well; flows of each
 PAIRS = SLOTS * PER_SLOT
+OPENERS = 1024  # of a worker's places, the last ones: for connections that the program opens
+HANDED = PER_SLOT - OPENERS
 TCP, UDP = 6, 17
 
-KEY, VALUE, PAIR, LEASE = 40, 68, 104, 8
+KEY, VALUE, PAIR, LEASE = 40, 68, 176, 24
 
-# States of a pair. What is off, or over, the program lets pass to the sockets.
-OFF, OBSERVE, FORWARD, OVER = range(4)
+# States of a pair. What is off, or over, the program lets pass to the sockets. A vacant one waits for a SYN, and is being opened until the
+# endpoint has answered it.
+OFF, OBSERVE, FORWARD, OVER, VACANT, OPENING = range(6)
 
 # Offsets in a pair. Those of two parts: the second, of packets from the endpoint, is behind the first, of those from the client.
 STATE_AT = 0
@@ -33,6 +38,17 @@ SEEN_AT, OCTETS_AT, PACKETS_AT = 8, 24, 40  # eight octets each
 NOTES_AT, NOTE = 56, 16
 REACHED_AT = 88  # four octets each: TCP's number of the octet that the receiver waits for, when it has everything
 LINK_AT = 96  # four octets each: the only link that packets of this direction come by; others' are not of this flow
+# Of a connection that the program has opened: its ring's number and 1 more (0: a worker has handed it over), which of the ring's ends it
+# has, when it began, the ports of client and node, in the network's order, and of either side one octet that says that its peer has heard
+# its end.
+RING_AT, CHOICE_AT, BEGAN_AT, CLIENT_PORT_AT, OWN_PORT_AT, HEARD_AT = 104, 108, 112, 120, 122, 124
+SAVED_AT = NOTES_AT  # instead of notes: the changing parts of the client's SYN, to say it again if the endpoint refuses
+# Where packets of each direction went last: when that was found out (ns), the link, and 12 octets of Ethernet's addresses.
+WAY_AT, WAY, WAY_LINK_AT, WAY_ADDRESSES_AT = 128, 24, 8, 12
+
+# Offsets in a lease: until when it holds, which place is to be looked at next, and how many of the places for openings there are.
+UNTIL_AT, NEXT_AT, OPENERS_AT = 0, 8, 16
+
 # In a note: what was observed of the relay's socket that packets of this direction are for.
 CLOCK_AT, READ_FROM_AT, WRITTEN_FROM_AT, TIMES_AT = 0, 4, 8, 12
 
@@ -57,12 +73,15 @@ class FlowMaps:
     flows: int
     pairs: int
     leases: int
+    repeats: int
+    rings: int
 
 
 class FlowSlot(msgspec.Struct, frozen=True):
-    """What goes with the descriptors to a worker."""
+    """What goes with the descriptors to a worker. openings: whether the program may open connections for it."""
 
     slot: int
+    openings: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +129,14 @@ def flow_value(place: int, direction: int, arriving: Ends, leaving: Ends, shift:
     addresses = leaving.source.ljust(16, b"\0") + leaving.destination.ljust(16, b"\0")
     ports = _PORTS.pack(leaving.source_port, leaving.destination_port)
     sums = (
-        _difference(arriving.source + arriving.destination, leaving.source + leaving.destination),
-        _difference(_PORTS.pack(arriving.source_port, arriving.destination_port), ports),
+        difference(arriving.source + arriving.destination, leaving.source + leaving.destination),
+        difference(_PORTS.pack(arriving.source_port, arriving.destination_port), ports),
     )
     tail = (*sums, shift.sequence, shift.acknowledgement, shift.clock, shift.echo)
     return _HEAD.pack(place, direction) + addresses + ports + _TAIL.pack(*tail)
 
 
-def _difference(old: bytes, new: bytes) -> int:
+def difference(old: bytes, new: bytes) -> int:
     """What `new` in the place of `old` changes in a sum of the Internet's (RFC 1624), in this machine's order as the kernel takes it."""
     words = struct.unpack(f"={len(new) // 2}H", new) + tuple(
         word ^ 0xFFFF for word in struct.unpack(f"={len(old) // 2}H", old)

@@ -18,7 +18,8 @@ from kproxy.relay.kernel_maps import Shift
 _TCP_TIMESTAMP = 24
 _INFO = struct.Struct("=BxxxxBBx8xI4xI56xI32xQ16xI")
 _ESTABLISHED = 1
-_TIMESTAMPS, _ECN, _ECN_SEEN, _MICROSECONDS = 1, 8, 16, 64
+_TIMESTAMPS, _SELECTIVE, _SCALES, _ECN, _ECN_SEEN, _MICROSECONDS = 1, 2, 4, 8, 16, 64
+_USUAL = _TIMESTAMPS | _SELECTIVE | _SCALES
 _MUCH = 64 << 10  # octets under way, of one socket
 _STAMP_OCTETS = 12
 SYN_COUNTED = 1  # a connection of our own counts its SYN among what was acknowledged, an accepted one does not
@@ -62,6 +63,14 @@ def are_alike(client: Info, server: Info) -> bool:
         and client.advertised <= server.segment + _STAMP_OCTETS
         and server.advertised <= client.segment + _STAMP_OCTETS
         and max(client.unacknowledged * client.segment, server.unacknowledged * server.segment) <= _MUCH
+    )
+
+
+def can_be_opened(client: Info, server: Info) -> bool:
+    """Whether a SYN of this client's, and this endpoint's answer, are such as the program reads (kernel_opening.py)."""
+    return all(
+        one.options & _USUAL == _USUAL and not one.options & (_ECN | _ECN_SEEN | _MICROSECONDS)
+        for one in (client, server)
     )
 
 

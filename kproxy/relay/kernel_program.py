@@ -29,6 +29,7 @@ from kproxy.relay import kernel_frame as frame
 from kproxy.relay import kernel_maps as layout
 from kproxy.relay.kernel_frame import FOUR, KEY_AT, NOW_AT, SIX, WORD_AT, Family
 from kproxy.relay.kernel_maps import FlowMaps
+from kproxy.relay.kernel_opening import open_connection
 from kproxy.relay.kernel_tcp import segment
 
 _DROP = 2  # TC_ACT_SHOT
@@ -55,7 +56,9 @@ def program(maps: FlowMaps) -> bytes:
         asm.jump_if(2, "==", layout.TCP, f"{family.name}: tcp")
         _datagram(asm, maps, family)
         asm.label(f"{family.name}: tcp")
-        segment(asm, family)
+        segment(asm, maps, family)
+        asm.label(f"{family.name}: none")
+        open_connection(asm, maps, family)
     asm.label("pass")
     asm.set(0, frame.PASS)
     asm.exit()
@@ -107,7 +110,7 @@ def _find(asm: Assembly, maps: FlowMaps, family: Family) -> None:
     asm.copy(2, FRAME)
     asm.add(2, KEY_AT)
     asm.call(frame.LOOK_UP)
-    asm.jump_if(0, "==", 0, "pass")
+    asm.jump_if(0, "==", 0, f"{family.name}: none")
     asm.copy(7, 0)
     asm.map(1, maps.pairs)
     asm.copy(2, 7)

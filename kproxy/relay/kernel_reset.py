@@ -16,7 +16,7 @@ from kproxy.relay.udp_sockets import IP_TRANSPARENT, IPV6_TRANSPARENT
 _IP_PKTINFO = 8
 _NOBODY = {4: "192.0.2.1", 16: "2001:db8::1"}  # for documentation (RFC 5737, RFC 3849)
 _HEADER = struct.Struct("!HHIIBBHHH")
-_RST = 4
+_RST, _ACK, _ALL = 4, 16, 0xFFFFFFFF
 
 
 class Resets:
@@ -27,6 +27,13 @@ class Resets:
 
     def send(self, packet: Ends, number: int) -> None:
         """To `packet.destination`, as from `packet.source`."""
+        self._send(packet, segment(packet, number, _RST))
+
+    def ask(self, packet: Ends, number: int, acknowledged: int) -> None:
+        """The same, whether the other one is still there: a number that it has had before makes it answer (RFC 9293, 3.8.4)."""
+        self._send(packet, segment(packet, number & _ALL, _ACK, acknowledged & _ALL))
+
+    def _send(self, packet: Ends, octets: bytes) -> None:
         size = len(packet.source)
         try:
             sock = self._socks.get(size) or self._socks.setdefault(size, _made(size))
@@ -36,7 +43,7 @@ class Resets:
             else:
                 told = socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, struct.pack("=16sI", packet.source, 0)
                 to = (socket.inet_ntop(socket.AF_INET6, packet.destination), 0, 0, 0)
-            sock.sendmsg([reset(packet, number)], [told], socket.MSG_DONTWAIT, to)
+            sock.sendmsg([octets], [told], socket.MSG_DONTWAIT, to)
         except OSError:
             return
 
@@ -47,9 +54,9 @@ class Resets:
         self._socks.clear()
 
 
-def reset(packet: Ends, number: int) -> bytes:
-    """The segment (RFC 9293, 3.1), checksum included."""
-    parts = (packet.source_port, packet.destination_port, number, 0, 5 << 4, _RST, 0)
+def segment(packet: Ends, number: int, flags: int, acknowledged: int = 0) -> bytes:
+    """One without data (RFC 9293, 3.1), checksum included."""
+    parts = (packet.source_port, packet.destination_port, number, acknowledged, 5 << 4, flags, 0)
     pseudo = packet.source + packet.destination + struct.pack("!HH", TCP, _HEADER.size)
     octets = pseudo + _HEADER.pack(*parts, 0, 0)
     total = sum(struct.unpack(f"!{len(octets) // 2}H", octets))

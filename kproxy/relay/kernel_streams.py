@@ -126,7 +126,7 @@ class KernelStreams:
         if place is None:
             return
         try:
-            ways = _ways(connection)
+            ways = ways_of(connection)
             self._flows.put(place, layout.TCP, ways, layout.OBSERVE)
         except (OSError, ValueError) as error:
             log.debug("a connection is not observed", extra=fields(err=error))
@@ -300,7 +300,7 @@ def _is_plain(connection: Connection) -> bool:
     )  # fmt: skip
 
 
-def _ways(connection: Connection) -> tuple[Way, Way]:
+def ways_of(connection: Connection) -> tuple[Way, Way]:
     """Both directions. Raises OSError, ValueError where an address has a scope."""
     client, asked = connection.client.sock.getpeername(), connection.client.sock.getsockname()
     source, endpoint = connection.server.sock.getsockname(), connection.server.sock.getpeername()

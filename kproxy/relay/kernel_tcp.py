@@ -16,6 +16,8 @@ FORWARD   The packet goes out with the numbers of the other connection. Once mor
 
 A SYN ends the flow: somebody begins a new connection with the same ends. A reset is passed on, and ends it as well.
 
+OPENING   The program itself has sent the client's SYN to an endpoint (kernel_opening.py), and nobody has answered yet.
+
 Asked of segments is what Linux sends: NOP, NOP, timestamp in the first place of the options, and if there is more of interest, NOP, NOP,
 selective acknowledgements. Else what is there goes unchanged; a wrong one is not believed (RFC 2018, 8: advisory; tcp_is_sackblock_valid).
 
@@ -30,6 +32,7 @@ from kproxy.ebpf import packets
 from kproxy.ebpf.assembly import FRAME, Assembly
 from kproxy.relay import kernel_frame as frame
 from kproxy.relay import kernel_maps as layout
+from kproxy.relay.kernel_ending import finish, notice_end
 from kproxy.relay.kernel_frame import (
     COPY_AT,
     FOUND_AT,
@@ -42,6 +45,8 @@ from kproxy.relay.kernel_frame import (
     SAVED_AT,
     Family,
 )
+from kproxy.relay.kernel_maps import FlowMaps
+from kproxy.relay.kernel_opening import accept
 from kproxy.relay.kernel_sockets import (
     ACK,
     ACKNOWLEDGED_AT,
@@ -60,15 +65,17 @@ from kproxy.relay.kernel_sockets import (
 _SELECTED = {blocks: int.from_bytes(bytes((1, 1, 5, 2 + 8 * blocks)), sys.byteorder) for blocks in (1, 2, 3)}
 
 
-def segment(asm: Assembly, family: Family) -> None:
+def segment(asm: Assembly, maps: FlowMaps, family: Family) -> None:
     """All of it, for one family."""
     name, at = family.name, HEADER_AT + family.transport
     frame.load_header(asm, family.transport + PLAIN, "pass")
     asm.load(2, 8, layout.STATE_AT, 4)
     asm.jump_if(2, "==", layout.OBSERVE, f"{name}: observe")
+    asm.jump_if(2, "==", layout.OPENING, f"{name}: opening")
     asm.jump_if(2, "!=", layout.FORWARD, "pass")
     asm.load(2, FRAME, at + 13, 1)
     asm.jump_if(2, "&", SYN, f"{name}: anew")
+    asm.label(f"{name}: going")
     asm.load(9, 6, 0, 4)
     asm.load(3, FRAME, at + 12, 1)
     asm.shift_right(3, 4)
@@ -88,8 +95,14 @@ def segment(asm: Assembly, family: Family) -> None:
     asm.label(f"{name}: plain")
     _forward(asm, family, PLAIN)
     asm.label(f"{name}: anew")
+    asm.load(3, 8, layout.RING_AT, 4)
+    asm.jump_if(3, "!=", 0, f"{name}: syn again")
     asm.store_number(8, layout.STATE_AT, layout.OVER, 4)
     asm.jump("pass")
+    accept(asm, maps, family)
+    asm.label(f"{name}: finish")
+    finish(asm, maps, f"{name}: last")
+    frame.send(asm, f"{name}: last")
     asm.label(f"{name}: observe")
     observe(asm, family)
 
@@ -149,9 +162,11 @@ def _forward(asm: Assembly, family: Family, header: int) -> None:
     asm.store_number(1, layout.ENDED_AT, 1, 1)
     asm.jump(f"{name}: on")
     asm.label(f"{name}: reset")
+    asm.load(3, 8, layout.RING_AT, 4)
+    asm.jump_if(3, "!=", 0, f"{name}: on")
     asm.store_number(8, layout.STATE_AT, layout.OVER, 4)
     asm.label(f"{name}: on")
-    frame.route(asm, family)
+    frame.way(asm, family, name, f"{name}: goes")
     if header == STAMPED:
         asm.load(2, FRAME, FOUND_AT, 8)
         asm.jump_if(2, "==", 0, f"{name}: known")
@@ -186,6 +201,7 @@ def _forward(asm: Assembly, family: Family, header: int) -> None:
         _select(asm, family)
         asm.load(2, FRAME, COPY_AT, 8)
         asm.jump_if(2, "!=", 0, f"{name}: copy")
+    notice_end(asm, family, name)
     frame.send(asm, name)
     if header == STAMPED:
         asm.label(f"{name}: copy")
@@ -268,34 +284,11 @@ def _copy(asm: Assembly, family: Family) -> None:
     asm.store_number(FRAME, SAVED_AT + family.length, int.from_bytes(octets.to_bytes(2, "big"), sys.byteorder), 2)
     if family is FOUR:
         asm.store_number(FRAME, SAVED_AT + 24, 0, 2)
-        _summed(asm, SAVED_AT + 14, 20, 0)
+        frame.summed(asm, SAVED_AT + 14, 20, 0)
         asm.store(FRAME, SAVED_AT + 24, 0, 2)
     pseudo = int.from_bytes((STAMPED + layout.TCP).to_bytes(2, "big"), sys.byteorder)
-    _summed(asm, SAVED_AT + family.source, 2 * family.address, pseudo, fold=False)
-    _summed(asm, at, STAMPED, None)
+    frame.summed(asm, SAVED_AT + family.source, 2 * family.address, pseudo, fold=False)
+    frame.summed(asm, at, STAMPED, None)
     asm.store(FRAME, at + 16, 0, 2)
     packets.write(asm, 0, SAVED_AT, length, "drop")
     asm.jump("pass")
-
-
-def _summed(asm: Assembly, start: int, octets: int, seed: int | None, *, fold: bool = True) -> None:
-    """Register 0: the Internet checksum of octets in the frame. seed: what it begins with, None: register 0. fold: to 16 bits, turned."""
-    if seed is None:
-        asm.copy(5, 0)
-    else:
-        asm.set(5, seed)
-    asm.set(1, 0)
-    asm.set(2, 0)
-    asm.copy(3, FRAME)
-    asm.add(3, start)
-    asm.set(4, octets)
-    asm.call(frame.SUM)
-    if not fold:
-        return
-    for _ in range(2):
-        asm.copy(2, 0)
-        asm.mask(2, 0xFFFF)
-        asm.shift_right(0, 16)
-        asm.mask(0, 0xFFFF)
-        asm.add_register(0, 2)
-    asm.flip(0, 0xFFFF)

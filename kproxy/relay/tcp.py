@@ -17,11 +17,13 @@ from itertools import chain, islice
 from select import EPOLLIN
 from typing import Protocol
 
-from kproxy.relay.choosing import Choosing
 from kproxy.relay.connecting import CONNECTED, Connecting, reach
 from kproxy.relay.connection import Connection
 from kproxy.relay.counts import Counts
+from kproxy.relay.kernel_care import OpenedCare
 from kproxy.relay.kernel_flows import KernelFlows
+from kproxy.relay.kernel_opened import OpenedFlows
+from kproxy.relay.kernel_openings import Ahead, KernelOpenings, Watched
 from kproxy.relay.kernel_streams import FRESH_S, LOOK_S, Handed, KernelStreams
 from kproxy.relay.limits import Limits
 from kproxy.relay.poller import Poller
@@ -36,7 +38,7 @@ _FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE_S = 0.05
 
 
-class Choice(Choosing, Protocol):
+class Choice(Ahead, Protocol):
     """What is asked of the chooser here besides: the endpoint to try first, and the others if that does not accept."""
 
     def first(self, target: Target) -> End | None: ...
@@ -95,6 +97,8 @@ class TcpRelay:
         self._silent: deque[tuple[float, Connecting]] = deque()  # in the order of time
         self._ticking = False
         self._kernel: KernelStreams | None = None
+        self._openings: KernelOpenings | None = None
+        self._care: OpenedCare | None = None
         self._number = 0
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -108,40 +112,65 @@ class TcpRelay:
     def use(self, table: Table) -> None:
         """The destinations from now on. Connections to endpoints that are gone begin to drain, within the next sweeps."""
         self._table = table
+        if self._openings is not None:
+            self._openings.use(lambda entry, old, asked: self._find(entry, old.family, asked[0], asked[1]))
 
-    def use_kernel(self, flows: KernelFlows | None) -> None:
-        """Connections that talk are carried by the kernel from now on; None: by this worker, and those that it carried end."""
+    def use_kernel(self, flows: KernelFlows | None, opened: OpenedFlows | None = None) -> None:
+        """Connections that talk are carried by the kernel from now on; None: by this worker, and those that it carried end.
+
+        opened: it opens such as come again and again as well.
+        """
+        if self._care is not None and self._openings is not None:
+            self._care.close()
+            self._openings.close()
         if self._kernel is not None:
             self._kernel.close()
         self._kernel = None if flows is None else KernelStreams(flows, self.now, self.poller)
+        self._openings = None if opened is None else KernelOpenings(opened, self.chooser, self.counts, self.now)
+        self._care = None if self._openings is None else OpenedCare(self._openings, self.counts)
         if flows is not None:
             self._look(self._kernel)
+
+    def stop_opening(self) -> None:
+        """The kernel opens no more connections for this worker; those that it has opened go on."""
+        if self._openings is not None:
+            self._openings.stop()
 
     @property
     def in_kernel(self) -> int:
         """Connections that the kernel carries."""
-        return self._kernel.forwarded if self._kernel is not None else 0
+        return (self._kernel.forwarded if self._kernel is not None else 0) + self.opened
+
+    @property
+    def opened(self) -> int:
+        """Those of them that it has opened itself, which `open` does not count."""
+        return self._care.open if self._care is not None else 0
 
     def _look(self, kernel: KernelStreams | None) -> None:
         if kernel is None or kernel is not self._kernel:
             return
         try:
             busy = kernel.look(self._fresh)
+            if self._openings is not None:
+                busy |= self._openings.look(self.now())
         except Exception:
             self.poller.tell("connections could not be looked at")
             busy = False
         self.poller.loop.call_later(LOOK_S if busy else 5 * LOOK_S, self._look, kernel)
 
-    def take_back(self, connection: Connection, handed: Handed) -> None:
+    def take_back(self, connection: Connection, handed: Handed | Watched) -> None:
         """For `connection`, which ends: the kernel forgets it."""
         connection.handed = None
-        if self._kernel is not None:
+        if isinstance(handed, Watched):
+            if self._openings is not None:
+                self._openings.saw(handed, self.now())
+        elif self._kernel is not None:
             self._kernel.let_go(handed)
 
     def seen_ended(self, connection: Connection) -> bool:
         """For `connection`: whether the kernel has seen one of its peers end."""
         handed = connection.handed
-        return self._kernel is not None and handed is not None and self._kernel.half_closed(handed)
+        return self._kernel is not None and isinstance(handed, Handed) and self._kernel.half_closed(handed)
 
     def accepted(self, listener: Listener, sock: Socket, fd: int, peer: End) -> None:
         """A client is there."""
@@ -201,6 +230,8 @@ class TcpRelay:
                 self.chooser.took(target, peer[0], end, now)
             if target.proxy_protocol:
                 connection.server.sock.send(proxy_header(target.proxy_protocol, peer[:2], asked[:2]))
+            if self._openings is not None:
+                self._openings.came(connection, peer, asked, now)
             connection.start()
         except OSError:  # it was reset meanwhile
             connection.abort()
@@ -293,6 +324,8 @@ class TcpRelay:
         for one in [*islice(everything, max(0, limit))]:
             if one.open:
                 yield one.flow(worker, wall)
+        if self._care is not None:
+            yield from self._care.flows(worker, wall)
 
     def close_listeners(self) -> None:
         """Accepts no more; connections go on."""
@@ -323,6 +356,9 @@ class TcpRelay:
             connection.abort()
         if self._kernel is not None:
             self._kernel.sweep(now)
+        if self._care is not None and self._openings is not None:
+            self._care.sweep(now)
+            self._openings.sweep(now)
 
     def _look_after(self, connection: Connection, now: float) -> None:
         """Whether its endpoint is gone, and its time with it."""
@@ -348,6 +384,7 @@ class TcpRelay:
             connecting.cancel()
         for connection in [*self._settled, *self._fresh]:
             connection.abort()
+        self.use_kernel(None)
         if self._spare >= 0:
             os.close(self._spare)
             self._spare = -1

@@ -47,6 +47,7 @@ from kproxy.relay.counts import Counts
 from kproxy.relay.feed import Feed
 from kproxy.relay.kernel_feed import follow_kernel
 from kproxy.relay.kernel_flows import KernelFlows
+from kproxy.relay.kernel_opened import OpenedFlows
 from kproxy.relay.limits import Limits
 from kproxy.relay.listening import BACKLOG, Listener, listeners
 from kproxy.relay.paths import kernel_path
@@ -104,7 +105,7 @@ class Worker:
     @property
     def open(self) -> int:
         """Connections and sessions."""
-        return self.tcp.open + self.udp.open
+        return self.tcp.open + self.tcp.opened + self.udp.open
 
     def listen(self, made: list[Listener]) -> None:
         """Takes what arrives at these sockets, from the first table on: siblings that know the Services get all until then."""
@@ -129,6 +130,7 @@ class Worker:
         if not self._hello.draining:
             self._hello = Hello(self._hello.pid, self._hello.life, self._hello.ports, draining=True)
             self.feed.introduce(self._hello)
+            self.tcp.stop_opening()
 
     async def drained(self) -> None:
         """Returns when the worker may end, after it was asked to."""
@@ -151,9 +153,11 @@ class Worker:
         self.tcp.close()
         self.udp.close()
 
-    def use_kernel(self, flows: KernelFlows | None) -> None:
-        """What lasts is carried by the kernel from now on; None: by this worker."""
-        self.tcp.use_kernel(flows)
+    def use_kernel(self, flows: KernelFlows | None, opened: OpenedFlows | None = None) -> None:
+        """What lasts is carried by the kernel from now on, and what comes again and again opened; None: by this worker."""
+        self.tcp.use_kernel(flows, opened)
+        if self._hello.draining:
+            self.tcp.stop_opening()
         self.udp.use_kernel(flows)
 
     # --- what the controller says (feed.Obeys) ----------------------------------------------------------------------------------------

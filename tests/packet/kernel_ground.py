@@ -13,8 +13,10 @@ from collections.abc import Iterator, Sequence
 from kproxy.ebpf import calls
 from kproxy.node.rtnetlink import Route
 from kproxy.relay import kernel_maps as layout
+from kproxy.relay import kernel_rings as rings
 from kproxy.relay.kernel_flows import KernelFlows
 from kproxy.relay.kernel_links import _made as made
+from kproxy.relay.kernel_opened import OpenedFlows
 from tests.packet.tcp_ground import Ground
 from tests.support.netns import Namespace
 
@@ -24,6 +26,13 @@ _SIOCETHTOOL, _SET_TRANSMIT_SUMS, _SET_SEGMENTATION = 0x8946, 0x17, 0x1F  # linu
 @contextlib.contextmanager
 def kernel(ground: Ground) -> Iterator[KernelFlows]:
     """The program on every veth of the node; all places are free in the end, and no entry is left."""
+    with kernel_with_rings(ground) as (flows, _):
+        yield flows
+
+
+@contextlib.contextmanager
+def kernel_with_rings(ground: Ground) -> Iterator[tuple[KernelFlows, OpenedFlows]]:
+    """The same, and what it opens connections by. Whoever uses that closes it."""
     with contextlib.ExitStack() as held:
         maps, code = made(held)
         with ground.node.entered():
@@ -32,9 +41,10 @@ def kernel(ground: Ground) -> Iterator[KernelFlows]:
             for index in links:
                 held.callback(os.close, calls.attach(code, index, calls.TCX_INGRESS))
         flows = KernelFlows(maps, 0)
-        yield flows
-        assert flows.free == layout.PER_SLOT
+        yield flows, OpenedFlows(maps, flows)
+        assert flows.free == layout.HANDED
         assert not [*calls.Map(maps.flows, layout.KEY, layout.VALUE).entries()]
+        assert not [*calls.Map(maps.repeats, layout.KEY, rings.NUMBER).entries()]
         flows.close()
 
 

@@ -19,7 +19,7 @@ import pytest
 from kproxy.relay.counts import BEGAN, FAILED, LOST, OPEN, RECEIVED, RECEIVED_DATAGRAMS, SENT, SENT_DATAGRAMS
 from kproxy.relay.kernel_datagrams import IDLE_S
 from kproxy.relay.kernel_flows import KernelFlows
-from kproxy.relay.kernel_maps import LINK_AT, PAIR, PER_SLOT
+from kproxy.relay.kernel_maps import HANDED, LINK_AT, PAIR
 from kproxy.relay.targets import Table
 from kproxy.relay.udp_session import Session
 from tests.packet.kernel_ground import kernel, without_offload
@@ -109,7 +109,7 @@ def test_questions_take_no_place(ground: Ground) -> None:
                 for _ in range(10):
                     await asked(client)
             made.worker.sweep(1)
-            assert made.flows.free == PER_SLOT and made.worker.counts.handed == 0
+            assert made.flows.free == HANDED and made.worker.counts.handed == 0
 
     scene(play)
 
@@ -152,7 +152,7 @@ def test_an_endpoint_that_is_gone_gets_nothing_more(ground: Ground) -> None:
             for _ in range(50):
                 await asked(client)
             made.worker.relay.use(Table({ground.key(): ground.target(1)}))
-            assert made.flows.free == PER_SLOT
+            assert made.flows.free == HANDED
             count = len(one.heard)
             for _ in range(5):
                 assert await asked(client) == b"1 ?"
@@ -161,7 +161,7 @@ def test_an_endpoint_that_is_gone_gets_nothing_more(ground: Ground) -> None:
             assert made.worker.counts.endpoint("ns1/dns:dns", (ground.family.pods[0], ENDS))[SENT_DATAGRAMS] == count
             await made.lasts(client)  # and is carried to the other
             made.worker.relay.use(Table({}))
-            assert made.flows.free == PER_SLOT and made.worker.relay.open == 0
+            assert made.flows.free == HANDED and made.worker.relay.open == 0
             client.send(b"!")
             await until(lambda: made.worker.counts.unknown == 1)
 
@@ -185,7 +185,7 @@ def test_an_endpoint_that_refuses_is_heard(ground: Ground, long: bool) -> None:
                 await until(lambda: made.worker.row(FAILED) == 1)
             else:
                 assert await heard(client) == number + words
-            assert made.flows.free == PER_SLOT
+            assert made.flows.free == HANDED
             assert await asked(client, b"anybody?") == number + b"anybody?"
             assert made.worker.row(FAILED) == 1
             assert made.worker.relay.open == 1 and made.worker.row(OPEN) == 1
@@ -208,7 +208,7 @@ def test_a_session_lives_as_long_as_it_speaks(ground: Ground) -> None:
                 made.worker.sweep(IDLE_S - 1)
             session = made.session
             made.worker.sweep(IDLE_S + 1)
-            assert made.flows.free == PER_SLOT, "one that is silent needs no place"
+            assert made.flows.free == HANDED, "one that is silent needs no place"
             assert made.worker.relay.open == 1
             await made.lasts(client)
             assert made.session is session
@@ -255,7 +255,7 @@ def test_without_a_lease_everything_goes_by_the_sockets(ground: Ground) -> None:
                 assert await asked(client) == b"0 ?"
             assert made.passed() == (count[0] + 10, count[1] + 10)
             made.worker.relay.use_kernel(None)
-            assert made.flows.free == PER_SLOT
+            assert made.flows.free == HANDED
             assert await asked(client) == b"0 ?" and made.session.sent_datagrams == sent + count[0] + 21
 
     scene(play)
@@ -264,7 +264,7 @@ def test_without_a_lease_everything_goes_by_the_sockets(ground: Ground) -> None:
 def test_no_more_sessions_than_there_are_places(ground: Ground) -> None:
     async def play() -> None:
         with carrying(ground, 0) as made, Pod(ground, 0), ground.client() as client, ground.client() as other:
-            places = [made.flows.take() for _ in range(PER_SLOT - 1)]
+            places = [made.flows.take() for _ in range(HANDED - 1)]
             await made.lasts(client)
             for _ in range(100):
                 assert await asked(other) == b"0 ?"
@@ -276,7 +276,7 @@ def test_no_more_sessions_than_there_are_places(ground: Ground) -> None:
             for _ in range(20):
                 await asked(other)
             made.worker.sweep(1)
-            assert made.flows.free == PER_SLOT - 2
+            assert made.flows.free == HANDED - 2
 
     scene(play)
 
@@ -366,8 +366,8 @@ def test_a_session_that_two_links_speak_for_is_not_carried(ground: Ground) -> No
             for _ in range(100):
                 assert await asked(client) == b"0 ?"
                 await asyncio.sleep(0.002)
-            assert made.session.handed is None and made.session.alien and made.flows.free == PER_SLOT
+            assert made.session.handed is None and made.session.alien and made.flows.free == HANDED
             made.worker.sweep(1)
-            assert made.flows.free == PER_SLOT
+            assert made.flows.free == HANDED
 
     scene(play)

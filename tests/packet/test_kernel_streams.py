@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from kproxy.relay.kernel_flows import KernelFlows
-from kproxy.relay.kernel_maps import FORWARD, FROM_CLIENT, OVER, PER_SLOT
+from kproxy.relay.kernel_maps import FORWARD, FROM_CLIENT, HANDED, OVER
 from kproxy.relay.kernel_numbers import info_of
 from kproxy.relay.kernel_reset import Resets
 from kproxy.relay.kernel_streams import FRESH_S, Handed, KernelStreams
@@ -235,7 +235,7 @@ def test_the_end_of_one_direction_leaves_the_other_open(either: Ground, first: s
             there.shutdown(socket.SHUT_WR)
             assert await heard(here) == b""
             await _over(relay)
-            assert flows.free == PER_SLOT
+            assert flows.free == HANDED
 
     scene(play)
 
@@ -251,7 +251,7 @@ def test_a_reset_is_passed_on(either: Ground, first: str) -> None:
             with pytest.raises(ConnectionResetError):
                 await heard(there)
             relay.sweep()
-            assert relay.relay.open == 0 and flows.free == PER_SLOT
+            assert relay.relay.open == 0 and flows.free == HANDED
 
     scene(play)
 

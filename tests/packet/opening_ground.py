@@ -1,0 +1,109 @@
+"""A relay whose kernel may open connections itself (relay/kernel_openings.py), and endpoints that answer: the ground of two test files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator, Coroutine
+
+from kproxy.relay.kernel_care import OpenedCare
+from kproxy.relay.kernel_openings import OFTEN, KernelOpenings
+from tests.packet.kernel_ground import kernel_with_rings
+from tests.packet.tcp_ground import Client, Ground, Pod, Relay, heard, relaying, sent, target
+
+
+class Opening:
+    """A relay whose kernel may open connections, and endpoints that answer what they are asked."""
+
+    def __init__(self, relay: Relay, pods: list[Pod]) -> None:
+        self.relay, self.pods = relay, pods
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def openings(self) -> KernelOpenings:
+        found = self.relay.relay._openings
+        assert found is not None
+        return found
+
+    @property
+    def care(self) -> OpenedCare:
+        found = self.relay.relay._care
+        assert found is not None
+        return found
+
+    async def serve(self, pod: Pod) -> None:
+        """Answers each connection's question with its own address, and ends it."""
+        while True:
+            sock, _ = await asyncio.get_running_loop().sock_accept(pod.ear)
+            self._start(self._answer(sock, pod))
+
+    async def _answer(self, sock: socket.socket, pod: Pod) -> None:
+        with sock as there, contextlib.suppress(ConnectionError):
+            if await heard(there):
+                await sent(there, pod.end[0].encode())
+
+    def stop(self) -> None:
+        """Endpoints accept nothing by themselves any more."""
+        for task in [*self.tasks]:
+            task.cancel()
+
+    async def pair(self) -> tuple[socket.socket, socket.socket]:
+        """A client's connection that the kernel has opened, and its endpoint's side; of a relay with one endpoint, after `often`."""
+        self.stop()
+        await asyncio.sleep(0)
+        for _ in range(20):
+            before = self.care.open
+            client = await Client.connected(self.relay.ground)
+            there = await self.pods[0].accepted()
+            if self.care.open > before:
+                return client.sock, there
+            client.sock.close()
+            there.close()
+        raise AssertionError("the kernel has opened none of them")
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def ask(self, address: str = "") -> str:
+        """One connection, one question; who answered."""
+        with await Client.connected(self.relay.ground, address) as here:
+            await sent(here, b"who?")
+            answer = await heard(here)
+            assert not await heard(here)
+            return answer.decode()
+
+    async def often(self) -> None:
+        """Until the kernel opens connections."""
+        async with asyncio.timeout(10):
+            while not self.relay.counts.opened:
+                for _ in range(2 * OFTEN):
+                    await self.ask()
+                await asyncio.sleep(0.3)
+                self.relay.sweep()
+
+
+@contextlib.asynccontextmanager
+async def opening(ground: Ground, pods: int = 1, **rest: object) -> AsyncIterator[Opening]:
+    """rest: of the Target. In the end nothing is open."""
+    with contextlib.ExitStack() as held:
+        flows, opened = held.enter_context(kernel_with_rings(ground))
+        flows.vouch(time.monotonic_ns() + 600 * 1_000_000_000)
+        ears = [held.enter_context(Pod(ground, number)) for number in range(pods)]
+        route = target(ground.family, *(pod.end for pod in ears), **rest)
+        relay = held.enter_context(relaying(ground, route))
+        relay.relay.use_kernel(flows, opened)
+        made = Opening(relay, ears)
+        for pod in ears:
+            made._start(made.serve(pod))
+        try:
+            yield made
+        finally:
+            for task in [*made.tasks]:
+                task.cancel()
+            await asyncio.gather(*made.tasks, return_exceptions=True)
+            relay.relay.close()
+            relay.relay.use_kernel(None)
