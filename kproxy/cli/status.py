@@ -152,7 +152,13 @@ def _relay_facts(relay: RelayPage) -> Iterator[tuple[str, str]]:
     if relay.kernel_why_not:
         yield "", f"the kernel relays nothing itself: {relay.kernel_why_not}"
     else:
-        yield "", f"handed over to the kernel {relay.kernel_flows} times, on the links of {relay.kernel_links} pods"
+        yield (
+            "",
+            (
+                f"handed over to the kernel {relay.kernel_flows} times, and {relay.kernel_openings} connections opened there, "
+                f"on the links of {relay.kernel_links} pods"
+            ),
+        )
     if relay.shed:
         yield (
             "",

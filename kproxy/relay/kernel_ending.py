@@ -73,13 +73,10 @@ def finish(asm: Assembly, maps: FlowMaps, name: str) -> None:
     for octets, into in ((layout.OCTETS_AT, rings.SENT_AT), (layout.OCTETS_AT + 8, rings.RECEIVED_AT)):
         asm.load(2, 8, octets, 8)
         asm.add_atomically(9, into, 2)
-    asm.set(2, 1)
     asm.load(3, 8, layout.STATE_AT, 4)
-    asm.jump_if(3, "==", layout.OPENING, f"{name}: failed")
+    asm.jump_if(3, "==", layout.OPENING, f"{name}: vacant")  # it never counted as open
+    asm.set(2, 1)
     asm.add_atomically(9, rings.ENDED_AT, 2)
-    asm.jump(f"{name}: vacant")
-    asm.label(f"{name}: failed")
-    asm.add_atomically(9, rings.FAILED_AT, 2)
     asm.label(f"{name}: vacant")
     asm.store_number(8, layout.STATE_AT, layout.VACANT, 4)
     asm.label(f"{name}: finished")

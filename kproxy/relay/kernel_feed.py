@@ -40,16 +40,18 @@ _SECOND = 1_000_000_000
 
 
 async def follow_kernel(
-    path: str, use: Callable[[KernelFlows | None, OpenedFlows | None], None], in_use: Callable[[], bool]
+    path: str, use: Callable[[KernelFlows | None, OpenedFlows | None], None], leave: Callable[[], bool]
 ) -> None:
-    """Runs for ever; cancelled at the end of the process. in_use: whether the kernel carries what cannot be taken back."""
+    """Runs for ever; cancelled at the end of the process. leave: asked before other maps are taken, until it says that nothing is carried
+    by the old ones any more; they are to open no connection from the first time on.
+    """
     pause = _FIRST_PAUSE_S
     with contextlib.ExitStack() as held:  # what is in use
         while True:
             try:
                 visit = await Visit.to(path)
                 while True:
-                    if not in_use():
+                    if leave():
                         break
                     await asyncio.sleep(RENEW_S)
                 with contextlib.ExitStack() as made:

@@ -10,6 +10,7 @@ the places in turn, so that a port is used again as late as possible.
 from __future__ import annotations
 
 import mmap
+import resource
 import socket
 import struct
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from kproxy.relay.kernel_maps import Ends, FlowMaps, flow_key
 _WORD, _LONG, _PORT = struct.Struct("=I"), struct.Struct("=Q"), struct.Struct("!H")
 _WHOSE = struct.Struct("=IIQ")
 _PORTS = struct.Struct("!HH")
+_SHARE = 32  # ports may take one in so many of the descriptors that this process may have
 _LIVE = (layout.OPENING, layout.FORWARD)
 
 
@@ -115,7 +117,8 @@ class OpenedFlows:
 
     def grow(self, wanted: int) -> None:
         """As many places as that, if there are ports. Raises OSError; those that there are stay."""
-        for number in range(len(self._ports), min(wanted, layout.OPENERS)):
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for number in range(len(self._ports), min(wanted, layout.OPENERS, max(16, soft // _SHARE))):
             sock = _bound()
             self._ports.append(sock)
             pair = (self._first + number) * layout.PAIR
@@ -167,6 +170,9 @@ def _bound() -> socket.socket:
     except OSError:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
+        sock.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # a server that does the same may listen there nevertheless
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(("::" if sock.family == socket.AF_INET6 else "0.0.0.0", 0))

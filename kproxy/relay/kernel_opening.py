@@ -82,6 +82,12 @@ def accept(asm: Assembly, maps: FlowMaps, family: Family) -> None:
     asm.jump_if(3, "==", layout.FROM_CLIENT, f"{name}: begun anew")
     asm.jump_if(2, "&", ACK, f"{name}: accepted")
     asm.label(f"{name}: begun anew")
+    asm.load(2, 8, layout.STATE_AT, 4)
+    asm.jump_if(2, "!=", layout.OPENING, f"{name}: was open")
+    find_end(asm, maps, f"{name}: was open")
+    asm.set(2, 1)
+    asm.add_atomically(9, rings.FAILED_AT, 2)
+    asm.label(f"{name}: was open")
     finish(asm, maps, f"{name}: begun anew")
     asm.jump("pass")
 
@@ -104,6 +110,8 @@ def accept(asm: Assembly, maps: FlowMaps, family: Family) -> None:
     asm.label(f"{name}: refused")
     find_end(asm, maps, f"{name}: refused end")
     asm.store_number(9, rings.ASKED_AT, 1, 8)  # long ago, without an answer
+    asm.set(2, 1)
+    asm.add_atomically(9, rings.FAILED_AT, 2)
     asm.label(f"{name}: refused end")
     finish(asm, maps, f"{name}: refused")
     say_again(asm, family)

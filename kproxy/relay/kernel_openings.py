@@ -74,7 +74,7 @@ class Watched:
 
 
 class KernelOpenings:
-    """Of one TcpRelay. stopped: no ring is to hold any more."""
+    """Of one TcpRelay. stopped: no ring is to hold any more. open: connections by rings, as of the last look."""
 
     def __init__(self, opened: OpenedFlows, chooser: Ahead, counts: Counts, now: Callable[[], float]) -> None:
         """now: monotonic seconds."""
@@ -84,6 +84,7 @@ class KernelOpenings:
         self._watched: dict[Watched, None] = {}
         self.by_ring: dict[int, Repeat] = {}
         self.stopped = False
+        self.open = 0
 
     # --- connections that come the whole way ----------------------------------------------------------------------------------------------
 
@@ -259,17 +260,19 @@ class KernelOpenings:
 
     # --- from time to time ----------------------------------------------------------------------------------------------------------------
 
-    def look(self, now: float) -> bool:
-        """Every 50 ms while it says so: what the program did counts with the chooser."""
+    def look(self, now: float, room: int) -> bool:
+        """Every 50 ms while it says so: what the program did counts with the chooser. room: as many may be open by rings."""
         for watched in [*self._watched]:
             if now - watched.since > _WATCHED_S:
                 self.saw(watched, now)
-        opened = 0
         for repeat in self.by_ring.values():
             if self._count(repeat, now):
                 self._choose(repeat, now)
-            opened += repeat.open
-        if self.by_ring and 2 * opened > self.opened.room:
+        self.open = sum(repeat.open for repeat in self.by_ring.values())
+        if self.open >= room:
+            for repeat in self.by_ring.values():
+                self._end(repeat)
+        elif 2 * self.open > self.opened.room:
             try:
                 self.opened.grow(2 * self.opened.room)
             except OSError as error:
@@ -290,6 +293,7 @@ class KernelOpenings:
                 self._chooser.opened(slot.target, slot.end, slot.open - before_open)
             if found.opened != before.opened:
                 repeat.used = now
+                self._chooser.worked(slot.target, slot.end, now)
             slot.unfit = slot.unfit or found.odd != before.odd
             more = found.failed - before.failed
             if more:

@@ -100,6 +100,7 @@ class TcpRelay:
         self._openings: KernelOpenings | None = None
         self._care: OpenedCare | None = None
         self._number = 0
+        self._room = limits.connections  # for those of `open`
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def listen(self, sock: socket.socket, family: str, entry: str) -> None:
@@ -136,6 +137,11 @@ class TcpRelay:
         if self._openings is not None:
             self._openings.stop()
 
+    def leave_kernel(self) -> bool:
+        """The same, because other maps are to be taken; whether nothing is carried by these any more."""
+        self.stop_opening()
+        return not self.in_kernel
+
     @property
     def in_kernel(self) -> int:
         """Connections that the kernel carries."""
@@ -152,7 +158,8 @@ class TcpRelay:
         try:
             busy = kernel.look(self._fresh)
             if self._openings is not None:
-                busy |= self._openings.look(self.now())
+                busy |= self._openings.look(self.now(), self.limits.connections - self.open)
+                self._room = self.limits.connections - self._openings.open
         except Exception:
             self.poller.tell("connections could not be looked at")
             busy = False
@@ -182,7 +189,7 @@ class TcpRelay:
             sock.close()
             return
         target = self._find(listener.entry, listener.family, asked[0], asked[1])
-        if target is None or self.open >= self.limits.connections:
+        if target is None or self.open >= self._room:
             if target is None:
                 counts.unknown += 1
             else:

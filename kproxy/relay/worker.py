@@ -297,7 +297,7 @@ async def serve(settings: Settings, made: list[Listener]) -> None:
         worker.sweep,
         worker.tell_affinity,
         worker.tell_counts,
-        lambda: follow_kernel(kernel, worker.use_kernel, lambda: worker.tcp.in_kernel > 0),
+        lambda: follow_kernel(kernel, worker.use_kernel, worker.tcp.leave_kernel),
     )
     tasks = [asyncio.ensure_future(_for_ever(part)) for part in parts]
     await worker.drained()

@@ -60,6 +60,10 @@ _WORKERS = {
         "times that another endpoint was tried beside one that did not answer",
     ),
     "handed": ("kernel_flows", "TCP connections and UDP sessions handed over to the kernel"),
+    "opened": (
+        "kernel_openings",
+        "TCP connections that the kernel opened itself, to an endpoint that a worker had chosen",
+    ),
     "ejections": ("ejections", "times that a worker left out an endpoint after repeated failure"),
     "handler_failures": ("handler_failures", "faults of the relay's own code, each of which ended one connection"),
     "evicted": ("udp_evicted_sessions", "UDP sessions that ended to make room for another"),

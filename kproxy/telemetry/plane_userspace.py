@@ -87,6 +87,7 @@ class UserspacePlane:
             gave_up=_sum(sums.services, counts.GAVE_UP),
             shed=sums.worker.get("shed", 0),
             kernel_flows=sums.worker.get("handed", 0),
+            kernel_openings=sums.worker.get("opened", 0),
             kernel_links=kernel.links if kernel is not None else 0,
             kernel_why_not=kernel.why_not if kernel is not None else "userspace.kernelFlows is false",
             ejected=sorted(f"[{address}]:{port}" if ":" in address else f"{address}:{port}" for address, port in publisher.ejected()),

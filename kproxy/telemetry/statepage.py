@@ -146,8 +146,8 @@ class RelayPage(msgspec.Struct, rename=_json_name, kw_only=True):
 
     draining: workers of before that carry their last connections. connections: begun, TCP and UDP; open: at the moment; retries: endpoints
     tried beyond the first; gave_up: clients refused because no endpoint accepted; shed: for want of room. ejected: endpoints left out
-    for a while, `ip:port`. kernel_flows: times that one was handed over to the kernel; kernel_links: of pods, where it can be;
-    kernel_why_not: what keeps it from that.
+    for a while, `ip:port`. kernel_flows: times that one was handed over to the kernel; kernel_openings: those that it opened itself;
+    kernel_links: of pods, where it can do that; kernel_why_not: what keeps it from that.
     """
 
     workers: int = 0
@@ -161,6 +161,7 @@ class RelayPage(msgspec.Struct, rename=_json_name, kw_only=True):
     shed: int = 0
     ejected: list[str] = []
     kernel_flows: int = 0
+    kernel_openings: int = 0
     kernel_links: int = 0
     kernel_why_not: str = ""
 

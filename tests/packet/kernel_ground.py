@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from kproxy.ebpf import calls
 from kproxy.node.rtnetlink import Route
@@ -26,13 +27,22 @@ _SIOCETHTOOL, _SET_TRANSMIT_SUMS, _SET_SEGMENTATION = 0x8946, 0x17, 0x1F  # linu
 @contextlib.contextmanager
 def kernel(ground: Ground) -> Iterator[KernelFlows]:
     """The program on every veth of the node; all places are free in the end, and no entry is left."""
-    with kernel_with_rings(ground) as (flows, _):
-        yield flows
+    with kernel_with_rings(ground) as made:
+        yield made.flows
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What a worker gets of the kernel, and the program."""
+
+    flows: KernelFlows
+    opened: OpenedFlows
+    code: int
 
 
 @contextlib.contextmanager
-def kernel_with_rings(ground: Ground) -> Iterator[tuple[KernelFlows, OpenedFlows]]:
-    """The same, and what it opens connections by. Whoever uses that closes it."""
+def kernel_with_rings(ground: Ground) -> Iterator[Kernel]:
+    """The same, and what it opens connections by, which is closed by who uses it."""
     with contextlib.ExitStack() as held:
         maps, code = made(held)
         with ground.node.entered():
@@ -41,7 +51,7 @@ def kernel_with_rings(ground: Ground) -> Iterator[tuple[KernelFlows, OpenedFlows
             for index in links:
                 held.callback(os.close, calls.attach(code, index, calls.TCX_INGRESS))
         flows = KernelFlows(maps, 0)
-        yield flows, OpenedFlows(maps, flows)
+        yield Kernel(flows, OpenedFlows(maps, flows), code)
         assert flows.free == layout.HANDED
         assert not [*calls.Map(maps.flows, layout.KEY, layout.VALUE).entries()]
         assert not [*calls.Map(maps.repeats, layout.KEY, rings.NUMBER).entries()]

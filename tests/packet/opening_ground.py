@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 
+from kproxy.ebpf import calls
 from kproxy.relay.kernel_care import OpenedCare
 from kproxy.relay.kernel_openings import OFTEN, KernelOpenings
 from tests.packet.kernel_ground import kernel_with_rings
@@ -17,8 +19,8 @@ from tests.packet.tcp_ground import Client, Ground, Pod, Relay, heard, relaying,
 class Opening:
     """A relay whose kernel may open connections, and endpoints that answer what they are asked."""
 
-    def __init__(self, relay: Relay, pods: list[Pod]) -> None:
-        self.relay, self.pods = relay, pods
+    def __init__(self, relay: Relay, pods: list[Pod], code: int) -> None:
+        self.relay, self.pods, self.code = relay, pods, code
         self.tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -32,6 +34,16 @@ class Opening:
         found = self.relay.relay._care
         assert found is not None
         return found
+
+    @contextlib.contextmanager
+    def program_on(self, name: str) -> Iterator[None]:
+        """The program stands on this link of the node as well."""
+        with self.relay.ground.node.entered():
+            made = calls.attach(self.code, socket.if_nametoindex(name), calls.TCX_INGRESS)
+        try:
+            yield
+        finally:
+            os.close(made)
 
     async def serve(self, pod: Pod) -> None:
         """Answers each connection's question with its own address, and ends it."""
@@ -87,16 +99,16 @@ class Opening:
 
 
 @contextlib.asynccontextmanager
-async def opening(ground: Ground, pods: int = 1, **rest: object) -> AsyncIterator[Opening]:
-    """rest: of the Target. In the end nothing is open."""
+async def opening(ground: Ground, pods: int = 1, *, most: int = 1000, **rest: object) -> AsyncIterator[Opening]:
+    """most: connections that may be open. rest: of the Target. In the end nothing is open."""
     with contextlib.ExitStack() as held:
-        flows, opened = held.enter_context(kernel_with_rings(ground))
-        flows.vouch(time.monotonic_ns() + 600 * 1_000_000_000)
+        given = held.enter_context(kernel_with_rings(ground))
+        given.flows.vouch(time.monotonic_ns() + 600 * 1_000_000_000)
         ears = [held.enter_context(Pod(ground, number)) for number in range(pods)]
         route = target(ground.family, *(pod.end for pod in ears), **rest)
-        relay = held.enter_context(relaying(ground, route))
-        relay.relay.use_kernel(flows, opened)
-        made = Opening(relay, ears)
+        relay = held.enter_context(relaying(ground, route, connections=most))
+        relay.relay.use_kernel(given.flows, given.opened)
+        made = Opening(relay, ears, given.code)
         for pod in ears:
             made._start(made.serve(pod))
         try:

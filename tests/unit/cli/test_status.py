@@ -96,7 +96,7 @@ def test_mode_userspace_tells_of_its_relay_workers(tmp_path: Path) -> None:
     page.mode, page.variant, page.evidence = "userspace", "", ["userspace: nftables v1.0.6, TPROXY"]
     page.relay = RelayPage(
         workers=2, draining=1, ports=[10272, 10273], connections=500, open=7, retries=3, gave_up=1, shed=4,
-        ejected=["10.244.0.5:80"], kernel_flows=60, kernel_links=12,
+        ejected=["10.244.0.5:80"], kernel_flows=60, kernel_openings=900, kernel_links=12,
     )  # fmt: skip
     with serving(tmp_path, [page]):
         text = " ".join(_run(tmp_path).output.split())
@@ -108,7 +108,7 @@ def test_mode_userspace_tells_of_its_relay_workers(tmp_path: Path) -> None:
         "7 open of 500 connections; 3 retries, 1 clients refused",
         "4 CONNECTIONS RESET FOR WANT OF ROOM",
         "left out after failures: 10.244.0.5:80",
-        "handed over to the kernel 60 times, on the links of 12 pods",
+        "handed over to the kernel 60 times, and 900 connections opened there, on the links of 12 pods",
         "kproxy observe --flows",
     ):
         assert words in text

@@ -351,6 +351,7 @@ userspace:
   hedgeAfter: 50ms
   maxConnections: 5000
   kernelFlows: false
+  kernelOpenings: false
   notrack: true
   markBit: 5
   routingTable: 999
@@ -368,6 +369,7 @@ userspace:
         hedge_after_s=0.05,
         max_connections=5000,
         kernel_flows=False,
+        kernel_openings=False,
         notrack=True,
         mark_bit=5,
         routing_table=999,
