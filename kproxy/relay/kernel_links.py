@@ -6,8 +6,9 @@ so that what it has handed to the kernel goes on without this process, whether t
 happen here: an entry; workers write the maps. And a node that does without: where the kernel refuses (before Linux 6.6 there is no TCX,
 without CAP_BPF no map), that is said once and everything goes by the sockets.
 
-When a worker has ended, its entries are taken out of the hash before another gets its slot. A controller makes maps of its own: workers of
-an earlier one go on with theirs, and for that time a link has two programs, each of which lets pass what it does not know.
+When a worker has ended, peers of what it had carried are told, and its entries are taken out of the hash before another gets its slot. A
+controller makes maps of its own: workers of an earlier one go on with theirs, and for that time a link has two programs, each of which lets
+pass what it does not know.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from kproxy.node.program_links import ProgramLinks
 from kproxy.relay import kernel_maps as layout
 from kproxy.relay import kernel_rings as rings
 from kproxy.relay.kernel_program import program
+from kproxy.relay.kernel_reset import Resets
 from kproxy.telemetry.logs import fields
 
 log = logging.getLogger("kproxy.relay")
@@ -111,11 +113,26 @@ def _cleared(maps: layout.FlowMaps, slot: int) -> None:
         _delete(calls.Map(maps.repeats, layout.KEY, rings.NUMBER), 0, own)
         _blank(maps.rings, rings.RING, own.start, own.stop, rings.RINGS)
         mine = range(slot * layout.PER_SLOT, (slot + 1) * layout.PER_SLOT)
+        _reset(maps, mine)
         _delete(calls.Map(maps.flows, layout.KEY, layout.VALUE), layout.PLACE_AT, mine)
         _blank(maps.pairs, layout.PAIR, mine.start, mine.stop, layout.PAIRS)
     finally:
         for descriptor in astuple(maps):
             os.close(descriptor)
+
+
+def _reset(maps: layout.FlowMaps, mine: range) -> None:
+    """Peers of TCP connections that were carried are told that they are over: their own next packet might be long in coming."""
+    resets = Resets()
+    with mmap.mmap(maps.pairs, _pages(layout.PAIR * layout.PAIRS)) as pairs:
+        for key, value in calls.Map(maps.flows, layout.KEY, layout.VALUE).entries():
+            protocol, place, direction, leaving = layout.told_of_flow(key, value)
+            at = place * layout.PAIR
+            carried = struct.unpack_from("=I", pairs, at + layout.STATE_AT)[0] == layout.FORWARD
+            if protocol == layout.TCP and place in mine and carried:
+                (reached,) = struct.unpack_from("=I", pairs, at + layout.REACHED_AT + 4 * direction)
+                resets.send(leaving, reached)
+    resets.close()
 
 
 def _delete(table: calls.Map, at: int, mine: range) -> None:
@@ -126,5 +143,9 @@ def _delete(table: calls.Map, at: int, mine: range) -> None:
 
 def _blank(array: int, size: int, start: int, stop: int, entries: int) -> None:
     """Zeros for a part of an array."""
-    with mmap.mmap(array, -(-size * entries // mmap.PAGESIZE) * mmap.PAGESIZE) as memory:
+    with mmap.mmap(array, _pages(size * entries)) as memory:
         memory[start * size : stop * size] = bytes((stop - start) * size)
+
+
+def _pages(octets: int) -> int:
+    return -(-octets // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -124,6 +124,15 @@ def flow_key(protocol: int, packet: Ends) -> bytes:
     return addresses + _PORTS.pack(packet.source_port, packet.destination_port) + struct.pack("=I", kind)
 
 
+def told_of_flow(key: bytes, value: bytes) -> tuple[int, int, int, Ends]:
+    """Protocol, place, direction, and the ends of its packets as they leave, of an entry."""
+    (kind,) = struct.unpack_from("=I", key, 36)
+    size = 16 if kind >> 8 else 4
+    place, direction = _HEAD.unpack_from(value)
+    source, destination = (value[at : at + size] for at in (SOURCE_AT, DESTINATION_AT))
+    return kind & 0xFF, place, direction, Ends(source, destination, *_PORTS.unpack_from(value, PORTS_AT))
+
+
 def flow_value(place: int, direction: int, arriving: Ends, leaving: Ends, shift: Shift = NO_SHIFT) -> bytes:
     """place: the pair's number. arriving, leaving: what the packet's ends are and what they become."""
     addresses = leaving.source.ljust(16, b"\0") + leaving.destination.ljust(16, b"\0")

@@ -4,9 +4,10 @@
                           │                                                  and the same way back
                           └─ anything else ─▶ the node's network ─▶ rules ─▶ a worker's socket
 
-A worker opens every flow: it has chosen the endpoint, connected, tried elsewhere where that failed, written a PROXY header if one is
-wished, and the first packets have passed all rules of the node. What is left is to carry octets, and for that a packet needs neither a
-socket nor a process. The program decides nothing. It has two entries for each flow (kernel_maps.py), and what it does not know it leaves.
+A worker opens a flow: it has chosen the endpoint, connected, tried elsewhere where that failed, written a PROXY header if one is wished,
+and the first packets have passed all rules of the node. What is left is to carry octets, and for that a packet needs neither a socket nor
+a process. It has two entries for each flow (kernel_maps.py), and what it does not know it leaves. For clients that connect to the same
+again and again the worker chooses in advance, and the program opens the next connections by that (kernel_opening.py). It decides nothing.
 
 UDP: other addresses and ports. It holds as long as the worker's lease; datagrams that come by the sockets meanwhile are no worse.
 

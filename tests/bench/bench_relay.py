@@ -10,7 +10,7 @@ no packet leaves, no rule of the machine changes, and whatever ends it ends ever
 
 Rows (each figure is the median of the turns; its least and most stand beside it; the ratio is the median of the turns' own ratios):
   stream  iperf3, one connection                  keep  wrk, 50 connections that are kept    each  wrk, a connection for each request
-  free    as keep, and wrk may use what the relay leaves of its core
+  free    as keep, and eachfree as each, and wrk may use what the relay leaves of its core
   idle    memory of 10,000 connections, or of as many as RLIMIT_NOFILE allows, after one request each
   half    p99 while wrk asks half as often as HAProxy could answer
   dead    one of four endpoints falls silent: requests that fail, and how long the others take
@@ -41,7 +41,7 @@ from tests.bench.relay.udp import udp_rows
 
 INSIDE = "KPROXY_BENCH_INSIDE"
 REPOSITORY = Path(__file__).resolve().parents[2]
-ROW_GROUPS = ("stream", "keep", "free", "each", "idle", "half", "dead", "udp")
+ROW_GROUPS = ("stream", "keep", "free", "each", "eachfree", "idle", "half", "dead", "udp")
 TOOLS = ("haproxy", "wrk", "iperf3", "nft", "taskset", "chrt", "prlimit", "unshare")
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
@@ -67,7 +67,7 @@ def measure(given: argparse.Namespace, stage: Ground, figures: Figures) -> None:
     # First: what a process has freed before would hold the connections, and nothing would be seen of them.
     for way in relays if "idle" in given.rows else ():
         one("idle", way, lambda way=way: rows.idle(stage, way))  # type: ignore[misc]
-    timed = {"stream": rows.stream, "keep": rows.keep, "free": rows.free, "each": rows.each}
+    timed = {"stream": rows.stream, "keep": rows.keep, "free": rows.free, "each": rows.each, "eachfree": rows.each_free}
     for turn in range(given.repeat):
         say(f"turn {turn + 1} of {given.repeat}")
         for what, work in timed.items():

@@ -126,6 +126,12 @@ def each(ground: Ground, way: Way, seconds: float) -> Figures:
     return {"each.rate": found.rate, "each.cpu": found.spent, "each.whole": found.whole, "each.p99": found.p99}
 
 
+def each_free(ground: Ground, way: Way, seconds: float) -> Figures:
+    """The same, and the clients may use what the relay leaves of its core."""
+    found = _wrk(ground, way, seconds, "-H", "Connection: close", free=True)
+    return {"each_free.rate": found.rate, "each_free.whole": found.whole, "each_free.p99": found.p99}
+
+
 def half(ground: Ground, way: Way, seconds: float, full: float) -> Figures:
     """Half of `full` requests a second, which is HAProxy's rate in this run, over connections that are kept."""
     script = ground.scratch / "pace.lua"

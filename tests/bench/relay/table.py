@@ -62,6 +62,8 @@ ROWS = (
     Row("each.rate", "one connection for each request (wrk)", "requests/s", least=0.9),
     Row("each.cpu", "… CPU for a connection", **_US),  # type: ignore[arg-type]
     Row("each.whole", "… of the whole machine", **_US),  # type: ignore[arg-type]
+    Row("each_free.rate", "… wrk on whichever core has time", "requests/s", least=0.9),
+    Row("each_free.whole", "… CPU of the whole machine for a connection", **_US),  # type: ignore[arg-type]
     Row("idle.memory", "an idle connection (RSS)", "octets", most=1.0),
     Row("idle.count", "… of so many", ""),
     Row("half.p99", "p99 at half of HAProxy's load", "us", 1e6, most=1.0),
