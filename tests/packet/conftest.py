@@ -24,3 +24,10 @@ def udp(request: pytest.FixtureRequest) -> Iterator[Ground]:
     """The ground of the UDP relay's tests, for each family."""
     with grounded(request.param) as made:
         yield made
+
+
+@pytest.fixture(scope="module", params=[FOUR, SIX], ids=["IPv4", "IPv6"])
+def either(request: pytest.FixtureRequest) -> Iterator[Ground]:
+    """The ground of the TCP relay's tests, for each family; one for all tests of a file."""
+    with grounded(request.param) as made:
+        yield made

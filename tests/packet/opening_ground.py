@@ -119,3 +119,11 @@ async def opening(ground: Ground, pods: int = 1, *, most: int = 1000, **rest: ob
             await asyncio.gather(*made.tasks, return_exceptions=True)
             relay.relay.close()
             relay.relay.use_kernel(None)
+
+
+async def whole_way(made: Opening, count: int, address: str = "") -> int:
+    """Asks so often; how many of them came by the worker."""
+    before = made.relay.counts.accepted
+    for _ in range(count):
+        await made.ask(address)
+    return made.relay.counts.accepted - before

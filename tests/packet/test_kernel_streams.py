@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import random
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -21,12 +21,10 @@ from tests.packet.tcp_ground import (
     ENDS,
     FOUR,
     PORT,
-    SIX,
     Client,
     Ground,
     Pod,
     Relay,
-    grounded,
     heard,
     heard_all,
     relaying,
@@ -39,12 +37,6 @@ from tests.packet.tcp_ground import (
     until,
 )
 from tests.support.netns import run
-
-
-@pytest.fixture(scope="module", params=[FOUR, SIX], ids=["IPv4", "IPv6"])
-def either(request: pytest.FixtureRequest) -> Iterator[Ground]:
-    with grounded(request.param) as made:
-        yield made
 
 
 def _streams(relay: Relay) -> KernelStreams:

@@ -46,12 +46,6 @@ from tests.packet.tcp_ground import (
 from tests.support.netns import run
 
 
-@pytest.fixture(scope="module", params=[FOUR, SIX], ids=["IPv4", "IPv6"])
-def either(request: pytest.FixtureRequest) -> Iterator[Ground]:
-    with grounded(request.param) as made:
-        yield made
-
-
 @pytest.fixture(scope="module")
 def ground() -> Iterator[Ground]:
     with grounded(FOUR) as made:
