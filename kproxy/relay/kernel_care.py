@@ -18,13 +18,13 @@ from kproxy.relay.kernel_opened import Opened
 from kproxy.relay.kernel_openings import KernelOpenings
 from kproxy.relay.kernel_repeats import Repeat, Slot
 from kproxy.relay.kernel_reset import Resets
+from kproxy.relay.kernel_streams import ASK_AFTER_S, ASK_AGAIN_S, ASKED
 from kproxy.relay.targets import Flow
 from kproxy.telemetry.logs import fields
 
 log = logging.getLogger("kproxy.relay")
 
 _ANSWER_S = 10.0  # a SYN is older: its client has long said it again
-_ASK_AFTER_S, _ASK_AGAIN_S, _ASKED = 60.0, 15.0, 5  # of silence; how often, before who does not answer is gone
 
 
 class OpenedCare:
@@ -65,7 +65,7 @@ class OpenedCare:
                 self._abort(opened, repeat, slot)
             else:
                 quiet_s = now - min(seen or opened.began for seen in passed.seen) / 1e9
-                if quiet_s >= _ASK_AFTER_S:
+                if quiet_s >= ASK_AFTER_S:
                     self._ask(opened, repeat, slot, asked.get((opened.place, opened.began), (0, 0.0)), now)
         for repeat in self._openings.by_ring.values():
             for one in repeat.slots:
@@ -103,8 +103,8 @@ class OpenedCare:
     def _ask(self, opened: Opened, repeat: Repeat, slot: Slot, asked: tuple[int, float], now: float) -> None:
         """Both peers, with a number that they have had: whoever is there acknowledges what it has, which the program sees."""
         times, at = asked
-        if now - at > _ASK_AGAIN_S:
-            if times == _ASKED:
+        if now - at > ASK_AGAIN_S:
+            if times == ASKED:
                 self._abort(opened, repeat, slot)
                 return
             times, at = times + 1, now

@@ -11,8 +11,8 @@ whose timestamps are later (RFC 6191).
     RST       it refuses: the client's SYN is said again, as if it came just now (the ring passes over this endpoint from here on)
     SYN       once more from the client: nobody answered, and it goes the whole way
 
-An endpoint that has not answered for `PATIENCE_NS` is asked no more; a ring holds for as long as a worker says, about a second. Asked of
-a SYN is what Linux sends: MSS, selective acknowledgements, timestamps, window scale.
+An endpoint that has not answered for `rings.PATIENCE_NS` is asked no more; a ring holds for as long as a worker says, about a second. Asked
+of a SYN is what Linux sends: MSS, selective acknowledgements, timestamps, window scale.
 
 What must not happen here: a choice. Pure.
 """
@@ -30,7 +30,6 @@ from kproxy.relay.kernel_frame import FOUR, HEADER_AT, KEY_AT, NEW_AT, NOW_AT, O
 from kproxy.relay.kernel_maps import FlowMaps
 from kproxy.relay.kernel_sockets import ACK, RST, SYN
 
-PATIENCE_NS = 20_000_000
 _TRIES = 3  # places that are looked at
 _MILLION = 1_000_000
 _ONCE = 1  # BPF_NOEXIST
@@ -202,7 +201,7 @@ def _choose(asm: Assembly, maps: FlowMaps, name: str) -> None:
     asm.load(2, 7, rings.ASKED_AT, 8)
     asm.jump_if(2, "==", 0, f"{name}: asked")
     asm.subtract_register(3, 2)
-    asm.jump_if(3, ">", PATIENCE_NS, "pass")
+    asm.jump_if(3, ">", rings.PATIENCE_NS, "pass")
     asm.label(f"{name}: asked")
 
 

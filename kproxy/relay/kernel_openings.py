@@ -53,7 +53,6 @@ _CHOOSE_S = 0.05
 _REST_S = 2.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 16.0
 _PORTS = 128  # at first
-_PATIENCE_NS = 20_000_000  # as the program's
 
 
 class Ahead(Choosing, Protocol):
@@ -366,4 +365,4 @@ def _pause_s(missed: int) -> float:
 
 def _owes(counted: Counted) -> bool:
     """Whether it was asked long ago and has not answered."""
-    return 0 < counted.asked < time.monotonic_ns() - _PATIENCE_NS
+    return 0 < counted.asked < time.monotonic_ns() - rings.PATIENCE_NS

@@ -24,6 +24,7 @@ PER_WORKER = 64  # rings of one worker
 RINGS = layout.SLOTS * PER_WORKER
 TURN, ENDS, WHOLE_WAY = 64, 16, 0xFF
 NUMBER = 4  # octets of the value in `repeats`
+PATIENCE_NS = 20_000_000  # an endpoint that has not answered a SYN for so long is sent no other
 
 # Offsets in a ring. UNTIL and the turn are 8 octets, link and slot 4, choices one each.
 UNTIL_AT, TURN_AT, LINK_AT, SLOT_AT, CHOICES_AT, ENDS_AT = 0, 8, 16, 20, 64, 128

@@ -53,7 +53,7 @@ _SWEPT = 500  # carried ones in one sweep: 3 ms
 _SEEN = 3  # equal notes of either direction
 _OBSERVED_S = 10.0  # then it is left alone until it talks again
 _LINGER_S = 2.0  # from the last packet of a connection that has ended, for what is sent again
-_ASK_AFTER_S, _ASK_AGAIN_S, _ASKED = 60.0, 15.0, 5  # of silence; how often, before who does not answer is gone
+ASK_AFTER_S, ASK_AGAIN_S, ASKED = 60.0, 15.0, 5  # of silence; how often, before who does not answer is gone
 
 
 class Handed:
@@ -267,13 +267,13 @@ class KernelStreams:
         """Who is silent for long is asked by the kernel's keep-alive, with the numbers of long ago: whoever is there acknowledges what it
         has, which the program sees. Who is not there after several times is gone.
         """
-        if handed.asked and now - handed.asked_at > _ASK_AGAIN_S / 2:
+        if handed.asked and now - handed.asked_at > ASK_AGAIN_S / 2:
             self._keep_alive(handed, 0)
-        if quiet_s < _ASK_AFTER_S:
+        if quiet_s < ASK_AFTER_S:
             handed.asked = 0
-        elif not handed.asked or now - handed.asked_at > _ASK_AGAIN_S:
+        elif not handed.asked or now - handed.asked_at > ASK_AGAIN_S:
             handed.asked, handed.asked_at = handed.asked + 1, now
-            if handed.asked > _ASKED:
+            if handed.asked > ASKED:
                 handed.connection.abort()
             else:
                 self._keep_alive(handed, 1)

@@ -123,12 +123,13 @@ def test_an_endpoint_that_is_gone_gets_nothing_any_more(either: Ground) -> None:
 
 
 @pytest.mark.parametrize("setting", [{"ipv4__tcp_timestamps": 0}, {"ipv4__tcp_window_scaling": 0}])
-def test_an_endpoint_that_speaks_otherwise_is_asked_thewhole_way(setting: dict[str, int]) -> None:
+def test_an_endpoint_that_speaks_otherwise_is_asked_the_whole_way(setting: dict[str, int]) -> None:
     async def play() -> None:
         with grounded(FOUR) as ground:
             sysctl(ground.pods, **setting)
             async with opening(ground) as made:
                 assert await whole_way(made, 100) == 100
+                assert not made.openings.by_ring
 
     scene(play)
 
