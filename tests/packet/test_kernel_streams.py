@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import random
 import socket
 from collections.abc import AsyncIterator
 
@@ -17,6 +15,7 @@ from kproxy.relay.kernel_numbers import info_of
 from kproxy.relay.kernel_reset import Resets
 from kproxy.relay.kernel_streams import FRESH_S, Handed, KernelStreams
 from tests.packet.kernel_ground import kernel, without_offload
+from tests.packet.streaming import losing, stream_both_ways, talk
 from tests.packet.tcp_ground import (
     ENDS,
     FOUR,
@@ -36,7 +35,6 @@ from tests.packet.tcp_ground import (
     target,
     until,
 )
-from tests.support.netns import run
 
 
 def _streams(relay: Relay) -> KernelStreams:
@@ -65,21 +63,12 @@ async def _pair(
             relay.relay.use_kernel(None)
 
 
-async def _talk(client: socket.socket, server: socket.socket, number: int = 0) -> None:
-    """A question and its answer."""
-    question, answer = b"question %d" % number, b"answer %d " % number * 3
-    await sent(client, question)
-    assert await heard(server) == question
-    await sent(server, answer)
-    assert await heard(client) == answer
-
-
 async def _handed(relay: Relay, client: socket.socket, server: socket.socket) -> None:
     """Talks until the kernel carries it."""
     async with asyncio.timeout(10):
         number = 0
         while not _streams(relay).forwarded:
-            await _talk(client, server, number)
+            await talk(client, server, number)
             number += 1
             await asyncio.sleep(0.002)
 
@@ -97,49 +86,15 @@ async def _over(relay: Relay) -> None:
             await asyncio.sleep(0.05)
 
 
-async def _stream(sock: socket.socket, seed: int, size: int) -> str:
-    """Writes random octets in random portions; what they were."""
-    chance, digest = random.Random(seed), hashlib.sha256()
-    left = size
-    while left:
-        words = chance.randbytes(min(left, chance.choice((1, 7, 100, 1448, 4000, 60_000, 300_000))))
-        left -= len(words)
-        digest.update(words)
-        await sent(sock, words)
-        if chance.random() < 0.5:
-            await asyncio.sleep(chance.random() * 0.01)
-    return digest.hexdigest()
-
-
-async def _read(sock: socket.socket, seed: int, size: int) -> str:
-    chance, digest = random.Random(seed), hashlib.sha256()
-    while size:
-        words = await heard(sock, min(size, chance.choice((1000, 65536, 1 << 20))))
-        assert words
-        size -= len(words)
-        digest.update(words)
-        if chance.random() < 0.1:
-            await asyncio.sleep(chance.random() * 0.01)
-    return digest.hexdigest()
-
-
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("offload", [True, False], ids=["offload", "software checksums"])
 def test_no_octet_is_lost_or_changed_whenever_it_is_handed_over(either: Ground, seed: int, offload: bool) -> None:
     async def play() -> None:
         async with _pair(either) as (relay, _, client, server):
             size = 8_000_000
-            found = await asyncio.gather(
-                _stream(client, seed, size), _read(server, seed, size),
-                _stream(server, seed + 50, size), _read(client, seed + 51, size),
-            )  # fmt: skip
-            assert found[0] == found[1] and found[2] == found[3]
+            await stream_both_ways(client, server, seed, size)
             await _handed(relay, client, server)
-            found = await asyncio.gather(
-                _stream(client, seed, size), _read(server, seed, size),
-                _stream(server, seed + 50, size), _read(client, seed + 51, size),
-            )  # fmt: skip
-            assert found[0] == found[1] and found[2] == found[3]
+            await stream_both_ways(client, server, seed, size)
 
     with contextlib.nullcontext() if offload else without_offload(either.clients, either.pods):
         scene(play)
@@ -150,12 +105,12 @@ def test_what_is_carried_comes_by_no_socket_and_is_counted(either: Ground) -> No
         async with _pair(either) as (relay, flows, client, server):
             await _handed(relay, client, server)
             (handed,) = _streams(relay)._forwarded
-            await _talk(client, server)  # the relay's sockets hear what they still wait for
+            await talk(client, server)  # the relay's sockets hear what they still wait for
             connection = handed.connection
             before = connection.client.octets, connection.server.octets
             flow_before = relay.relay.flows(1)[0]
             for number in range(100):
-                await _talk(client, server, number)
+                await talk(client, server, number)
             assert (connection.client.octets, connection.server.octets) == before
             assert min(flows.passed(handed.place).packets) >= 100
             relay.sweep()
@@ -176,10 +131,10 @@ def test_the_relay_s_own_sockets_hear_what_they_wait_for(either: Ground, offload
             await _handed(relay, client, server)
             (handed,) = _streams(relay)._forwarded
             connection = handed.connection
-            await _talk(client, server)
+            await talk(client, server)
             await until(lambda: not info_of(connection.client.sock).unacknowledged)
             await until(lambda: not info_of(connection.server.sock).unacknowledged)
-            await _talk(client, server)
+            await talk(client, server)
             await until(lambda: all(flows.settled(handed.place)))
 
     with contextlib.nullcontext() if offload else without_offload(either.clients, either.pods):
@@ -190,13 +145,13 @@ def test_the_relay_s_own_sockets_hear_what_they_wait_for(either: Ground, offload
 def test_what_came_a_moment_before_goes_on_by_the_sockets(either: Ground, first: str) -> None:
     async def play() -> None:
         async with _pair(either) as (relay, _, client, server):
-            await _talk(client, server)
+            await talk(client, server)
             streams = _streams(relay)
             (connection,) = relay.relay._fresh
             streams.observe(connection, relay.now())
             (handed,) = streams._observed
             while streams._times(handed) < 5:
-                await _talk(client, server)
+                await talk(client, server)
             here, there = (client, server) if first == "client" else (server, client)
             here.send(b"before")  # is in the relay's socket, and nobody has read it
             del streams._observed[handed]
@@ -206,7 +161,7 @@ def test_what_came_a_moment_before_goes_on_by_the_sockets(either: Ground, first:
             while len(found) < 13:
                 found += await heard(there)
             assert found == b"before, after"
-            await _talk(client, server)
+            await talk(client, server)
 
     scene(play)
 
@@ -237,7 +192,7 @@ def test_a_reset_is_passed_on(either: Ground, first: str) -> None:
     async def play() -> None:
         async with _pair(either) as (relay, flows, client, server):
             await _handed(relay, client, server)
-            await _talk(client, server)
+            await talk(client, server)
             here, there = (client, server) if first == "client" else (server, client)
             reset(here)
             with pytest.raises(ConnectionResetError):
@@ -252,7 +207,7 @@ def test_who_decides_that_it_is_enough_resets_both(either: Ground) -> None:
     async def play() -> None:
         async with _pair(either) as (relay, _, client, server):
             await _handed(relay, client, server)
-            await _talk(client, server)
+            await talk(client, server)
             await _silent(client, server)
             relay.relay.close()
             for sock in (client, server):
@@ -270,32 +225,19 @@ def test_a_proxy_header_moves_the_octets_behind_it(either: Ground) -> None:
             if not header.endswith(b"x"):
                 assert await heard(server) == b"x"
             await _handed(relay, client, server)
-            await _talk(client, server)
+            await talk(client, server)
 
     scene(play)
 
 
 def test_lost_packets_are_sent_again_by_whoever_sent_them(either: Ground) -> None:
-    family = "ip" if either.family is FOUR else "ip6"
-    words = f"add table {family} lossy\nadd chain {family} lossy drops {{ type filter hook prerouting priority 0; }}\n"
-    words += f"add rule {family} lossy drops meta l4proto tcp numgen random mod 50 == 0 drop\n"
-
     async def play() -> None:
         async with _pair(either) as (relay, _, client, server):
-            for space in (either.clients, either.pods):
-                run(space, "nft", "-f", "-", text=words)
-            await _handed(relay, client, server)
-            size = 2_000_000
-            found = await asyncio.gather(
-                _stream(client, 1, size), _read(server, 2, size), _stream(server, 3, size), _read(client, 4, size)
-            )
-            assert found[0] == found[1] and found[2] == found[3]
+            with losing(either):
+                await _handed(relay, client, server)
+                await stream_both_ways(client, server, 1, 2_000_000)
 
-    try:
-        scene(play)
-    finally:
-        for space in (either.clients, either.pods):
-            run(space, "nft", "flush", "ruleset")
+    scene(play)
 
 
 def test_a_client_that_begins_anew_from_the_same_port_is_a_new_connection(either: Ground) -> None:
@@ -315,7 +257,7 @@ def test_a_client_that_begins_anew_from_the_same_port_is_a_new_connection(either
                     async with asyncio.timeout(5):
                         await asyncio.get_running_loop().sock_connect(again, (either.family.asked, PORT))
                     with await other.accepted() as there:
-                        await _talk(again, there)
+                        await talk(again, there)
 
     scene(play)
 
@@ -326,7 +268,7 @@ def test_who_says_nothing_any_more_is_gone(either: Ground) -> None:
     async def play() -> None:
         async with _pair(either) as (relay, flows, client, server):
             await _handed(relay, client, server)
-            await _talk(client, server)
+            await talk(client, server)
             (handed,) = _streams(relay)._forwarded
             await _silent(client, server)
             seen = flows.passed(handed.place).seen
@@ -336,7 +278,7 @@ def test_who_says_nothing_any_more_is_gone(either: Ground) -> None:
             )
             relay.later = 0.0
             relay.sweep()
-            await _talk(client, server)
+            await talk(client, server)
             silence(either, (either.family.pods[0], ENDS))
             try:
                 for _ in range(7):
@@ -364,12 +306,12 @@ def test_what_comes_by_another_link_is_not_the_flow_s(either: Ground) -> None:
     async def play() -> None:
         async with _pair(either) as (relay, flows, client, server):
             await _handed(relay, client, server)
-            await _talk(client, server)
+            await talk(client, server)
             (handed,) = _streams(relay)._forwarded
             before = flows.passed(handed.place).packets
             number = flows.reached(handed.place, FROM_CLIENT) - handed.ways[0].shift.sequence
             _forged(either, handed, number)
-            await _talk(client, server, 1)
+            await talk(client, server, 1)
             assert relay.relay.open == 1 and flows.state(handed.place) == FORWARD
             assert flows.passed(handed.place).packets[0] > before[0]
 
@@ -379,15 +321,15 @@ def test_what_comes_by_another_link_is_not_the_flow_s(either: Ground) -> None:
 def test_nothing_is_handed_over_while_two_links_claim_to_be_the_client(either: Ground) -> None:
     async def play() -> None:
         async with _pair(either) as (relay, flows, client, server):
-            await _talk(client, server)
+            await talk(client, server)
             streams = _streams(relay)
             (connection,) = relay.relay._fresh
             streams.observe(connection, relay.now())
             (handed,) = streams._observed
-            await _talk(client, server)
+            await talk(client, server)
             _forged(either, handed, 1)
             await until(lambda: flows.state(handed.place) == OVER)
-            await _talk(client, server)
+            await talk(client, server)
             await until(lambda: connection.handed is not handed)
             await _handed(relay, client, server)  # the next time, nobody disturbs
 
@@ -397,15 +339,15 @@ def test_nothing_is_handed_over_while_two_links_claim_to_be_the_client(either: G
 def test_one_that_begins_to_talk_late_is_handed_over_as_well(either: Ground) -> None:
     async def play() -> None:
         async with _pair(either) as (relay, _, client, server):
-            await _talk(client, server)
+            await talk(client, server)
             relay.sweep()
             relay.sweep(FRESH_S + 1)
             assert not relay.relay._fresh and not _streams(relay)._observed
             async with asyncio.timeout(10):
                 while not _streams(relay).forwarded:
-                    await _talk(client, server)
+                    await talk(client, server)
                     relay.sweep()
                     await asyncio.sleep(0.01)
-            await _talk(client, server)
+            await talk(client, server)
 
     scene(play)
