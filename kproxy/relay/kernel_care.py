@@ -53,6 +53,7 @@ class OpenedCare:
         """Once a second; 2 µs for each that is open."""
         asked, live = self._asked, dict[int, list[int]]()
         self._asked = {}
+        self._openings.count(now)
         for opened, repeat, slot in [*self._mine()]:
             passed = self._flows.passed(opened.place)
             sums = live.setdefault(id(slot), [0, 0])

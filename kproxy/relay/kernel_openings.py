@@ -264,9 +264,7 @@ class KernelOpenings:
         for watched in [*self._watched]:
             if now - watched.since > _WATCHED_S:
                 self.saw(watched, now)
-        for repeat in self.by_ring.values():
-            if self._count(repeat, now):
-                self._choose(repeat, now)
+        self.count(now)
         self.open = sum(repeat.open for repeat in self.by_ring.values())
         if self.open >= room:
             for repeat in self.by_ring.values():
@@ -277,6 +275,12 @@ class KernelOpenings:
             except OSError as error:
                 log.debug("no more ports", extra=fields(err=error))
         return bool(self._watched or self.by_ring)
+
+    def count(self, now: float) -> None:
+        """What the program has done up to now is known of every endpoint; a ring that names one which fails is filled anew."""
+        for repeat in self.by_ring.values():
+            if self._count(repeat, now):
+                self._choose(repeat, now)
 
     def _count(self, repeat: Repeat, now: float) -> bool:
         """Brings its endpoints up to now; whether one has failed since."""

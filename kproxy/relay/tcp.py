@@ -328,11 +328,12 @@ class TcpRelay:
         """As `flows`, one after the other; between two of them connections may come and go. 6 µs each."""
         worker, wall = os.getpid(), time.time() - self.now()  # noqa: TID251 - for people
         everything: Iterator[Connecting | Connection] = chain(self._connecting, self._settled, self._fresh)
-        for one in [*islice(everything, max(0, limit))]:
+        mine = [*islice(everything, max(0, limit))]
+        for one in mine:
             if one.open:
                 yield one.flow(worker, wall)
         if self._care is not None:
-            yield from self._care.flows(worker, wall)
+            yield from islice(self._care.flows(worker, wall), max(0, limit - len(mine)))
 
     def close_listeners(self) -> None:
         """Accepts no more; connections go on."""
