@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from kproxy.relay import kernel_maps as layout
@@ -320,7 +321,7 @@ class KernelOpenings:
                 continue
             self._end(repeat)
             repeat.away.clear()
-            repeat.target, repeat.fit = target or repeat.target, fit
+            repeat.target, repeat.fit = target or replace(repeat.target, endpoints=()), fit
 
     def stop(self) -> None:
         """Rules lead elsewhere, or will: no connection begins by a ring from now on."""
@@ -331,11 +332,16 @@ class KernelOpenings:
     def sweep(self, now: float) -> None:
         """Once a second: clients that do not come often any more are forgotten."""
         kept: dict[tuple[str, End], int | Repeat] = {}
+        busy = {(one.ring, one.choice) for one in self.opened.open()}  # a SYN without an answer is in no counter
+        rings_busy = {ring for ring, _ in busy}
         for repeat in self.repeats:
             for number, slot in enumerate(repeat.slots):
-                if slot is not None and slot.end not in repeat.target.endpoints and slot.is_over(now):
+                if slot is None or slot.end in repeat.target.endpoints or (repeat.ring, number) in busy:
+                    continue
+                if slot.is_over(now):
                     repeat.slots[number] = None
-            if now - repeat.used < _IDLE_S or repeat.open or repeat.watched or not self._forget(repeat):
+            used = now - repeat.used < _IDLE_S or repeat.ring in rings_busy or repeat.watched
+            if used or repeat.open or not self._forget(repeat):
                 kept[repeat.name] = repeat
         self._seen = kept
 
