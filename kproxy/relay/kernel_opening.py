@@ -4,7 +4,7 @@ In: a client's SYN that belongs to no flow. A ring for this client and destinati
 of a flow are made as a worker would make them. From then on the connection is one like those that were handed over (kernel_tcp.py), but
 for the two sockets: it has none. Its handshake is between client and endpoint, so all numbers are theirs. The client's timestamps alone are
 moved to a clock of this machine, because its port at the node had other clients before: an endpoint in TIME_WAIT takes a new connection
-whose timestamps are later (RFC 6191).
+whose timestamps are later (RFC 6191). They are milliseconds, so a port rests for a moment.
 
     SYN       goes to the next endpoint of the ring; else, and whenever anything is unusual, the whole way: rules, sockets, worker
     SYN+ACK   the endpoint has accepted
@@ -30,6 +30,7 @@ from kproxy.relay.kernel_frame import FOUR, HEADER_AT, KEY_AT, NEW_AT, NOW_AT, O
 from kproxy.relay.kernel_maps import FlowMaps
 from kproxy.relay.kernel_sockets import ACK, RST, SYN
 
+_REST_NS = 2_000_000  # of a port, since its client's last packet
 _TRIES = 3  # places that are looked at
 _MILLION = 1_000_000
 _ONCE = 1  # BPF_NOEXIST
@@ -220,12 +221,16 @@ def _place(asm: Assembly, maps: FlowMaps, name: str) -> None:
         asm.store(FRAME, _PLACE_AT, 2, 4)
         _look_up(asm, maps.pairs, _PLACE_AT)
         asm.copy(8, 0)
+        asm.load(2, 8, layout.SEEN_AT, 8)
+        asm.add(2, _REST_NS)
+        asm.load(3, FRAME, NOW_AT, 8)
+        asm.jump_if_register(2, ">", 3, f"{name}: next place {number}")
         asm.set(0, layout.VACANT)
         asm.set(2, layout.OPENING)
         asm.replace_if_same(8, layout.STATE_AT, 2)
         asm.jump_if(0, "==", layout.VACANT, f"{name}: place")
-        if number == _TRIES - 1:
-            asm.jump("pass")
+        asm.label(f"{name}: next place {number}")
+    asm.jump("pass")
     asm.label(f"{name}: place")
 
 
