@@ -122,6 +122,7 @@ class TcpRelay:
         opened: it opens such as come again and again as well.
         """
         if self._care is not None and self._openings is not None:
+            self._openings.stop()  # first, that none begins which nobody would end
             self._care.close()
             self._openings.close()
         if self._kernel is not None:

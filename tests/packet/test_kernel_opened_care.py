@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -264,6 +265,51 @@ def test_who_opens_no_more_resets_both(either: Ground, end: Callable[[Opening], 
             end(made)
             await _reset(client, server)
             assert made.relay.relay.opened == made.relay.relay.in_kernel == 0 and not made.relay.relay.flows(10)
+
+    scene(play)
+
+
+@contextlib.contextmanager
+def _storm(ground: Ground, pod: Pod) -> Iterator[None]:
+    """Connections that come and go as fast as they can, whoever opens them."""
+    over = threading.Event()
+
+    def clients() -> None:
+        while not over.is_set():
+            with ground.clients.entered():
+                sock = socket.socket(ground.family.kind, socket.SOCK_STREAM)
+            with sock, contextlib.suppress(OSError):
+                sock.settimeout(0.2)
+                sock.bind((ground.family.clients[0], 0))
+                sock.connect((ground.family.asked, PORT))
+
+    def endpoint() -> None:
+        while not over.is_set():
+            with contextlib.suppress(BlockingIOError):
+                pod.ear.accept()[0].close()
+
+    threads = [threading.Thread(target=one) for one in (clients, endpoint)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_who_opens_no_more_leaves_nothing_while_clients_come(either: Ground) -> None:
+    async def play() -> None:
+        for _ in range(10):
+            async with opening(either) as made:
+                await made.often()
+                made.stop()
+                await asyncio.sleep(0)
+                with _storm(either, made.pods[0]):
+                    await asyncio.sleep(0.1)
+                    made.relay.relay.use_kernel(None)
+                    await asyncio.sleep(0.02)
 
     scene(play)
 
