@@ -72,6 +72,15 @@ def load_header(asm: Assembly, octets: int, otherwise: str, into: int = HEADER_A
     packets.read(asm, 0, into, octets, otherwise)
 
 
+def look_up(asm: Assembly, descriptor: int, key_at: int) -> None:
+    """Register 0: a map's value for a key in the frame. Leaves at `pass` where there is none."""
+    asm.map(1, descriptor)
+    asm.copy(2, FRAME)
+    asm.add(2, key_at)
+    asm.call(LOOK_UP)
+    asm.jump_if(0, "==", 0, "pass")
+
+
 def by_direction(asm: Assembly, into: int, step: int) -> None:
     """A register: the pair, moved by `step` octets (a power of two) for packets from the endpoint."""
     asm.load(into, 7, layout.DIRECTION_AT, 4)

@@ -144,15 +144,6 @@ def _is_usual(asm: Assembly, otherwise: str, at: int) -> None:
     asm.jump_if(2, "!=", _SELECTIVE_STAMP, otherwise)
 
 
-def _look_up(asm: Assembly, descriptor: int, key_at: int) -> None:
-    """Register 0: the map's value for a key in the frame. Leaves at `pass` where there is none."""
-    asm.map(1, descriptor)
-    asm.copy(2, FRAME)
-    asm.add(2, key_at)
-    asm.call(frame.LOOK_UP)
-    asm.jump_if(0, "==", 0, "pass")
-
-
 def _find_ring(asm: Assembly, maps: FlowMaps, family: Family) -> None:
     """Register 7: the ring, which holds, and 9: its worker's lease, which holds too; the time is in the frame."""
     name = family.name
@@ -166,7 +157,7 @@ def _find_ring(asm: Assembly, maps: FlowMaps, family: Family) -> None:
     asm.jump_if(0, "==", 0, "pass")
     asm.load(2, 0, 0, 4)
     asm.store(FRAME, _RING_AT, 2, 4)
-    _look_up(asm, maps.rings, _RING_AT)
+    frame.look_up(asm, maps.rings, _RING_AT)
     asm.copy(7, 0)
     asm.call(frame.CLOCK)
     asm.store(FRAME, NOW_AT, 0, 8)
@@ -177,7 +168,7 @@ def _find_ring(asm: Assembly, maps: FlowMaps, family: Family) -> None:
     asm.jump_if_register(2, "!=", 3, "pass")
     asm.load(2, 7, rings.SLOT_AT, 4)
     asm.store(FRAME, _SLOT_AT, 2, 4)
-    _look_up(asm, maps.leases, _SLOT_AT)
+    frame.look_up(asm, maps.leases, _SLOT_AT)
     asm.copy(9, 0)
     asm.load(2, 9, layout.UNTIL_AT, 8)
     asm.load(3, FRAME, NOW_AT, 8)
@@ -219,7 +210,7 @@ def _place(asm: Assembly, maps: FlowMaps, name: str) -> None:
         asm.add_register(2, 3)
         asm.add(2, layout.HANDED)
         asm.store(FRAME, _PLACE_AT, 2, 4)
-        _look_up(asm, maps.pairs, _PLACE_AT)
+        frame.look_up(asm, maps.pairs, _PLACE_AT)
         asm.copy(8, 0)
         asm.load(2, 8, layout.SEEN_AT, 8)
         asm.add(2, _REST_NS)
