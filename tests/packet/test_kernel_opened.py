@@ -158,8 +158,8 @@ def test_both_ends_may_meet_on_their_way(either: Ground) -> None:
                 client.shutdown(socket.SHUT_WR)
                 server.shutdown(socket.SHUT_WR)
                 await until(lambda: _flow(made).state == "half-closed")
-                await asyncio.sleep(0.05)
-                assert made.care.open == 1, "neither has heard of the other's end"
+                await asyncio.sleep(1)
+                assert made.care.open == 1, "neither has heard of the other's end, although both have said it again"
             assert await heard(server) == await heard(client) == b""
             await _over(made)
             assert _rows(made) == [before[0], 0, *before[2:]]
