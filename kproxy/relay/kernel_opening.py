@@ -355,9 +355,10 @@ def _count_accepted(asm: Assembly, maps: FlowMaps, family: Family) -> None:
     name, at = family.name, HEADER_AT + family.transport
     asm.set(9, 0)
     frame.count(asm, 9)
-    asm.load(2, 8, layout.STATE_AT, 4)
-    asm.jump_if(2, "!=", layout.OPENING, f"{name}: counted")
-    asm.store_number(8, layout.STATE_AT, layout.FORWARD, 4)
+    asm.set(0, layout.OPENING)
+    asm.set(2, layout.FORWARD)
+    asm.replace_if_same(8, layout.STATE_AT, 2)  # the client may have given up in this very moment: then it is not open
+    asm.jump_if(0, "!=", layout.OPENING, f"{name}: counted")
     asm.load(2, FRAME, at + 4, 4)
     asm.to_network(2, 4)
     asm.add(2, 1)
