@@ -13,7 +13,7 @@ from kproxy.ebpf import calls
 from kproxy.relay.kernel_care import OpenedCare
 from kproxy.relay.kernel_openings import OFTEN, KernelOpenings
 from tests.packet.kernel_ground import kernel_with_rings
-from tests.packet.tcp_ground import Client, Ground, Pod, Relay, heard, relaying, sent, target
+from tests.packet.tcp_ground import Client, Ground, Pod, Relay, heard, relaying, sent, target, until
 
 
 class Opening:
@@ -127,3 +127,14 @@ async def whole_way(made: Opening, count: int, address: str = "") -> int:
     for _ in range(count):
         await made.ask(address)
     return made.relay.counts.accepted - before
+
+
+@contextlib.asynccontextmanager
+async def opened_pair(ground: Ground, **rest: object) -> AsyncIterator[tuple[Opening, socket.socket, socket.socket]]:
+    """A connection that the kernel has opened: the client's socket and the endpoint's. Nothing else is open."""
+    async with opening(ground, **rest) as made:  # type: ignore[arg-type]
+        await made.often()
+        client, server = await made.pair()
+        with client as here, server as there:
+            await until(lambda: made.care.open == 1 and not made.relay.relay.open)
+            yield made, here, there

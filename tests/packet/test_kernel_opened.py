@@ -10,7 +10,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,7 +19,7 @@ from kproxy.relay.connection import address_text
 from kproxy.relay.counts import BEGAN, OPEN, RECEIVED, SENT
 from kproxy.relay.targets import End, Flow
 from tests.packet.kernel_ground import without_offload
-from tests.packet.opening_ground import Opening, opening
+from tests.packet.opening_ground import Opening, opened_pair, opening
 from tests.packet.streaming import filtering, losing, stream_both_ways, talk
 from tests.packet.tcp_ground import (
     FOUR,
@@ -46,17 +46,6 @@ def either(request: pytest.FixtureRequest) -> Iterator[Ground]:
         yield made
 
 
-@contextlib.asynccontextmanager
-async def _pair(ground: Ground, **rest: object) -> AsyncIterator[tuple[Opening, socket.socket, socket.socket]]:
-    """A connection that the kernel has opened: the client's socket and the endpoint's. Nothing else is open."""
-    async with opening(ground, **rest) as made:  # type: ignore[arg-type]
-        await made.often()
-        client, server = await made.pair()
-        with client as here, server as there:
-            await until(lambda: made.care.open == 1 and not made.relay.relay.open)
-            yield made, here, there
-
-
 def _rows(made: Opening, end: End | None = None) -> list[int]:
     """Connections that began, those that are open, octets there and back, up to now."""
     made.relay.sweep()
@@ -79,7 +68,7 @@ def _flow(made: Opening) -> Flow:
 @pytest.mark.parametrize("offload", [True, False], ids=["offload", "software checksums"])
 def test_no_octet_is_lost_or_changed(either: Ground, offload: bool) -> None:
     async def play() -> None:
-        async with _pair(either) as (made, client, server):
+        async with opened_pair(either) as (made, client, server):
             await stream_both_ways(client, server, 1, 8_000_000)
             assert made.care.open == 1 and not made.relay.relay.open
             assert min(_rows(made)[2:]) >= 8_000_000, "the kernel counts what is sent again, too"
@@ -91,7 +80,7 @@ def test_no_octet_is_lost_or_changed(either: Ground, offload: bool) -> None:
 @pytest.mark.parametrize("offload", [True, False], ids=["offload", "software checksums"])
 def test_lost_packets_are_sent_again_by_whoever_sent_them(either: Ground, offload: bool) -> None:
     async def play() -> None:
-        async with _pair(either) as (made, client, server):
+        async with opened_pair(either) as (made, client, server):
             with losing(either):
                 await stream_both_ways(client, server, 2, 2_000_000)
             await talk(client, server)
@@ -106,7 +95,7 @@ def test_lost_packets_are_sent_again_by_whoever_sent_them(either: Ground, offloa
 
 def test_urgent_octets_are_urgent_on_the_other_side(either: Ground) -> None:
     async def play() -> None:
-        async with _pair(either) as (_, client, server):
+        async with opened_pair(either) as (_, client, server):
             for here, there in ((client, server), (server, client)):
                 there.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 0)
                 here.send(b"plain")
@@ -125,7 +114,7 @@ def test_urgent_octets_are_urgent_on_the_other_side(either: Ground) -> None:
 @pytest.mark.parametrize("first", ["client", "server"])
 def test_the_end_of_one_direction_leaves_the_other_open(either: Ground, first: str) -> None:
     async def play() -> None:
-        async with _pair(either) as (made, client, server):
+        async with opened_pair(either) as (made, client, server):
             end = made.pods[0].end
             before, before_end = _rows(made), _rows(made, end)
             here, there = (client, server) if first == "client" else (server, client)
@@ -151,7 +140,7 @@ def test_the_end_of_one_direction_leaves_the_other_open(either: Ground, first: s
 
 def test_both_ends_may_meet_on_their_way(either: Ground) -> None:
     async def play() -> None:
-        async with _pair(either) as (made, client, server):
+        async with opened_pair(either) as (made, client, server):
             await talk(client, server)
             before = _rows(made)
             with filtering(either, "prerouting", "tcp flags & fin == fin drop", either.clients, either.pods):
@@ -226,7 +215,7 @@ def test_many_at_once_are_open_and_then_none(either: Ground) -> None:
 @pytest.mark.parametrize("first", ["client", "server"])
 def test_a_reset_is_passed_on(either: Ground, first: str) -> None:
     async def play() -> None:
-        async with _pair(either) as (made, client, server):
+        async with opened_pair(either) as (made, client, server):
             await talk(client, server)
             before = _rows(made)
             here, there = (client, server) if first == "client" else (server, client)
@@ -246,7 +235,7 @@ def test_a_reset_is_passed_on(either: Ground, first: str) -> None:
 
 def test_what_is_open_is_told_as_the_peers_know_it(either: Ground) -> None:
     async def play() -> None:
-        async with _pair(either) as (made, client, server):
+        async with opened_pair(either) as (made, client, server):
             began = time.time()
             await talk(client, server)
             (flow,) = made.relay.relay.flows(10)
@@ -269,7 +258,7 @@ def test_what_is_open_is_told_as_the_peers_know_it(either: Ground) -> None:
 
 def test_no_more_are_told_than_are_wanted(either: Ground) -> None:
     async def play() -> None:
-        async with _pair(either) as (made, *_):
+        async with opened_pair(either) as (made, *_):
             one, other = await made.pair()
             with one, other:
                 assert [len(made.relay.relay.flows(limit)) for limit in (0, 1, 2, 3)] == [0, 1, 2, 2]
@@ -300,7 +289,7 @@ def test_an_answer_to_a_syn_that_comes_again_reaches_the_client_again(either: Gr
     """Its acknowledgement was lost: the endpoint accepts nobody before the client has said it once more."""
 
     async def play() -> None:
-        async with _pair(either) as (made, *first):
+        async with opened_pair(either) as (made, *first):
             for sock in first:
                 sock.close()
             await _over(made)
@@ -320,7 +309,7 @@ def test_a_client_that_begins_anew_from_the_same_port_comes_the_whole_way(either
     """It died without a word. Its old connection is over; what its endpoint still says of it is answered by a reset."""
 
     async def play() -> None:
-        async with _pair(either) as (made, client, server):
+        async with opened_pair(either) as (made, client, server):
             await talk(client, server)
             before, accepted = _rows(made), made.relay.counts.accepted
             name = client.getsockname()

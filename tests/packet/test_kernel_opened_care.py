@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -18,7 +19,7 @@ from kproxy.relay import kernel_maps as layout
 from kproxy.relay import kernel_openings
 from kproxy.relay.counts import BEGAN, FAILED, OPEN
 from kproxy.relay.kernel_frame import WAY_NS
-from tests.packet.opening_ground import Opening, opening
+from tests.packet.opening_ground import Opening, opened_pair, opening
 from tests.packet.streaming import filtering, talk
 from tests.packet.tcp_ground import (
     FOUR,
@@ -48,17 +49,6 @@ def either(request: pytest.FixtureRequest) -> Iterator[Ground]:
         yield made
 
 
-@contextlib.asynccontextmanager
-async def _pair(ground: Ground, **rest: object) -> AsyncIterator[tuple[Opening, socket.socket, socket.socket]]:
-    """A connection that the kernel has opened: the client's socket and the endpoint's. Nothing else is open."""
-    async with opening(ground, **rest) as made:  # type: ignore[arg-type]
-        await made.often()
-        client, server = await made.pair()
-        with client as here, server as there:
-            await until(lambda: made.care.open == 1 and not made.relay.relay.open)
-            yield made, here, there
-
-
 async def _reset(*socks: socket.socket) -> None:
     for sock in socks:
         with pytest.raises(ConnectionResetError):
@@ -71,7 +61,7 @@ async def _reset(*socks: socket.socket) -> None:
 @pytest.mark.parametrize("gone", ["endpoint", "Service"])
 def test_a_connection_outlives_its_endpoint_in_the_table(either: Ground, gone: str) -> None:
     async def play() -> None:
-        async with _pair(either) as (made, client, server):
+        async with opened_pair(either) as (made, client, server):
             with Pod(either, 1) as other:
                 made.relay.use(*([target(either.family, other.end)] if gone == "endpoint" else []))
                 for _ in range(5):
@@ -98,7 +88,7 @@ def test_a_connection_outlives_its_endpoint_in_the_table(either: Ground, gone: s
 @pytest.mark.parametrize("gone", ["endpoint", "Service"])
 def test_when_the_drain_is_over_both_peers_are_reset(either: Ground, gone: str) -> None:
     async def play() -> None:
-        async with _pair(either, drain_s=30.0) as (made, client, server):
+        async with opened_pair(either, drain_s=30.0) as (made, client, server):
             with Pod(either, 1) as other:
                 made.relay.sweep(60)
                 assert made.relay.relay.flows(1)[0].state == "open", "it is in the table"
@@ -119,7 +109,7 @@ def test_when_the_drain_is_over_both_peers_are_reset(either: Ground, gone: str) 
 
 def test_an_endpoint_that_comes_back_does_not_drain_any_more(either: Ground) -> None:
     async def play() -> None:
-        async with _pair(either, drain_s=30.0) as (made, client, server):
+        async with opened_pair(either, drain_s=30.0) as (made, client, server):
             with Pod(either, 1) as other:
                 made.relay.use(target(either.family, other.end, drain_s=30.0))
                 made.relay.sweep()
@@ -143,10 +133,17 @@ def _packets(made: Opening) -> tuple[int, int]:
     return made.openings.opened.flows.passed(one.place).packets
 
 
+def _made_an_hour_ago(made: Opening) -> None:
+    (one,) = made.openings.opened.open()
+    at = one.place * layout.PAIR + layout.BEGAN_AT
+    struct.pack_into("=Q", made.openings.opened.flows.memory, at, one.began - 3600 * 1_000_000_000)
+
+
 def test_who_is_silent_and_there_stays_open(either: Ground) -> None:
     async def play() -> None:
-        async with _pair(either) as (made, client, server):
+        async with opened_pair(either) as (made, client, server):
             await talk(client, server)
+            _made_an_hour_ago(made)
             for number in range(12):
                 before = _packets(made)
                 made.relay.sweep(_MINUTE)
@@ -167,7 +164,7 @@ def test_who_is_silent_and_there_stays_open(either: Ground) -> None:
 @pytest.mark.parametrize("dead", ["client", "server"])
 def test_who_says_nothing_any_more_is_gone(either: Ground, dead: str) -> None:
     async def play() -> None:
-        async with _pair(either) as (made, client, server):
+        async with opened_pair(either) as (made, client, server):
             await talk(client, server)
             space, alive = (either.clients, server) if dead == "client" else (either.pods, client)
             with filtering(either, "prerouting", "drop", space):
@@ -260,7 +257,7 @@ def test_an_endpoint_s_place_in_a_ring_stays_while_a_question_to_it_is_open(eith
 @pytest.mark.parametrize("end", [lambda made: made.relay.relay.use_kernel(None), lambda made: made.relay.relay.close()])
 def test_who_opens_no_more_resets_both(either: Ground, end: Callable[[Opening], None]) -> None:
     async def play() -> None:
-        async with _pair(either) as (made, client, server):
+        async with opened_pair(either) as (made, client, server):
             await talk(client, server)
             end(made)
             await _reset(client, server)
@@ -316,7 +313,7 @@ def test_who_opens_no_more_leaves_nothing_while_clients_come(either: Ground) -> 
 
 def test_who_stops_opening_leaves_what_is_open(either: Ground) -> None:
     async def play() -> None:
-        async with _pair(either) as (made, client, server):
+        async with opened_pair(either) as (made, client, server):
             await talk(client, server)
             accepted = made.relay.counts.accepted
             made.relay.relay.stop_opening()
@@ -346,7 +343,7 @@ def _moved(ground: Ground, space: Namespace, link: str, number: int) -> None:
 @pytest.mark.parametrize("whose", ["client", "server"])
 def test_who_has_another_address_on_its_link_is_found_again(either: Ground, whose: str) -> None:
     async def play() -> None:
-        async with _pair(either) as (made, client, server):
+        async with opened_pair(either) as (made, client, server):
             space, link = (either.clients, "near") if whose == "client" else (either.pods, "pods")
             for number in range(3):
                 until_ns = time.monotonic_ns() + 3 * WAY_NS

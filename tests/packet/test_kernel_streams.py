@@ -18,7 +18,6 @@ from tests.packet.kernel_ground import kernel, without_offload
 from tests.packet.streaming import losing, stream_both_ways, talk
 from tests.packet.tcp_ground import (
     ENDS,
-    FOUR,
     PORT,
     Client,
     Ground,
