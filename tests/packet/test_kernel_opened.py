@@ -6,7 +6,6 @@ What a worker does for it besides is in test_kernel_opened_care.py.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 import time
@@ -18,7 +17,7 @@ from kproxy.relay import kernel_maps as layout
 from kproxy.relay.connection import address_text
 from kproxy.relay.counts import BEGAN, OPEN, RECEIVED, SENT
 from kproxy.relay.targets import End, Flow
-from tests.packet.kernel_ground import without_offload
+from tests.packet.kernel_ground import summing
 from tests.packet.opening_ground import Opening, opened_pair, opening
 from tests.packet.streaming import filtering, losing, stream_both_ways, talk
 from tests.packet.tcp_ground import (
@@ -65,20 +64,20 @@ def _flow(made: Opening) -> Flow:
 # --- octets ---------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("offload", [True, False], ids=["offload", "software checksums"])
-def test_no_octet_is_lost_or_changed(either: Ground, offload: bool) -> None:
+@pytest.mark.parametrize("sums", ["nobody", "peers", "the node"])
+def test_no_octet_is_lost_or_changed(either: Ground, sums: str) -> None:
     async def play() -> None:
         async with opened_pair(either) as (made, client, server):
             await stream_both_ways(client, server, 1, 8_000_000)
             assert made.care.open == 1 and not made.relay.relay.open
             assert min(_rows(made)[2:]) >= 8_000_000, "the kernel counts what is sent again, too"
 
-    with contextlib.nullcontext() if offload else without_offload(either.clients, either.pods):
+    with summing(sums, either):
         scene(play)
 
 
-@pytest.mark.parametrize("offload", [True, False], ids=["offload", "software checksums"])
-def test_lost_packets_are_sent_again_by_whoever_sent_them(either: Ground, offload: bool) -> None:
+@pytest.mark.parametrize("sums", ["nobody", "peers", "the node"])
+def test_lost_packets_are_sent_again_by_whoever_sent_them(either: Ground, sums: str) -> None:
     async def play() -> None:
         async with opened_pair(either) as (made, client, server):
             with losing(either):
@@ -89,7 +88,7 @@ def test_lost_packets_are_sent_again_by_whoever_sent_them(either: Ground, offloa
             server.close()
             await _over(made)
 
-    with contextlib.nullcontext() if offload else without_offload(either.clients, either.pods):
+    with summing(sums, either):
         scene(play)
 
 
@@ -152,6 +151,31 @@ def test_both_ends_may_meet_on_their_way(either: Ground) -> None:
             assert await heard(server) == await heard(client) == b""
             await _over(made)
             assert _rows(made) == [before[0], 0, *before[2:]]
+
+    scene(play)
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_an_end_may_overtake_what_is_lost(either: Ground, first: str) -> None:
+    """What is sent again then is no step back for who looks how far they are."""
+
+    async def play() -> None:
+        async with opened_pair(either) as (made, client, server):
+            await talk(client, server)
+            here, there = (client, server) if first == "client" else (server, client)
+            with filtering(
+                either,
+                "prerouting",
+                "tcp flags & (psh | fin) == psh drop",
+                either.pods if here is client else either.clients,
+            ):
+                await sent(here, b"late")
+                here.shutdown(socket.SHUT_WR)
+                await until(lambda: _flow(made).state == "half-closed")
+            assert await heard_all(there) == b"late"
+            there.shutdown(socket.SHUT_WR)
+            assert await heard(here) == b""
+            await _over(made)
 
     scene(play)
 
