@@ -9,7 +9,6 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -21,13 +20,10 @@ from tests.packet.kernel_ground import summing
 from tests.packet.opening_ground import Opening, opened_pair, opening
 from tests.packet.streaming import filtering, losing, stream_both_ways, talk
 from tests.packet.tcp_ground import (
-    FOUR,
     NAME,
     PORT,
-    SIX,
     Client,
     Ground,
-    grounded,
     heard,
     heard_all,
     reset,
@@ -37,12 +33,6 @@ from tests.packet.tcp_ground import (
 )
 
 _COLUMNS = (BEGAN, OPEN, SENT, RECEIVED)
-
-
-@pytest.fixture(scope="module", params=[FOUR, SIX], ids=["IPv4", "IPv6"])
-def either(request: pytest.FixtureRequest) -> Iterator[Ground]:
-    with grounded(request.param) as made:
-        yield made
 
 
 def _rows(made: Opening, end: End | None = None) -> list[int]:
