@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from kproxy.relay.counts import Counts
 from kproxy.relay.kernel_flows import KernelFlows, Passed, Way
-from kproxy.relay.kernel_maps import FORWARD, OBSERVE, OFF, OVER, UDP, ends
+from kproxy.relay.kernel_maps import FORWARD, OBSERVE, OVER, UDP, ends
 from kproxy.relay.poller import Poller
 from kproxy.relay.udp_sockets import refused
 
@@ -163,13 +163,7 @@ class KernelDatagrams:
         if handed is None:
             return
         session.handed = None
-        try:
-            self._flows.remove(UDP, handed.ways)
-        except OSError as error:  # the place is nobody's any more: an entry may still lead there
-            log.debug("a session cannot be taken back: %s", error)
-            self._flows.set_state(handed.place, OFF)
-        else:
-            self._flows.give_back(handed.place)
+        self._flows.end(handed.place, UDP, handed.ways)
         self._take(session, handed, session.relay.now)
 
     def _take(self, session: Session, handed: Handed, now: float) -> None:

@@ -9,6 +9,7 @@ be a packet apart.
 
 from __future__ import annotations
 
+import logging
 import mmap
 import struct
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from dataclasses import dataclass
 from kproxy.ebpf import calls
 from kproxy.relay import kernel_maps as layout
 from kproxy.relay.kernel_maps import NO_SHIFT, Ends, FlowMaps, Shift, flow_key, flow_value
+from kproxy.telemetry.logs import fields
+
+log = logging.getLogger("kproxy.relay")
 
 _PASSED, _NOTE, _WORD, _LONG = struct.Struct("=6Q"), struct.Struct("=iIII"), struct.Struct("=I"), struct.Struct("=Q")
 _TWO = struct.Struct("=II")
@@ -103,6 +107,16 @@ class KernelFlows:
     def drop(self, protocol: int, way: Way) -> bool:
         """The same with one entry; whether it was there."""
         return self._flows.delete(flow_key(protocol, way.arriving))
+
+    def end(self, place: int, protocol: int, ways: tuple[Way, ...]) -> None:
+        """Packets come by the sockets from here on, and the place is free."""
+        self.set_state(place, layout.OFF)
+        try:
+            self.remove(protocol, ways)
+        except OSError as error:  # the place stays taken: an entry must not lead to somebody else's pair
+            log.warning("An entry of the kernel's flows cannot be removed", extra=fields(err=error))
+            return
+        self.give_back(place)
 
     def give_back(self, place: int) -> None:
         """The place is free, after its entries were removed."""

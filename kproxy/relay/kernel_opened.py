@@ -95,7 +95,7 @@ class OpenedFlows:
         at = ring * rings.RING
         _WORD.pack_into(self._memory, at + rings.LINK_AT, link)
         _WORD.pack_into(self._memory, at + rings.SLOT_AT, self.flows.slot)
-        self._memory[at + rings.CHOICES_AT : at + rings.ENDS_AT] = choices.ljust(rings.TURN, bytes((rings.WHOLE_WAY,)))
+        self._memory[at + rings.CHOICES_AT : at + rings.ENDS_AT] = rings.turn(choices)
 
     def set_end(self, ring: int, choice: int, octets: bytes) -> None:
         """Whom a choice means; nothing is open there. octets: RingEnd.octets()."""

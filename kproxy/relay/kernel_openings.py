@@ -152,13 +152,7 @@ class KernelOpenings:
         repeat, end = watched.repeat, watched.connection.endpoint
         repeat.watched -= 1
         links, state = self._flows.links(watched.place), self._flows.state(watched.place)
-        self._flows.set_state(watched.place, layout.OFF)
-        try:
-            self._flows.remove(layout.TCP, watched.ways)
-        except OSError as error:  # the place stays taken: an entry must not lead to somebody else's pair
-            log.warning("An entry of the kernel's flows cannot be removed", extra=fields(err=error))
-            return
-        self._flows.give_back(watched.place)
+        self._flows.end(watched.place, layout.TCP, watched.ways)
         if state != layout.OBSERVE or not links[FROM_CLIENT]:
             # Somebody else's packets came as well; or none by a link with the program, or none at all after it was watched.
             repeat.missed += 1

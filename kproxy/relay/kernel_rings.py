@@ -36,7 +36,6 @@ RING = ENDS_AT + ENDS * END
 SOURCE_AT, DESTINATION_AT, PORT_AT, THERE_SUM_AT, BACK_SUM_AT, END_LINK_AT = 0, 16, 32, 36, 40, 44
 ASKED_AT, OPENED_AT, ENDED_AT, SENT_AT, RECEIVED_AT, FAILED_AT, ODD_AT = 48, 56, 64, 72, 80, 88, 96
 
-_HEAD = struct.Struct("=QQII")
 _COUNTED = struct.Struct("=7Q")
 
 
@@ -79,10 +78,9 @@ class RingEnd:
         )
 
 
-def head(until_ns: int, link: int, slot: int, choices: bytes) -> bytes:
-    """A ring's head, ENDS_AT octets, with its turn at the beginning. choices: at most TURN; what is missing goes the whole way."""
-    first = _HEAD.pack(until_ns, 0, link, slot).ljust(CHOICES_AT, b"\0")
-    return first + choices.ljust(TURN, bytes((WHOLE_WAY,)))
+def turn(choices: bytes) -> bytes:
+    """What stands at CHOICES_AT. choices: at most TURN; what is missing goes the whole way."""
+    return choices.ljust(TURN, bytes((WHOLE_WAY,)))
 
 
 def counted(memory: memoryview, at: int) -> Counted:

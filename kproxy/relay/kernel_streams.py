@@ -170,7 +170,7 @@ class KernelStreams:
             self.count(handed)
             if self._flows.state(handed.place) == layout.FORWARD and not self._has_ended(handed):
                 self._reset(handed)
-        self._remove(handed)
+        self._flows.end(handed.place, layout.TCP, handed.ways)
 
     def half_closed(self, handed: Handed) -> bool:
         """Whether one of its peers has ended."""
@@ -193,16 +193,7 @@ class KernelStreams:
         """It stays with the worker."""
         self._observed.pop(handed, None)
         handed.connection.handed = None
-        self._remove(handed)
-
-    def _remove(self, handed: Handed) -> None:
-        self._flows.set_state(handed.place, layout.OFF)
-        try:
-            self._flows.remove(layout.TCP, handed.ways)
-        except OSError as error:  # the place stays taken: an entry must not lead to somebody else's pair
-            log.warning("An entry of the kernel's flows cannot be removed", extra=fields(err=error))
-            return
-        self._flows.give_back(handed.place)
+        self._flows.end(handed.place, layout.TCP, handed.ways)
 
     def _times(self, handed: Handed) -> int:
         return min(self._flows.note(handed.place, way).times for way in (FROM_CLIENT, FROM_ENDPOINT))

@@ -56,6 +56,48 @@ def test_what_comes_first_and_after_it_is_every_endpoint_once(balancing: str, co
     assert seen == {*target.endpoints}
 
 
+@pytest.mark.parametrize("balancing", BALANCINGS)
+def test_what_is_chosen_ahead_is_spread_as_if_all_stayed_open(balancing: str) -> None:
+    chooser, target = _chooser(), _target(4, balancing=balancing)
+    for _ in range(20):
+        chooser.began(target, target.endpoints[0])
+    found = Counter(chooser.ahead(target, _CLIENT, 0.0, 64))
+    assert sum(found.values()) == 64
+    if balancing == ROUND_ROBIN:
+        assert set(found.values()) == {16}
+    else:
+        assert (
+            found[target.endpoints[0]] <= 10
+            and max(found.values()) - min(found[end] for end in target.endpoints[1:]) <= 6
+        )
+    assert [chooser.open_to(end) for end in target.endpoints] == [20, 0, 0, 0], "nothing was opened"
+
+
+def test_nobody_who_is_ejected_is_chosen_ahead_and_nobody_is_probed() -> None:
+    chooser, target = _chooser(), _target(3)
+    ill = target.endpoints[1]
+    for _ in range(FAILURES):
+        chooser.failed(target, ill, 0.0)
+    assert set(chooser.ahead(target, _CLIENT, LONGEST_S, 64)) == {target.endpoints[0], target.endpoints[2]}
+    assert _first(chooser, target, now=LONGEST_S) == ill, "it is probed by the next that asks for it"
+    for end in target.endpoints:
+        for _ in range(FAILURES):
+            chooser.failed(target, end, LONGEST_S)
+    assert chooser.ahead(target, _CLIENT, LONGEST_S, 64) == []
+
+
+def test_a_client_that_belongs_to_an_endpoint_gets_it_ahead_as_well() -> None:
+    chooser, target = _chooser(), _target(5, affinity_s=60)
+    first = ranked(_CLIENT, target.endpoints)[0]
+    assert chooser.ahead(target, _CLIENT, 0.0, 3) == [first] * 3
+    other = next(end for end in target.endpoints if end != first)
+    chooser.took(target, _CLIENT, other, 0.0)
+    assert chooser.ahead(target, _CLIENT, 1.0, 3) == [other] * 3
+    for _ in range(FAILURES):
+        chooser.failed(target, other, 1.0)
+    assert chooser.ahead(target, _CLIENT, 1.0, 3) == [], "it is the worker who decides where it goes now"
+
+
 def test_nobody_is_first_where_the_client_or_a_failure_decides() -> None:
     chooser, target = _chooser(), _target(3)
     assert chooser.first(_target(3, affinity_s=60)) is None
