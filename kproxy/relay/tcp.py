@@ -20,11 +20,11 @@ from typing import Protocol
 from kproxy.relay.connecting import CONNECTED, Connecting, reach
 from kproxy.relay.connection import Connection
 from kproxy.relay.counts import Counts
-from kproxy.relay.kernel_care import OpenedCare
 from kproxy.relay.kernel_flows import KernelFlows
 from kproxy.relay.kernel_opened import OpenedFlows
-from kproxy.relay.kernel_openings import Ahead, KernelOpenings, Watched
-from kproxy.relay.kernel_streams import FRESH_S, LOOK_S, Handed, KernelStreams
+from kproxy.relay.kernel_openings import Ahead, Watched
+from kproxy.relay.kernel_side import KernelSide
+from kproxy.relay.kernel_streams import FRESH_S, Handed
 from kproxy.relay.limits import Limits
 from kproxy.relay.poller import Poller
 from kproxy.relay.proxy_header import proxy_header
@@ -96,11 +96,8 @@ class TcpRelay:
         self._swept: Iterator[Connection] = iter(())
         self._silent: deque[tuple[float, Connecting]] = deque()  # in the order of time
         self._ticking = False
-        self._kernel: KernelStreams | None = None
-        self._openings: KernelOpenings | None = None
-        self._care: OpenedCare | None = None
+        self.kernel: KernelSide | None = None
         self._number = 0
-        self._room = limits.connections  # for those of `open`
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def listen(self, sock: socket.socket, family: str, entry: str) -> None:
@@ -113,72 +110,50 @@ class TcpRelay:
     def use(self, table: Table) -> None:
         """The destinations from now on. Connections to endpoints that are gone begin to drain, within the next sweeps."""
         self._table = table
-        if self._openings is not None:
-            self._openings.use(lambda entry, old, asked: self._find(entry, old.family, asked[0], asked[1]))
+        if self.kernel is not None:
+            self.kernel.use(lambda entry, old, asked: self._find(entry, old.family, asked[0], asked[1]))
 
     def use_kernel(self, flows: KernelFlows | None, opened: OpenedFlows | None = None) -> None:
         """Connections that talk are carried by the kernel from now on; None: by this worker, and those that it carried end.
 
         opened: it opens such as come again and again as well.
         """
-        if self._care is not None and self._openings is not None:
-            self._openings.stop()  # first, that none begins which nobody would end
-            self._care.close()
-            self._openings.close()
-        if self._kernel is not None:
-            self._kernel.close()
-        self._kernel = None if flows is None else KernelStreams(flows, self.now, self.poller)
-        self._openings = None if opened is None else KernelOpenings(opened, self.chooser, self.counts, self.now)
-        self._care = None if self._openings is None else OpenedCare(self._openings, self.counts)
+        if self.kernel is not None:
+            self.kernel.close()
+            self.kernel = None
         if flows is not None:
-            self._look(self._kernel)
+            parts = self.poller, self.chooser, self.counts, self.now
+            self.kernel = KernelSide(flows, opened, parts, self._fresh, lambda: self.limits.connections - self.open)
+
+    def leave_kernel(self) -> bool:
+        """It opens no more connections, because other maps are to be taken; whether nothing is carried by these any more."""
+        self.stop_opening()
+        return not self.in_kernel
 
     def stop_opening(self) -> None:
         """The kernel opens no more connections for this worker; those that it has opened go on."""
-        if self._openings is not None:
-            self._openings.stop()
-
-    def leave_kernel(self) -> bool:
-        """The same, because other maps are to be taken; whether nothing is carried by these any more."""
-        self.stop_opening()
-        return not self.in_kernel
+        if self.kernel is not None:
+            self.kernel.stop()
 
     @property
     def in_kernel(self) -> int:
         """Connections that the kernel carries."""
-        return (self._kernel.forwarded if self._kernel is not None else 0) + self.opened
+        return self.kernel.carried if self.kernel is not None else 0
 
     @property
     def opened(self) -> int:
         """Those of them that it has opened itself, which `open` does not count."""
-        return self._care.open if self._care is not None else 0
-
-    def _look(self, kernel: KernelStreams | None) -> None:
-        if kernel is None or kernel is not self._kernel:
-            return
-        try:
-            busy = kernel.look(self._fresh)
-            if self._openings is not None:
-                busy |= self._openings.look(self.now(), self.limits.connections - self.open)
-                self._room = self.limits.connections - self._openings.open
-        except Exception:
-            self.poller.tell("connections could not be looked at")
-            busy = False
-        self.poller.loop.call_later(LOOK_S if busy else 5 * LOOK_S, self._look, kernel)
+        return self.kernel.opened_now if self.kernel is not None else 0
 
     def take_back(self, connection: Connection, handed: Handed | Watched) -> None:
         """For `connection`, which ends: the kernel forgets it."""
         connection.handed = None
-        if isinstance(handed, Watched):
-            if self._openings is not None:
-                self._openings.saw(handed, self.now())
-        elif self._kernel is not None:
-            self._kernel.let_go(handed)
+        if self.kernel is not None:
+            self.kernel.take_back(handed)
 
     def seen_ended(self, connection: Connection) -> bool:
         """For `connection`: whether the kernel has seen one of its peers end."""
-        handed = connection.handed
-        return self._kernel is not None and isinstance(handed, Handed) and self._kernel.half_closed(handed)
+        return self.kernel is not None and self.kernel.seen_ended(connection.handed)
 
     def accepted(self, listener: Listener, sock: Socket, fd: int, peer: End) -> None:
         """A client is there."""
@@ -190,7 +165,7 @@ class TcpRelay:
             sock.close()
             return
         target = self._find(listener.entry, listener.family, asked[0], asked[1])
-        if target is None or self.open >= self._room:
+        if target is None or self._is_full:
             if target is None:
                 counts.unknown += 1
             else:
@@ -200,6 +175,11 @@ class TcpRelay:
             return
         self._number += 1
         self._lead(target, listener.entry, (sock, fd), peer, asked)
+
+    @property
+    def _is_full(self) -> bool:
+        kernel = self.kernel
+        return self.open + (kernel.opened if kernel is not None else 0) >= self.limits.connections
 
     def _lead(self, target: Target, entry: str, client: tuple[Socket, int], peer: End, asked: End) -> None:
         """To an endpoint. Nearly always the first one accepts at once; the making of a Connecting and its order is then spared."""
@@ -238,8 +218,8 @@ class TcpRelay:
                 self.chooser.took(target, peer[0], end, now)
             if target.proxy_protocol:
                 connection.server.sock.send(proxy_header(target.proxy_protocol, peer[:2], asked[:2]))
-            if self._openings is not None:
-                self._openings.came(connection, peer, asked, now)
+            if self.kernel is not None:
+                self.kernel.came(connection, peer, asked, now)
             connection.start()
         except OSError:  # it was reset meanwhile
             connection.abort()
@@ -333,8 +313,8 @@ class TcpRelay:
         for one in mine:
             if one.open:
                 yield one.flow(worker, wall)
-        if self._care is not None:
-            yield from islice(self._care.flows(worker, wall), max(0, limit - len(mine)))
+        if self.kernel is not None:
+            yield from islice(self.kernel.flows(worker, wall), max(0, limit - len(mine)))
 
     def close_listeners(self) -> None:
         """Accepts no more; connections go on."""
@@ -357,17 +337,14 @@ class TcpRelay:
             part = [*islice(self._swept, _SWEPT)]
         for connection in part:
             if connection.open:
-                if connection.count() and self._kernel is not None:
-                    self._kernel.moved(connection, now)
+                if connection.count() and self.kernel is not None:
+                    self.kernel.streams.moved(connection, now)
                 if connection.target.drain_s:  # as it was when the connection began
                     self._look_after(connection, now)
         for connection in [one for one in self._draining if one.drain_at <= now]:
             connection.abort()
-        if self._kernel is not None:
-            self._kernel.sweep(now)
-        if self._care is not None and self._openings is not None:
-            self._care.sweep(now)
-            self._openings.sweep(now)
+        if self.kernel is not None:
+            self.kernel.sweep(now)
 
     def _look_after(self, connection: Connection, now: float) -> None:
         """Whether its endpoint is gone, and its time with it."""

@@ -25,13 +25,15 @@ class Opening:
 
     @property
     def openings(self) -> KernelOpenings:
-        found = self.relay.relay._openings
+        assert self.relay.relay.kernel is not None
+        found = self.relay.relay.kernel.openings
         assert found is not None
         return found
 
     @property
     def care(self) -> OpenedCare:
-        found = self.relay.relay._care
+        assert self.relay.relay.kernel is not None
+        found = self.relay.relay.kernel.care
         assert found is not None
         return found
 

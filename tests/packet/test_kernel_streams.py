@@ -37,9 +37,8 @@ from tests.packet.tcp_ground import (
 
 
 def _streams(relay: Relay) -> KernelStreams:
-    found = relay.relay._kernel
-    assert found is not None
-    return found
+    assert relay.relay.kernel is not None
+    return relay.relay.kernel.streams
 
 
 @contextlib.asynccontextmanager
