@@ -18,6 +18,7 @@ import logging
 import mmap
 import os
 import struct
+import time
 from contextlib import ExitStack
 from dataclasses import astuple
 
@@ -33,6 +34,8 @@ from kproxy.relay.kernel_reset import Resets
 from kproxy.telemetry.logs import fields
 
 log = logging.getLogger("kproxy.relay")
+
+_LAST_S, _LOOK_S = 1.0, 0.05  # for connections of a worker that has ended
 
 
 class KernelLinks:
@@ -106,19 +109,31 @@ def _made(held: ExitStack) -> tuple[layout.FlowMaps, int]:
 
 
 def _cleared(maps: layout.FlowMaps, slot: int) -> None:
-    """Takes away what a worker that has ended left in its slot; closes the descriptors. Blocks milliseconds. Raises OSError."""
+    """Takes away what a worker that has ended left in its slot; closes the descriptors. Blocks up to `_LAST_S`. Raises OSError."""
     try:
         _blank(maps.leases, layout.LEASE, slot, slot + 1, layout.SLOTS)
         own = range(slot * rings.PER_WORKER, (slot + 1) * rings.PER_WORKER)
         _delete(calls.Map(maps.repeats, layout.KEY, rings.NUMBER), 0, own)
         _blank(maps.rings, rings.RING, own.start, own.stop, rings.RINGS)
         mine = range(slot * layout.PER_SLOT, (slot + 1) * layout.PER_SLOT)
+        _wait(maps, mine)
         _reset(maps, mine)
         _delete(calls.Map(maps.flows, layout.KEY, layout.VALUE), layout.PLACE_AT, mine)
         _blank(maps.pairs, layout.PAIR, mine.start, mine.stop, layout.PAIRS)
     finally:
         for descriptor in astuple(maps):
             os.close(descriptor)
+
+
+def _wait(maps: layout.FlowMaps, mine: range) -> None:
+    """Connections that the kernel had opened need no worker: most of them last for a request, and get the time for it."""
+    until = time.monotonic() + _LAST_S
+    flows = calls.Map(maps.flows, layout.KEY, layout.VALUE)
+    while time.monotonic() < until:
+        places = (struct.unpack_from("=I", value, layout.PLACE_AT)[0] for _, value in flows.entries())
+        if not any(place in mine and place - mine.start >= layout.HANDED for place in places):
+            return
+        time.sleep(_LOOK_S)
 
 
 def _reset(maps: layout.FlowMaps, mine: range) -> None:
