@@ -196,6 +196,7 @@ def test_no_connection_that_begins_by_a_ring_is_lost_with_its_worker(ground: Gro
                 begun = [held.enter_context(client.connected()) for _ in range(8)]
                 assert found.opened() >= opened + 6
                 os.kill(pid, signal.SIGKILL)
+                time.sleep(0.3)  # the controller knows
                 lost = 0
                 for sock in begun:
                     try:
