@@ -98,9 +98,9 @@ class OpenedFlows:
         self._memory[at + rings.CHOICES_AT : at + rings.ENDS_AT] = rings.turn(choices)
 
     def set_end(self, ring: int, choice: int, octets: bytes) -> None:
-        """Whom a choice means; nothing is open there. octets: RingEnd.octets()."""
+        """Whom a choice means. octets: RingEnd.octets(). Counters go on."""
         at = self._end(ring, choice)
-        self._memory[at : at + rings.END] = octets.ljust(rings.END, b"\0")
+        self._memory[at : at + len(octets)] = octets
 
     def counted(self, ring: int, choice: int) -> rings.Counted:
         """What the program did with it."""

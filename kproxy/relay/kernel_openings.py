@@ -99,10 +99,10 @@ class KernelOpenings:
             repeat: Repeat = found  # type: ignore[assignment]
             if repeat.watched < _WATCHED and repeat.rest_until <= now and repeat.fit:
                 self._watch(repeat, connection, now)
-        elif found < OFTEN:
+        elif found <= OFTEN:
             self._seen[name] = found + 1
-        elif len(self.repeats) < rings.PER_WORKER and connection.entry == INSIDE and not self.stopped:
-            self._begin(name, connection, now)
+            if found == OFTEN and connection.entry == INSIDE and not self.stopped:  # once in a second
+                self._begin(name, connection, now)
 
     @property
     def repeats(self) -> list[Repeat]:
@@ -111,7 +111,7 @@ class KernelOpenings:
 
     def _begin(self, name: tuple[str, End], connection: Connection, now: float) -> None:
         target = connection.target
-        if target.proxy_protocol or target.preserve_source:
+        if target.proxy_protocol or target.preserve_source or len(self.repeats) >= rings.PER_WORKER:
             return
         try:
             packet = ways_of(connection)[0].arriving
@@ -229,6 +229,7 @@ class KernelOpenings:
         slot.begin(self.opened.counted(self._ring(repeat), number))
         repeat.slots[number : number + 1] = [slot]
         self.opened.set_end(self._ring(repeat), number, ring_end.octets())
+        self.opened.forgive(self._ring(repeat), number)
         return slot
 
     def _choose(self, repeat: Repeat, now: float) -> None:
