@@ -54,6 +54,7 @@ class UserspaceHalf:
         self.backend = UserspaceBackend(
             settings,
             publish=self.publisher.publish,
+            renew=self.publisher.renew,
             ports=self._listeners,
             table_of=lambda desired, before: table_of(desired, options, before),
         )

@@ -3,7 +3,7 @@
     worker → controller    Hello (again when it is to leave), Held for each End, Counted and Ejected every two seconds,
                            Stays (affinity that it decided), Flows when it was asked
     controller → worker    Begin, Update …, End (everything), then Update … End for each difference, Stays of others, AskFlows,
-                           Lead once rules lead to other workers
+                           Lead once rules lead to other workers, Anew (before an End) when rules have changed
 
 A frame is its length in four octets, then msgpack. The stream is in order and nothing is queued: a worker that is slow gets the
 difference between what it was sent and what is current when it is ready again; one that comes anew gets everything. What must not happen
@@ -39,6 +39,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     life: int
     ports: tuple[int, int]  # of the listeners INSIDE and OUTSIDE
     draining: bool = False  # others take, or have taken, its place: no rule needs to lead to it
+    rings: bool = False  # it understands Anew
 
 
 class Held(msgspec.Struct, frozen=True, tag="held"):
@@ -76,6 +77,12 @@ class Flows(msgspec.Struct, frozen=True, tag="flows"):
     more: bool = False
 
 
+class Anew(msgspec.Struct, frozen=True, tag="anew"):
+    """Rules for these ServicePorts are others, or for all of them (None): what was chosen in advance for their clients is no more."""
+
+    names: tuple[str, ...] | None = None
+
+
 class Begin(msgspec.Struct, frozen=True, tag="begin"):
     """What follows is everything: what is not in it is gone."""
 
@@ -107,7 +114,7 @@ class Lead(msgspec.Struct, frozen=True, tag="lead"):
 
 
 FromWorker = Hello | Held | Counted | Ejected | Stays | Flows
-FromController = Begin | Update | End | Stays | AskFlows | Lead
+FromController = Begin | Update | End | Stays | AskFlows | Lead | Anew
 
 _encoder = msgspec.msgpack.Encoder()
 _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)

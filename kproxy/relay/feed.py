@@ -17,7 +17,7 @@ from typing import Protocol
 
 from kproxy.relay import channel
 from kproxy.relay.affinity import Remembered
-from kproxy.relay.channel import AskFlows, Begin, End, FromController, Held, Hello, Lead, Stays, Update
+from kproxy.relay.channel import Anew, AskFlows, Begin, End, FromController, Held, Hello, Lead, Stays, Update
 from kproxy.relay.targets import Flow, Key, Table, Target
 from kproxy.telemetry.logs import fields
 
@@ -36,6 +36,9 @@ class Obeys(Protocol):
     def learn(self, entries: tuple[Remembered, ...]) -> None:
         """Affinity that others decided."""
 
+    def renew(self, names: tuple[str, ...] | None) -> None:
+        """Rules for these ServicePorts are others; None: for all."""
+
     def led(self, ports: tuple[int, int]) -> None:
         """Rules lead to these ports."""
 
@@ -53,6 +56,7 @@ class Feed:
         self._path, self._hello = path, hello
         self._writer: asyncio.StreamWriter | None = None
         self._coming: dict[Key, Target] = {}
+        self._changed = False
         self.has_table = False
 
     def introduce(self, hello: Hello) -> None:
@@ -106,16 +110,20 @@ class Feed:
 
     async def _obey(self, message: FromController, worker: Obeys) -> None:
         match message:
+            case Anew(names=names):
+                worker.renew(names)
             case Begin():
-                self._coming = {}
+                self._coming, self._changed = {}, True
             case Update(changed=changed, removed=removed):
+                self._changed = True
                 for target, keys in changed:
                     self._coming.update(dict.fromkeys(keys, target))
                 for key in removed:
                     self._coming.pop(key, None)
             case End(number=number):
-                worker.use(Table(dict(self._coming)))
-                self.has_table = True
+                if self._changed or not self.has_table:
+                    worker.use(Table(dict(self._coming)))
+                self.has_table, self._changed = True, False
                 self.say(channel.frame(Held(number)))
             case Stays(entries=entries):
                 worker.learn(entries)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -317,6 +317,12 @@ class KernelOpenings:
             self._end(repeat)
             repeat.away.clear()
             repeat.target, repeat.fit = target or replace(repeat.target, endpoints=()), fit
+
+    def renew(self, names: Collection[str] | None) -> None:
+        """Rules for these ServicePorts are others, or for all (None): their clients come through them before anything else."""
+        for repeat in self.repeats:
+            if names is None or repeat.target.name in names:
+                self._end(repeat)
 
     def stop(self) -> None:
         """Rules lead elsewhere, or will: no connection begins by a ring from now on."""

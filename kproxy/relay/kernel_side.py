@@ -7,7 +7,7 @@ not happen here: more than passing on; a fault of what is done beside the relayi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from kproxy.relay.counts import Counts
@@ -83,6 +83,11 @@ class KernelSide:
         """The table is another (KernelOpenings.use)."""
         if self.openings is not None:
             self.openings.use(find)
+
+    def renew(self, names: Collection[str] | None) -> None:
+        """Rules for these ServicePorts are others; None: for all."""
+        if self.openings is not None:
+            self.openings.renew(names)
 
     def stop(self) -> None:
         """The kernel opens no more connections for this worker; those that it has opened go on."""

@@ -12,13 +12,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from kproxy.relay import chooser
 from kproxy.relay.affinity import MOST, Group, Remembered
 from kproxy.relay.channel import (
     MOST_FLOWS,
+    Anew,
     AskFlows,
     Begin,
     Counted,
@@ -51,6 +52,7 @@ _FIRST_S = 10.0
 _ANSWER_S = 1.0
 _SILENT_S = 10.0
 _PATIENCE_S = 10.0
+_NAMES = 1000  # ServicePorts in one word to a worker; more are all
 
 
 class _Session:
@@ -68,6 +70,7 @@ class _Session:
         self.wake = asyncio.Event()
         self.stays: dict[tuple[Group, str], Remembered] = {}
         self.words: list[AskFlows | Lead] = []
+        self.anew: set[str] | None = set()  # ServicePorts whose rules are others; None: all
         self.ejected: tuple[chooser.Ejected, ...] = ()
         self.open = 0
 
@@ -77,6 +80,13 @@ class _Session:
             if len(self.stays) < MOST:  # for one that does not read
                 self.stays[entry[:3], entry.client] = entry
         self.wake.set()
+
+    def renew(self, names: Collection[str] | None) -> None:
+        """Before the next word about the table."""
+        if names is None or self.anew is None or len(self.anew) + len(names) > _NAMES:
+            self.anew = None
+        else:
+            self.anew.update(names)
 
     def say(self, word: AskFlows | Lead) -> None:
         """After what it is still to be told of the table."""
@@ -142,6 +152,22 @@ class RelayPublisher:
             self._number += 1
             for session in self._sessions:
                 session.wake.set()
+        await self._all_told()
+
+    async def renew(self, names: Collection[str] | None) -> None:
+        """Rules for these ServicePorts are others, or for all of them (None). Returns as `publish` does.
+
+        What workers have chosen in advance for their clients has come through rules that are no more (Anew).
+        """
+        if self._table is None or (names is not None and not names):
+            return
+        self._number += 1
+        for session in self._sessions:
+            session.renew(names)
+            session.wake.set()
+        await self._all_told()
+
+    async def _all_told(self) -> None:
         if self.ports is not None and self._listens != self.ports:
             await self._until(lambda: self._listens == self.ports, _FIRST_S)
         if not await self._until(lambda: not self._behind(), _PUBLISH_S):
@@ -295,6 +321,9 @@ class RelayPublisher:
                 await self._write(session, part)
             table, number = self._table, self._number
             if table is not None and number > session.sent_number:
+                anew, session.anew = session.anew, set()
+                if anew != set() and session.hello is not None and session.hello.rings:
+                    await self._write(session, frame(Anew(None if anew is None else tuple(anew))))
                 if session.sent is None:
                     session.writer.write(frame(Begin()))
                 for part in updates(session.sent, table):

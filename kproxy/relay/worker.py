@@ -97,7 +97,7 @@ class Worker:
         self._table = Table()
         self._made: list[Listener] = []
         self._told: dict[tuple[str, End | None], list[int]] = {}
-        self._hello = Hello(os.getpid(), time.monotonic_ns(), settings.ports)
+        self._hello = Hello(os.getpid(), time.monotonic_ns(), settings.ports, rings=True)
         self.feed = Feed(settings.channel, self._hello)
         self.end_by: float | None = None  # monotonic; None: not asked to end
         self.asked = asyncio.Event()
@@ -128,7 +128,7 @@ class Worker:
     def leave(self) -> None:
         """Says that others take its place, and goes on."""
         if not self._hello.draining:
-            self._hello = Hello(self._hello.pid, self._hello.life, self._hello.ports, draining=True)
+            self._hello = Hello(self._hello.pid, self._hello.life, self._hello.ports, draining=True, rings=True)
             self.feed.introduce(self._hello)
             self.tcp.stop_opening()
 
@@ -176,6 +176,11 @@ class Worker:
     def learn(self, entries: tuple[Remembered, ...]) -> None:
         """Affinity that others decided."""
         self._chooser.learn(entries, time.monotonic())
+
+    def renew(self, names: tuple[str, ...] | None) -> None:
+        """Rules for these ServicePorts are others; None: for all."""
+        if self.tcp.kernel is not None:
+            self.tcp.kernel.renew(names)
 
     def led(self, ports: tuple[int, int]) -> None:
         """Rules lead to these ports."""

@@ -196,6 +196,7 @@ class Relaying:
     def _backend(self) -> UserspaceBackend:
         return UserspaceBackend(
             publish=self.publisher.publish,
+            renew=self.publisher.renew,
             ports=lambda: self.publisher.ports,
             table_of=lambda desired, before: table_of(desired, self.options, before),
         )

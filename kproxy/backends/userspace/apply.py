@@ -3,7 +3,7 @@
 In: plans. Out: elements in the kernel, an `ApplyReport`, or an error that says whether to retry. One rule makes the order: a destination
 that rules bring is always known to every worker.
 
-    workers learn the old and the new table ─▶ route, frame, elements ─▶ workers learn the new table alone
+    workers learn the old and the new table ─▶ route, frame, elements ─▶ whose rules are others ─▶ workers learn the new table alone
 
 A transaction that is refused is halved until one destination is alone with the kernel's refusal; its ServicePort is quarantined: a Problem,
 left out of the next rulesets until its Service changes. A family that this machine cannot do (no IPv6) is reported once in `notes`; the
@@ -34,7 +34,7 @@ import asyncio
 import logging
 import shutil
 import subprocess
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import TypeVar
 
 from kproxy.backends.base import ApplyReport
@@ -61,6 +61,16 @@ async def _nobody(_: Table) -> None:
     """Who has no workers to tell."""
 
 
+async def _nothing(_: Collection[str] | None) -> None:
+    """Who has no workers that choose in advance."""
+
+
+def _names(batch: Batch, plan: Plan) -> set[str]:
+    """The ServicePorts, of before and from now on, whose destinations a transaction changes."""
+    states = [plan.wanted.of(batch.family), *([plan.applied.of(batch.family)] if plan.applied is not None else [])]
+    return {str(name) for state in states for name in owners(batch.changes, state)}
+
+
 def _program() -> str:
     found = shutil.which("nft") or shutil.which("nft", path=_SEARCH)
     if found is None:
@@ -71,7 +81,8 @@ def _program() -> str:
 class UserspaceBackend:
     """The userspace data plane's rules, both families. Raises UnsupportedError when made on a machine without nft.
 
-    publish: brings a table to all workers, returns when they hold it (RelayPublisher.publish). ports: the listeners INSIDE and OUTSIDE of
+    publish: brings a table to all workers, returns when they hold it (RelayPublisher.publish). renew: tells them whose rules are others,
+    None for everybody's, once they are (RelayPublisher.renew). ports: the listeners INSIDE and OUTSIDE of
     this family of processes, None while no worker has told (RelayPublisher.ports); whoever learns of new ones starts a sync. table_of: the
     workers' table for a wanted state and the table before (relay.table.table_of with the options bound).
     """
@@ -81,11 +92,12 @@ class UserspaceBackend:
         settings: UserspaceSettings | None = None,
         *,
         publish: Callable[[Table], Awaitable[None]] = _nobody,
+        renew: Callable[[Collection[str] | None], Awaitable[None]] = _nothing,
         ports: Callable[[], tuple[int, int] | None] = lambda: None,
         table_of: Callable[[DesiredState, Table | None], Table] = lambda _, __: Table(),
     ) -> None:
         self.settings = settings if settings is not None else UserspaceSettings()
-        self._publish, self._ports, self._table_of = publish, ports, table_of
+        self._publish, self._renew, self._ports, self._table_of = publish, renew, ports, table_of
         self._nft = _program()
         self._version = _version(self._nft)
         self._known_ports = self.settings.ports
@@ -170,15 +182,18 @@ class UserspaceBackend:
         await self._tell(joined(self._published, table))
         for family in sorted(wanted.routed - (plan.applied.routed if plan.applied else frozenset()), key=str):
             self._route(family)
+        touched: set[str] | None = set()  # ServicePorts whose rules are others; None: all
         batches = written = deleted = 0
         problems: list[Problem] = []
         for batch in plan.batches:
             if batch.family in self._unusable:
                 continue
             problems += await self._carry_out(batch, wanted.of(batch.family))
+            touched = None if touched is None or batch.frame is not None else touched | _names(batch, plan)
             batches += 1
             written += batch.written
             deleted += batch.deleted
+        await self._renew(touched)
         await self._tell(table)
         return ApplyReport(
             batches=batches, rules_written=written, chains_deleted=deleted, problems=tuple(sorted(set(problems)))
