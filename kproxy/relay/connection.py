@@ -17,7 +17,7 @@ from kproxy.relay.stream import READING, READING_AND_WRITING, Side
 from kproxy.relay.targets import End, Flow, Target
 
 if TYPE_CHECKING:
-    from kproxy.relay.kernel_openings import Watched
+    from kproxy.relay.kernel_repeats import Watched
     from kproxy.relay.kernel_streams import Handed
     from kproxy.relay.tcp import TcpRelay
 

@@ -22,6 +22,7 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from random import getrandbits
 from typing import TYPE_CHECKING, Protocol
 
 from kproxy.relay import kernel_maps as layout
@@ -32,7 +33,8 @@ from kproxy.relay.kernel_flows import Way
 from kproxy.relay.kernel_maps import FROM_CLIENT, FROM_ENDPOINT
 from kproxy.relay.kernel_numbers import can_be_opened, info_of
 from kproxy.relay.kernel_opened import OpenedFlows, repeat_key
-from kproxy.relay.kernel_repeats import Repeat, Slot
+from kproxy.relay.kernel_repeats import Repeat, Slot, Watched
+from kproxy.relay.kernel_reset import Resets
 from kproxy.relay.kernel_rings import Counted, RingEnd
 from kproxy.relay.kernel_streams import ways_of
 from kproxy.relay.targets import INSIDE, End, Target
@@ -47,8 +49,9 @@ OFTEN = 16  # connections within a second
 HOLD_S, FRESH_S = 1.0, 3.0
 _IDLE_S = 10.0  # then it has no ring any more
 _NAMES = 4096  # clients and destinations that are counted at once
-_WATCHED = 4  # connections of one Repeat
+_WATCHED = rings.ENDS  # connections of one Repeat, each to another endpoint
 _WATCHED_S = 0.25  # one that lasts is left alone after that
+_LAST_S = 0.02  # from the end of one until its peers have said their last
 _AGAIN_S = 0.1  # so soon an endpoint need not be verified again
 _CHOOSE_S = 0.05
 _REST_S = 2.0
@@ -63,16 +66,6 @@ class Ahead(Choosing, Protocol):
     def opened(self, target: Target, end: End, more: int) -> None: ...
 
 
-class Watched:
-    """A connection that comes the whole way, with entries that observe it. It has a Handed's place in it (kernel_streams.py)."""
-
-    __slots__ = ("connection", "forwards", "place", "repeat", "since", "ways")
-
-    def __init__(self, repeat: Repeat, connection: Connection, place: int, ways: tuple[Way, Way], since: float) -> None:
-        self.repeat, self.connection, self.place, self.ways, self.since = repeat, connection, place, ways, since
-        self.forwards = False
-
-
 class KernelOpenings:
     """Of one TcpRelay. stopped: no ring is to hold any more. open: connections by rings, as of the last look."""
 
@@ -83,6 +76,7 @@ class KernelOpenings:
         self._seen: dict[tuple[str, End], int | Repeat] = {}
         self._watched: dict[Watched, None] = {}
         self.by_ring: dict[int, Repeat] = {}
+        self._resets = Resets()
         self.stopped = False
         self.open = 0
 
@@ -97,7 +91,7 @@ class KernelOpenings:
                 self._seen[name] = 1
         elif found.__class__ is not int:
             repeat: Repeat = found  # type: ignore[assignment]
-            if repeat.watched < _WATCHED and repeat.rest_until <= now and repeat.fit:
+            if len(repeat.watched) < _WATCHED and repeat.rest_until <= now and repeat.fit:
                 self._watch(repeat, connection, now)
         elif found <= OFTEN:
             self._seen[name] = found + 1
@@ -126,7 +120,7 @@ class KernelOpenings:
         slot = next((slot for slot in repeat.slots if slot is not None and slot.end == end), None)
         fresh = slot is not None and (slot.unfit or now - slot.verified < _AGAIN_S)
         away = end in repeat.away and repeat.away[end][1] > now
-        if fresh or away or connection.handed is not None or self.stopped:
+        if fresh or away or end in repeat.watched or connection.handed is not None or self.stopped:
             return
         place = self._flows.take()
         if place is None:
@@ -141,27 +135,43 @@ class KernelOpenings:
             self._flows.give_back(place)
             repeat.rest_until = now + _REST_S
             return
-        repeat.watched += 1
+        self._ask(repeat, slot, ways)
+        repeat.watched.add(end)
         connection.handed = watched = Watched(repeat, connection, place, ways, now)
         self._watched[watched] = None
 
-    def saw(self, watched: Watched, now: float) -> None:
-        """It has ended, or is watched no more: its links are known, or there are none."""
+    def _ask(self, repeat: Repeat, slot: Slot | None, ways: tuple[Way, Way]) -> None:
+        """Who may have said everything already is made to say something: a number that is none of the connection's is answered with its own
+        (RFC 9293, 3.10.7.4).
+        """
+        for known, way in ((slot is not None, ways[FROM_CLIENT]), (repeat.link != 0, ways[FROM_ENDPOINT])):
+            if not known:
+                self._resets.ask(way.leaving, getrandbits(32), getrandbits(32))
+
+    def over(self, watched: Watched, now: float) -> None:
+        """Its connection has ended. Where somebody has said everything before it was watched, his last acknowledgement is yet to come."""
+        watched.ended = now
+        if all(self._flows.links(watched.place)):
+            self._saw(watched, now)
+
+    def _saw(self, watched: Watched, now: float) -> None:
+        """It is watched no more: its links are known, or there are none."""
         del self._watched[watched]
         watched.connection.handed = None
         repeat, end = watched.repeat, watched.connection.endpoint
-        repeat.watched -= 1
+        repeat.watched.discard(end)
         links, state = self._flows.links(watched.place), self._flows.state(watched.place)
         self._flows.end(watched.place, layout.TCP, watched.ways)
-        if state != layout.OBSERVE or not links[FROM_CLIENT]:
+        client, server = links[FROM_CLIENT] or repeat.link, links[FROM_ENDPOINT] or repeat.link_of(end)
+        if state != layout.OBSERVE or not client:
             # Somebody else's packets came as well; or none by a link with the program, or none at all after it was watched.
             repeat.missed += 1
             repeat.rest_until = now + _pause_s(repeat.missed)
-        elif not links[FROM_ENDPOINT]:
+        elif not server:
             missed = repeat.away[end][0] + 1 if end in repeat.away else 1
             repeat.away[end] = missed, now + _pause_s(missed)
         elif self._seen.get(repeat.name) is repeat and repeat.fit and end in repeat.target.endpoints:
-            self._verified(repeat, watched, links, now)
+            self._verified(repeat, watched, (client, server), now)
 
     # --- rings --------------------------------------------------------------------------------------------------------------------------
 
@@ -258,8 +268,8 @@ class KernelOpenings:
     def look(self, now: float, room: int) -> bool:
         """Every 50 ms while it says so: what the program did counts with the chooser. room: as many may be open by rings."""
         for watched in [*self._watched]:
-            if now - watched.since > _WATCHED_S:
-                self.saw(watched, now)
+            if now - watched.since > _WATCHED_S or 0.0 < watched.ended < now - _LAST_S:
+                self._saw(watched, now)
         self.count(now)
         self.open = sum(repeat.open for repeat in self.by_ring.values())
         if self.open >= room:
@@ -362,10 +372,11 @@ class KernelOpenings:
         """Nothing is open by rings any more, and nothing will be."""
         self.stop()
         for watched in [*self._watched]:
-            self.saw(watched, self._now())
+            self._saw(watched, self._now())
         for repeat in self.repeats:
             self._forget(repeat)
         self._seen.clear()
+        self._resets.close()
         self.opened.close()
 
 

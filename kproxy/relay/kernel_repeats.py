@@ -5,11 +5,16 @@ In: what was seen of its connections. Out: what of an endpoint goes into a ring.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from kproxy.relay.kernel_flows import Way
 from kproxy.relay.kernel_maps import Ends
 from kproxy.relay.kernel_opened import Opened
 from kproxy.relay.kernel_rings import Counted, RingEnd
 from kproxy.relay.targets import End, Target
+
+if TYPE_CHECKING:
+    from kproxy.relay.connection import Connection
 
 _ANSWER_S = 60.0  # so long a SYN may be answered
 _NOTHING = Counted(0, 0, 0, 0, 0, 0, 0)
@@ -54,9 +59,10 @@ class Repeat:
     """A client and its destination. name: its address and what it asked for; packet: the same, as packets have it, with any port of its
     own.
 
-    ring: None until one endpoint is verified; link: the client's, 0: not known. watched: connections that are looked at; missed: how many
-    in a row did not tell the client's link; rest_until: no more of them before then. fit: there is such a destination, and its connections
-    may be opened by the kernel. chosen: when the ring was filled; held: whether it may be good now; used: when a connection came.
+    ring: None until one endpoint is verified; link: the client's, 0: not known. watched: endpoints a connection to which is looked at;
+    missed: how many in a row did not tell the client's link; rest_until: no more of them before then. fit: there is such a destination,
+    and its connections may be opened by the kernel. chosen: when the ring was filled; held: whether it may be good now; used: when a
+    connection came.
     """
 
     __slots__ = (
@@ -73,7 +79,8 @@ class Repeat:
         self.away: dict[
             End, tuple[int, float]
         ] = {}  # endpoints whose link was not seen: how often, until when it is not tried
-        self.watched = self.missed = 0
+        self.watched: set[End] = set()
+        self.missed = 0
         self.rest_until = self.chosen = float("-inf")
         self.held, self.fit = False, True
         self.used = now
@@ -83,6 +90,10 @@ class Repeat:
         """Connections that came by the ring, now."""
         return sum(slot.open for slot in self.slots if slot is not None)
 
+    def link_of(self, end: End) -> int:
+        """By which an endpoint's packets have come; 0: not known."""
+        return next((slot.ring_end.link for slot in self.slots if slot is not None and slot.end == end), 0)
+
     def ways(self, opened: Opened) -> tuple[Way, Way]:
         """Both directions of a connection of its ring."""
         slot = self.slots[opened.choice]
@@ -91,3 +102,16 @@ class Repeat:
         near = Ends(self.packet.source, self.packet.destination, opened.client_port, self.packet.destination_port)
         far = Ends(there.source, there.destination, opened.own_port, there.destination_port)
         return Way(near, far), Way(far.turned(), near.turned())
+
+
+class Watched:
+    """A connection that comes the whole way, with entries that observe it. It has a Handed's place in it (kernel_streams.py).
+
+    ended: when it was over and its links were not known yet; 0: it goes on.
+    """
+
+    __slots__ = ("connection", "ended", "forwards", "place", "repeat", "since", "ways")
+
+    def __init__(self, repeat: Repeat, connection: Connection, place: int, ways: tuple[Way, Way], since: float) -> None:
+        self.repeat, self.connection, self.place, self.ways, self.since = repeat, connection, place, ways, since
+        self.forwards, self.ended = False, 0.0

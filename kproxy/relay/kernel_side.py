@@ -14,7 +14,8 @@ from kproxy.relay.counts import Counts
 from kproxy.relay.kernel_care import OpenedCare
 from kproxy.relay.kernel_flows import KernelFlows
 from kproxy.relay.kernel_opened import OpenedFlows
-from kproxy.relay.kernel_openings import Ahead, KernelOpenings, Watched
+from kproxy.relay.kernel_openings import Ahead, KernelOpenings
+from kproxy.relay.kernel_repeats import Watched
 from kproxy.relay.kernel_streams import LOOK_S, Handed, KernelStreams
 from kproxy.relay.poller import Poller
 from kproxy.relay.targets import End, Flow, Target
@@ -68,7 +69,7 @@ class KernelSide:
         if isinstance(handed, Handed):
             self.streams.let_go(handed)
         elif self.openings is not None:
-            self.openings.saw(handed, self._now())
+            self.openings.over(handed, self._now())
 
     def seen_ended(self, handed: Handed | Watched | None) -> bool:
         """Whether the kernel has seen one of its peers end."""

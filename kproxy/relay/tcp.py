@@ -22,7 +22,8 @@ from kproxy.relay.connection import Connection
 from kproxy.relay.counts import Counts
 from kproxy.relay.kernel_flows import KernelFlows
 from kproxy.relay.kernel_opened import OpenedFlows
-from kproxy.relay.kernel_openings import Ahead, Watched
+from kproxy.relay.kernel_openings import Ahead
+from kproxy.relay.kernel_repeats import Watched
 from kproxy.relay.kernel_side import KernelSide
 from kproxy.relay.kernel_streams import FRESH_S, Handed
 from kproxy.relay.limits import Limits

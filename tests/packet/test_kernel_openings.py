@@ -25,8 +25,11 @@ from tests.packet.tcp_ground import (
     Ground,
     Pod,
     grounded,
+    heard,
     refused,
+    reset,
     scene,
+    sent,
     target,
     until,
 )
@@ -54,6 +57,32 @@ def test_connections_of_who_comes_often_are_opened_by_the_kernel(either: Ground,
         if not offload:
             held.enter_context(without_offload(either.clients, either.pods))
         scene(play)
+
+
+def test_an_endpoint_that_has_said_everything_at_once_is_known_as_well(either: Ground) -> None:
+    """It speaks first and ends, and its client resets: none of them says anything once the worker has seen the connection."""
+
+    async def speak_first(pod: Pod) -> None:
+        while True:
+            sock, _ = await asyncio.get_running_loop().sock_accept(pod.ear)
+            with sock:
+                await sent(sock, pod.end[0].encode())
+
+    async def play() -> None:
+        async with opening(either, 3) as made:
+            made.stop()
+            await asyncio.sleep(0)
+            for pod in made.pods:
+                made._start(speak_first(pod))
+            for _ in range(120):
+                client = await Client.connected(either)
+                assert await heard(client.sock)
+                reset(client.sock)
+            (repeat,) = made.openings.repeats
+            assert {slot.end for slot in repeat.slots if slot} == {pod.end for pod in made.pods}
+            assert repeat.missed == 0 and not repeat.away
+
+    scene(play)
 
 
 def test_who_comes_seldom_comes_the_whole_way(ground: Ground) -> None:
