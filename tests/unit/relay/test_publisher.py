@@ -14,7 +14,7 @@ import pytest
 from kproxy.framing import framed
 from kproxy.relay import channel, memory
 from kproxy.relay.affinity import MOST, Remembered
-from kproxy.relay.channel import AskFlows, Begin, Ejected, End, FromController, Hello, Lead, Stays, Update
+from kproxy.relay.channel import Anew, AskFlows, Begin, Ejected, End, FromController, Hello, Lead, Stays, Update
 from kproxy.relay.counts import COLUMNS, OPEN
 from kproxy.relay.memory import AffinityMemory
 from kproxy.relay.publisher import RelayPublisher
@@ -76,7 +76,7 @@ class Worker:
 @contextlib.asynccontextmanager
 async def _worker(path: Path, pid: int = 1, ports: tuple[int, int] = _PORTS, **rest: bool) -> AsyncIterator[Worker]:
     made = Worker(*await asyncio.open_unix_connection(path), holds=rest.get("holds", True))
-    made.say(Hello(pid, 1, ports, draining=rest.get("draining", False)))
+    made.say(Hello(pid, 1, ports, draining=rest.get("draining", False), rings=rest.get("rings", True)))
     following = asyncio.ensure_future(made.follow())
     try:
         yield made
@@ -128,6 +128,27 @@ def test_workers_hold_each_table_when_publish_returns_and_are_told_differences(t
             async with _worker(path, pid=2) as other:
                 await _until(lambda: other.count(End) == 1)
                 assert other.table == second.targets and other.count(Begin) == 1
+
+    _play(tmp_path, scene)
+
+
+def test_workers_know_whose_rules_are_others_when_renew_returns(tmp_path: Path) -> None:
+    """One of an earlier version, which does not know the word, does not hear it."""
+
+    async def scene(publisher: RelayPublisher, path: Path) -> None:
+        async with _worker(path) as one, _worker(path, pid=2, rings=False) as old:
+            await publisher.renew(None)
+            assert not one.heard, "there is no table yet"
+            await _until(lambda: publisher.ports == _PORTS)
+            await publisher.publish(Table({_key("10.96.0.1"): _target()}))
+            one.heard.clear()
+            await publisher.renew({"ns1/web:http"})
+            assert [type(message) for message in one.heard] == [Anew, End] and one.heard[0] == Anew(("ns1/web:http",))
+            await publisher.renew(set())
+            assert one.count(End) == 1
+            await publisher.renew({f"ns1/{number}:http" for number in range(5000)})
+            assert [message for message in one.heard if isinstance(message, Anew)][-1] == Anew(None), "bounded"
+            assert not old.count(Anew) and old.count(End) == 3
 
     _play(tmp_path, scene)
 
