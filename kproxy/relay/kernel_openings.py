@@ -7,7 +7,7 @@ that the node's rules or the chooser would not have let be.
     often      `OFTEN` connections of one client to one destination within a second: it gets a Repeat
     watched    a connection of it that comes the whole way: entries that only observe tell by which links client and endpoint speak
     verified   an endpoint to which such a connection came. Those of the last `FRESH_S` are in the ring
-    held       the ring is good for `HOLD_S` from each verification on
+    held       the ring is good for `HOLD_S` from the beginning of the last such connection
 
 So nothing is opened by the kernel that did not come through rules, sockets and worker a moment before: one in `TURN` always does, and when
 rules, a policy or an endpoint say no from now on, the ring has ended within a second. Balancing, affinity and ejections are the chooser's,
@@ -170,7 +170,7 @@ class KernelOpenings:
         elif not server:
             missed = repeat.away[end][0] + 1 if end in repeat.away else 1
             repeat.away[end] = missed, now + _pause_s(missed)
-        elif self._seen.get(repeat.name) is repeat and repeat.fit and end in repeat.target.endpoints:
+        elif self._seen.get(repeat.name) is repeat and repeat.ended < watched.since and end in repeat.target.endpoints:
             self._verified(repeat, watched, (client, server), now)
 
     # --- rings --------------------------------------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ class KernelOpenings:
         if slot is None:
             return
         known = now - slot.verified < FRESH_S
-        slot.verified = repeat.used = now
+        slot.verified, repeat.used = watched.since, now
         repeat.missed = 0
         repeat.away.pop(slot.end, None)
         if 0 < slot.counted.asked < watched.since * 1e9:  # it owed an answer, and has spoken since
@@ -203,7 +203,8 @@ class KernelOpenings:
             self._choose(repeat, now)
         if not self.stopped:
             repeat.held = True
-            self.opened.hold(self._ring(repeat), time.monotonic_ns() + int(HOLD_S * 1e9))
+            left_s = HOLD_S - (now - watched.since)
+            self.opened.hold(self._ring(repeat), time.monotonic_ns() + int(left_s * 1e9))
 
     def _has_ring(self, repeat: Repeat) -> bool:
         if not self.opened.room:
@@ -255,8 +256,8 @@ class KernelOpenings:
         self.opened.choose(self._ring(repeat), repeat.link, choices)
 
     def _end(self, repeat: Repeat) -> None:
-        """The next connections come the whole way, until one has verified an endpoint."""
-        repeat.held = False
+        """The next connections come the whole way, until one of them has verified an endpoint."""
+        repeat.held, repeat.ended = False, self._now()
         for slot in repeat.slots:
             if slot is not None:
                 slot.verified = float("-inf")

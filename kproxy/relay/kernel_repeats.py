@@ -61,13 +61,13 @@ class Repeat:
 
     ring: None until one endpoint is verified; link: the client's, 0: not known. watched: endpoints a connection to which is looked at;
     missed: how many in a row did not tell the client's link; rest_until: no more of them before then. fit: there is such a destination,
-    and its connections may be opened by the kernel. chosen: when the ring was filled; held: whether it may be good now; used: when a
-    connection came.
+    and its connections may be opened by the kernel. chosen: when the ring was filled; ended: when it was said to be no more,
+    connections from before tell nothing; held: whether it may be good now; used: when a connection came.
     """
 
     __slots__ = (
-        "away", "chosen", "entry", "fit", "held", "key", "link", "missed", "name", "packet", "rest_until", "ring", "slots", "target",
-        "used", "watched",
+        "away", "chosen", "ended", "entry", "fit", "held", "key", "link", "missed", "name", "packet", "rest_until", "ring", "slots",
+        "target", "used", "watched",
     )  # fmt: skip
 
     def __init__(self, name: tuple[str, End], entry: str, target: Target, packet: Ends, key: bytes, now: float) -> None:
@@ -81,7 +81,7 @@ class Repeat:
         ] = {}  # endpoints whose link was not seen: how often, until when it is not tried
         self.watched: set[End] = set()
         self.missed = 0
-        self.rest_until = self.chosen = float("-inf")
+        self.rest_until = self.chosen = self.ended = float("-inf")
         self.held, self.fit = False, True
         self.used = now
 

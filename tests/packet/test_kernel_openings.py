@@ -25,9 +25,11 @@ from tests.packet.tcp_ground import (
     Ground,
     Pod,
     grounded,
+    heard,
     refused,
     reset,
     scene,
+    sent,
     target,
     until,
 )
@@ -173,6 +175,24 @@ def test_a_policy_of_the_node_takes_hold_within_a_second(either: Ground) -> None
             finally:
                 run(either.node, "nft", "delete", "table", family, "plugin")
             assert await made.ask() == made.pods[0].end[0]
+
+    scene(play)
+
+
+def test_what_began_before_rules_changed_says_nothing_of_them(ground: Ground) -> None:
+    async def play() -> None:
+        async with opening(ground) as made:
+            await made.often()
+            made.openings.renew(None)
+            accepted = made.relay.counts.accepted
+            with await Client.connected(ground) as here:
+                await until(lambda: made.relay.counts.accepted > accepted)
+                made.openings.renew({made.openings.repeats[0].target.name})  # its rules are others from now on
+                await sent(here, b"who?")
+                assert await heard(here) and not await heard(here)
+            await until(lambda: not made.relay.relay.open)
+            assert await whole_way(made, 1) == 1
+            assert await whole_way(made, 100) < 20
 
     scene(play)
 
