@@ -207,8 +207,6 @@ class KernelOpenings:
             self.opened.hold(self._ring(repeat), time.monotonic_ns() + int(left_s * 1e9))
 
     def _has_ring(self, repeat: Repeat) -> bool:
-        if not self.opened.room:
-            self.opened.grow(_PORTS)
         ring = self.opened.take()
         if ring is None:
             return False
@@ -217,6 +215,8 @@ class KernelOpenings:
             return False
         repeat.ring = ring
         self.by_ring[ring] = repeat
+        if not self.opened.room:
+            self.opened.grow(_PORTS)
         return True
 
     def _ring(self, repeat: Repeat) -> int:
@@ -276,9 +276,9 @@ class KernelOpenings:
         if self.open >= room:
             for repeat in self.by_ring.values():
                 self._end(repeat)
-        elif 2 * self.open > self.opened.room:
+        elif self.by_ring and 2 * self.open >= self.opened.room:
             try:
-                self.opened.grow(2 * self.opened.room)
+                self.opened.grow(max(_PORTS, 2 * self.opened.room))
             except OSError as error:
                 log.debug("no more ports", extra=fields(err=error))
         return bool(self._watched or self.by_ring)
