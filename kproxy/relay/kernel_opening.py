@@ -52,8 +52,8 @@ def open_connection(asm: Assembly, maps: FlowMaps, family: Family) -> None:
     """A packet without a flow; registers 7 and 8 are its beginning and end. Leaves at `pass` for all but the SYN of a ring."""
     name = family.name
     _is_syn(asm, family)
-    _find_ring(asm, maps, family)
-    _choose(asm, maps, name)
+    _find_ring(asm, maps)
+    _choose(asm, name)
     _place(asm, maps, name)
     _note(asm, name, family)
     _values(asm, family)
@@ -144,9 +144,8 @@ def _is_usual(asm: Assembly, otherwise: str, at: int) -> None:
     asm.jump_if(2, "!=", _SELECTIVE_STAMP, otherwise)
 
 
-def _find_ring(asm: Assembly, maps: FlowMaps, family: Family) -> None:
+def _find_ring(asm: Assembly, maps: FlowMaps) -> None:
     """Register 7: the ring, which holds, and 9: its worker's lease, which holds too; the time is in the frame."""
-    name = family.name
     asm.load(9, FRAME, KEY_AT + 32, 2)
     asm.store_number(FRAME, KEY_AT + 32, 0, 2)
     asm.map(1, maps.repeats)
@@ -173,10 +172,9 @@ def _find_ring(asm: Assembly, maps: FlowMaps, family: Family) -> None:
     asm.load(2, 9, layout.UNTIL_AT, 8)
     asm.load(3, FRAME, NOW_AT, 8)
     asm.jump_if_register(2, "<", 3, "pass")
-    asm.label(f"{name}: ring")
 
 
-def _choose(asm: Assembly, maps: FlowMaps, name: str) -> None:
+def _choose(asm: Assembly, name: str) -> None:
     """Register 7: the end whose turn it is, kept in the frame as well. One that owes an answer for long is not asked again."""
     asm.set(2, 1)
     asm.fetch_and_add(7, rings.TURN_AT, 2)
