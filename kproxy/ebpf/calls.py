@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import platform
 import struct
@@ -64,6 +65,11 @@ def load_program(kind: int, name: str, code: bytes, licence: str = "GPL") -> int
 def attach(program: int, link: int, kind: int) -> int:
     """Puts a program on a network link, by its number, for as long as the descriptor that is returned stays open. Raises OSError."""
     return _call(_LINK_CREATE, struct.pack("=IIIIIIQ", program, link, kind, 0, 0, 0, 0), f"attaching to link {link}")
+
+
+def memory(descriptor: int, octets: int) -> mmap.mmap:
+    """An array that was made MMAPABLE, read and written without system calls. octets: of all its entries. Raises OSError, ValueError."""
+    return mmap.mmap(descriptor, -(-octets // mmap.PAGESIZE) * mmap.PAGESIZE)
 
 
 class Map:

@@ -34,11 +34,7 @@ def find_end(asm: Assembly, maps: FlowMaps, otherwise: str) -> None:
     asm.load(2, 8, layout.RING_AT, 4)
     asm.add(2, -1)
     asm.store(FRAME, WORD_AT - 8, 2, 4)
-    asm.map(1, maps.rings)
-    asm.copy(2, FRAME)
-    asm.add(2, WORD_AT - 8)
-    asm.call(frame.LOOK_UP)
-    asm.jump_if(0, "==", 0, otherwise)
+    frame.look_up(asm, maps.rings, WORD_AT - 8, otherwise)
     asm.copy(9, 0)
     asm.load(2, 8, layout.CHOICE_AT, 4)
     asm.mask(2, rings.ENDS - 1)
@@ -60,14 +56,14 @@ def finish(asm: Assembly, maps: FlowMaps, name: str) -> None:
     asm.store(FRAME, OTHER_KEY_AT + 36, 2, 4)
     asm.load(9, 7, layout.DIRECTION_AT, 4)
     asm.jump_if(9, "!=", layout.FROM_CLIENT, f"{name}: from the endpoint")
-    _delete(asm, maps, KEY_AT)
+    frame.delete(asm, maps.flows, KEY_AT)
     asm.jump_if(0, "!=", 0, f"{name}: finished")
-    _delete(asm, maps, OTHER_KEY_AT)
+    frame.delete(asm, maps.flows, OTHER_KEY_AT)
     asm.jump(f"{name}: count")
     asm.label(f"{name}: from the endpoint")
-    _delete(asm, maps, OTHER_KEY_AT)
+    frame.delete(asm, maps.flows, OTHER_KEY_AT)
     asm.jump_if(0, "!=", 0, f"{name}: finished")
-    _delete(asm, maps, KEY_AT)
+    frame.delete(asm, maps.flows, KEY_AT)
     asm.label(f"{name}: count")
     find_end(asm, maps, f"{name}: vacant")
     for octets, into in ((layout.OCTETS_AT, rings.SENT_AT), (layout.OCTETS_AT + 8, rings.RECEIVED_AT)):
@@ -80,13 +76,6 @@ def finish(asm: Assembly, maps: FlowMaps, name: str) -> None:
     asm.label(f"{name}: vacant")
     asm.store_number(8, layout.STATE_AT, layout.VACANT, 4)
     asm.label(f"{name}: finished")
-
-
-def _delete(asm: Assembly, maps: FlowMaps, key_at: int) -> None:
-    asm.map(1, maps.flows)
-    asm.copy(2, FRAME)
-    asm.add(2, key_at)
-    asm.call(frame.DELETE)
 
 
 def notice_end(asm: Assembly, family: Family, name: str) -> None:
@@ -137,13 +126,7 @@ def say_again(asm: Assembly, family: Family) -> None:
     for offset, saved in SAVED.items():
         asm.load(2, 8, layout.SAVED_AT + saved, 4)
         asm.store(FRAME, at + offset, 2, 4)
-    if family is FOUR:
-        frame.summed(asm, HEADER_AT + 14, 20, 0)
-        asm.store(FRAME, HEADER_AT + 24, 0, 2)
-    pseudo = int.from_bytes((SYN_HEADER + layout.TCP).to_bytes(2, "big"), sys.byteorder)
-    frame.summed(asm, HEADER_AT + family.source, 2 * family.address, pseudo, fold=False)
-    frame.summed(asm, at, SYN_HEADER, None)
-    asm.store(FRAME, at + 16, 0, 2)
+    frame.check_anew(asm, family, HEADER_AT, SYN_HEADER)
     asm.copy(1, 6)
     asm.set(2, length)
     asm.set(3, 0)

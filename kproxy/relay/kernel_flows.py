@@ -63,8 +63,8 @@ class KernelFlows:
         """Raises OSError, ValueError where the maps cannot be had in memory. The descriptors stay the caller's, who keeps them open."""
         self.slot = slot
         self._flows = calls.Map(maps.flows, layout.KEY, layout.VALUE)
-        self._pairs = mmap.mmap(maps.pairs, _pages(layout.PAIRS * layout.PAIR))
-        self._leases = mmap.mmap(maps.leases, _pages(layout.SLOTS * layout.LEASE))
+        self._pairs = calls.memory(maps.pairs, layout.PAIRS * layout.PAIR)
+        self._leases = calls.memory(maps.leases, layout.SLOTS * layout.LEASE)
         first = slot * layout.PER_SLOT
         self._places: list[int] = [*range(first + layout.HANDED - 1, first - 1, -1)]
 
@@ -179,7 +179,3 @@ class KernelFlows:
         """Lets go of the memory."""
         self._pairs.close()
         self._leases.close()
-
-
-def _pages(octets: int) -> int:
-    return -(-octets // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -72,13 +72,21 @@ def load_header(asm: Assembly, octets: int, otherwise: str, into: int = HEADER_A
     packets.read(asm, 0, into, octets, otherwise)
 
 
-def look_up(asm: Assembly, descriptor: int, key_at: int) -> None:
-    """Register 0: a map's value for a key in the frame. Leaves at `pass` where there is none."""
+def look_up(asm: Assembly, descriptor: int, key_at: int, otherwise: str = "pass") -> None:
+    """Register 0: a map's value for a key in the frame. Goes on at `otherwise` where there is none."""
     asm.map(1, descriptor)
     asm.copy(2, FRAME)
     asm.add(2, key_at)
     asm.call(LOOK_UP)
-    asm.jump_if(0, "==", 0, "pass")
+    asm.jump_if(0, "==", 0, otherwise)
+
+
+def delete(asm: Assembly, descriptor: int, key_at: int) -> None:
+    """Takes the entry of a key in the frame out of a map; register 0: 0 if it was there."""
+    asm.map(1, descriptor)
+    asm.copy(2, FRAME)
+    asm.add(2, key_at)
+    asm.call(DELETE)
 
 
 def by_direction(asm: Assembly, into: int, step: int) -> None:
@@ -225,6 +233,18 @@ def send(asm: Assembly, label: str) -> None:
         asm.set(register, 0)
     asm.call(REDIRECT_NEIGHBOUR)
     asm.exit()
+
+
+def check_anew(asm: Assembly, family: Family, header_at: int, octets: int) -> None:
+    """The sums of a header in the frame, TCP's without data, are those of what it says. They are 0 before; octets: of TCP."""
+    at = header_at + family.transport
+    if family is FOUR:
+        summed(asm, header_at + 14, 20, 0)
+        asm.store(FRAME, header_at + 24, 0, 2)
+    pseudo = int.from_bytes((octets + layout.TCP).to_bytes(2, "big"), sys.byteorder)
+    summed(asm, header_at + family.source, 2 * family.address, pseudo, fold=False)
+    summed(asm, at, octets, None)
+    asm.store(FRAME, at + 16, 0, 2)
 
 
 def summed(asm: Assembly, start: int, octets: int, seed: int | None, *, fold: bool = True) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import mmap
 import os
 import struct
 import time
@@ -139,7 +138,7 @@ def _wait(maps: layout.FlowMaps, mine: range) -> None:
 def _reset(maps: layout.FlowMaps, mine: range) -> None:
     """Peers of TCP connections that were carried are told that they are over: their own next packet might be long in coming."""
     resets = Resets()
-    with mmap.mmap(maps.pairs, _pages(layout.PAIR * layout.PAIRS)) as pairs:
+    with calls.memory(maps.pairs, layout.PAIR * layout.PAIRS) as pairs:
         for key, value in calls.Map(maps.flows, layout.KEY, layout.VALUE).entries():
             protocol, place, direction, leaving = layout.told_of_flow(key, value)
             at = place * layout.PAIR
@@ -158,9 +157,5 @@ def _delete(table: calls.Map, at: int, mine: range) -> None:
 
 def _blank(array: int, size: int, start: int, stop: int, entries: int) -> None:
     """Zeros for a part of an array."""
-    with mmap.mmap(array, _pages(size * entries)) as memory:
+    with calls.memory(array, size * entries) as memory:
         memory[start * size : stop * size] = bytes((stop - start) * size)
-
-
-def _pages(octets: int) -> int:
-    return -(-octets // mmap.PAGESIZE) * mmap.PAGESIZE

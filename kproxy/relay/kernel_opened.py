@@ -9,7 +9,6 @@ the places in turn, so that a port is used again as late as possible.
 
 from __future__ import annotations
 
-import mmap
 import resource
 import socket
 import struct
@@ -49,7 +48,7 @@ class OpenedFlows:
         """Raises OSError, ValueError where the rings cannot be had in memory."""
         self.flows = flows
         self._repeats = calls.Map(maps.repeats, layout.KEY, rings.NUMBER)
-        self._rings = mmap.mmap(maps.rings, -(-rings.RINGS * rings.RING // mmap.PAGESIZE) * mmap.PAGESIZE)
+        self._rings = calls.memory(maps.rings, rings.RINGS * rings.RING)
         self._memory = memoryview(self._rings)
         first = flows.slot * rings.PER_WORKER
         self._free: list[int] = [*range(first + rings.PER_WORKER - 1, first - 1, -1)]

@@ -340,10 +340,7 @@ def _entries(asm: Assembly, maps: FlowMaps, name: str) -> None:
         asm.jump_if(0, "!=", 0, otherwise)
     asm.jump(f"{name}: entries")
     asm.label(f"{name}: one entry")
-    asm.map(1, maps.flows)
-    asm.copy(2, FRAME)
-    asm.add(2, OTHER_KEY_AT)
-    asm.call(frame.DELETE)
+    frame.delete(asm, maps.flows, OTHER_KEY_AT)
     asm.jump(f"{name}: no way")
     asm.label(f"{name}: entries")
 

@@ -107,11 +107,7 @@ def _key(asm: Assembly, family: Family) -> None:
 
 def _find(asm: Assembly, maps: FlowMaps, family: Family) -> None:
     """Register 7: the flow's value, 8: its pair; the time is in the frame. Leaves at `pass` where there is none that goes on."""
-    asm.map(1, maps.flows)
-    asm.copy(2, FRAME)
-    asm.add(2, KEY_AT)
-    asm.call(frame.LOOK_UP)
-    asm.jump_if(0, "==", 0, f"{family.name}: none")
+    frame.look_up(asm, maps.flows, KEY_AT, f"{family.name}: none")
     asm.copy(7, 0)
     asm.map(1, maps.pairs)
     asm.copy(2, 7)
@@ -150,11 +146,7 @@ def _datagram(asm: Assembly, maps: FlowMaps, family: Family) -> None:
     asm.load(2, 7, layout.PLACE_AT, 4)
     asm.shift_right(2, layout.PER_SLOT.bit_length() - 1)
     asm.store(FRAME, WORD_AT, 2, 4)
-    asm.map(1, maps.leases)
-    asm.copy(2, FRAME)
-    asm.add(2, WORD_AT)
-    asm.call(frame.LOOK_UP)
-    asm.jump_if(0, "==", 0, "pass")
+    frame.look_up(asm, maps.leases, WORD_AT)
     asm.load(2, 0, 0, 8)
     asm.load(1, FRAME, NOW_AT, 8)
     asm.jump_if_register(2, "<", 1, "pass")

@@ -284,11 +284,6 @@ def _copy(asm: Assembly, family: Family) -> None:
     asm.store_number(FRAME, SAVED_AT + family.length, int.from_bytes(octets.to_bytes(2, "big"), sys.byteorder), 2)
     if family is FOUR:
         asm.store_number(FRAME, SAVED_AT + 24, 0, 2)
-        frame.summed(asm, SAVED_AT + 14, 20, 0)
-        asm.store(FRAME, SAVED_AT + 24, 0, 2)
-    pseudo = int.from_bytes((STAMPED + layout.TCP).to_bytes(2, "big"), sys.byteorder)
-    frame.summed(asm, SAVED_AT + family.source, 2 * family.address, pseudo, fold=False)
-    frame.summed(asm, at, STAMPED, None)
-    asm.store(FRAME, at + 16, 0, 2)
+    frame.check_anew(asm, family, SAVED_AT, STAMPED)
     packets.write(asm, 0, SAVED_AT, length, "drop")
     asm.jump("pass")
