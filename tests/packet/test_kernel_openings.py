@@ -231,7 +231,11 @@ def test_nobody_else_may_speak_for_a_client(either: Ground) -> None:
                 mine = f"{net}.2" if either.family is FOUR else f"{net}:2"
                 link(either.node, "liar", other, [f"{name}/{bits}"], [f"{mine}/{bits}"])
                 host = 32 if either.family is FOUR else 128
-                ip(other, f"addr add {address}/{host} dev lo", f"route add {asked}/{host} via {name} src {address}")
+                ip(
+                    other,
+                    f"addr add {address}/{host} dev lo{' nodad' if host == 128 else ''}",
+                    f"route add {asked}/{host} via {name} src {address}",
+                )
                 # The program stands on the links that there were; this one is such as well.
                 with made.program_on("liar"), other.entered():
                     for _ in range(20):
